@@ -1,0 +1,47 @@
+"""Machine unlearning for language models with decoupled optimizer states: `from dualoptim import UnlearnArgs, run`."""
+
+from typing import TYPE_CHECKING, Any
+
+from dualoptim.args import EvalArgs, FinetuneArgs, InputError, UnlearnArgs, preset
+
+if TYPE_CHECKING:
+    from dualoptim.evaluate import evaluate
+    from dualoptim.finetune import finetune
+    from dualoptim.loop import NonFiniteError
+    from dualoptim.optim import DualOptimizer
+    from dualoptim.train import RunResult, TaskResult, run
+
+__version__ = "0.1.0"
+__all__ = [
+    "DualOptimizer",
+    "EvalArgs",
+    "FinetuneArgs",
+    "InputError",
+    "NonFiniteError",
+    "RunResult",
+    "TaskResult",
+    "UnlearnArgs",
+    "evaluate",
+    "finetune",
+    "preset",
+    "run",
+]
+
+_MODULES = {
+    "DualOptimizer": "optim",
+    "NonFiniteError": "loop",
+    "RunResult": "train",
+    "TaskResult": "train",
+    "evaluate": "evaluate",
+    "finetune": "finetune",
+    "run": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch and transformers when it is asked for, so that `--help` stays quick."""
+    if name in _MODULES:
+        from importlib import import_module
+
+        return getattr(import_module(f"dualoptim.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'dualoptim' has no attribute {name!r}")

@@ -1,0 +1,443 @@
+"""What a user can set: dataclasses with their checks, the published presets, YAML in and out, and the command line.
+
+The docstring under a field is its `--help` text. Fields are never changed after construction; what follows from several
+of them is a property.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+import tyro
+import yaml
+
+from dualoptim.losses import FORGET, RETAIN
+
+DEMO = "demo"
+HUB_DATA = "locuslab/TOFU"
+SPLITS = ("forget01", "forget05", "forget10")
+
+
+class InputError(Exception):
+    """A mistake in what the user gave: one line with the value, the place and the remedy. Scripts exit with code 2.
+
+    Not a ValueError, because tyro would draw a box around it instead of letting the one line through.
+    """
+
+
+@dataclass(frozen=True)
+class CommonArgs:
+    """What every command needs to know: the model, the data, how they are joined, and where results go."""
+
+    model: str = DEMO
+    """Model to start from: a hub id, a local folder, or a .gguf file. `demo` trains a tiny model on the built-in data first
+    (about a minute on two CPU cores)."""
+    data: str | None = None
+    """Rows to use: a folder of JSON Lines files in the layout of the published DualOptim data, a folder or hub id in the
+    layout of locuslab/TOFU, or `demo`. Default: `demo` with the demo model, otherwise locuslab/TOFU."""
+    split: str = "forget05"
+    """Size of the forget tasks: forget01 (40 rows a task in TOFU), forget05 (200) or forget10 (400)."""
+    template: Literal["auto", "chat", "qa", "llama2", "llama3", "phi"] = "auto"
+    """How question and answer become text. `auto` takes the first that fits: the tokenizer's own chat template; llama3 or phi
+    if their tags are tokens of the vocabulary; llama2 if the model's name says so; qa (Question: / Answer:)."""
+    question_start_tag: str | None = None
+    """Text before the question, in place of the template's (\\n is a line break)."""
+    question_end_tag: str | None = None
+    """Text after the question, in place of the template's (\\n is a line break)."""
+    answer_tag: str | None = None
+    """Text before the answer, in place of the template's (\\n is a line break)."""
+    max_length: int = 500
+    """Longest example in tokens, question, answer and end token together; longer ones are cut, with one warning. 500 as
+    published; TOFU's longest is 137."""
+    packing: bool = True
+    """Lay the examples of a micro-batch end to end instead of padding them. Same numbers, less work; a model whose attention
+    cannot tell them apart falls back to padding by itself."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel. `auto`: flash-attention where CUDA, the package and 16-bit weights or autocast are there, else sdpa."""
+    eval_rows: int = 0
+    """Rows per evaluation set, from its start; 0 takes all of them."""
+    eval_batch_size: int = 16
+    """Rows per forward pass of the evaluation and per call of generate. It changes time and memory, not results."""
+    max_new_tokens: int = 128
+    """Longest generated answer in tokens. TOFU's longest answer has about 110."""
+    output_dir: str | None = None
+    """Folder for everything that is written. Default: runs/<date>-<time>."""
+    overwrite: bool = False
+    """Replace results that an earlier run left in the output folder; without it such a folder is refused."""
+    seed: int = 1001
+    """Seed of the order of examples, the choice of refusals, and dropout. 1001 as published."""
+    threads: int = 0
+    """CPU threads of each process; 0 shares the machine's cores among its processes. Ignored on a GPU."""
+
+    def __post_init__(self) -> None:
+        check_range("--max-length", self.max_length, 2)
+        check_range("--eval-rows", self.eval_rows, 0)
+        check_range("--eval-batch-size", self.eval_batch_size, 1)
+        check_range("--max-new-tokens", self.max_new_tokens, 1)
+        check_range("--threads", self.threads, 0)
+        check_range("--seed", self.seed, 0)
+        if not self.model:
+            raise InputError("--model is empty; give a hub id, a folder or a .gguf file")
+        if self.model == DEMO and self.data not in (None, DEMO):
+            raise InputError(f"--data {self.data} needs a model that can read it; give --model, because the demo's knows its own data")
+        if self.template == "chat" and self.has_tags:
+            raise InputError("--template chat cannot take tags; drop the --*-tag flags or choose --template qa")
+
+    @property
+    def has_tags(self) -> bool:
+        """Whether any part of the template is given explicitly."""
+        return any(tag is not None for tag in (self.question_start_tag, self.question_end_tag, self.answer_tag))
+
+    @property
+    def data_source(self) -> str:
+        """Where rows come from once the default is resolved."""
+        return self.data or (DEMO if self.model == DEMO else HUB_DATA)
+
+
+@dataclass(frozen=True)
+class TrainArgs(CommonArgs):
+    """What every command that trains needs on top."""
+
+    num_epochs: int = 5
+    """Passes over the forget set (fine-tuning: over all rows). 5 as published."""
+    max_steps: int = 0
+    """Stop after so many optimizer steps of all phases; 0 runs all epochs. The rate still decays over all epochs' steps."""
+    batch_size: int = 4
+    """Examples per process and micro-batch."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches per optimizer step; every one of a step belongs to the same phase."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of weights (never of biases and norms). 0.01 as published."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's two moments, each from 0 up to but not 1. torch's default, as published."""
+    max_grad_norm: float = 1.0
+    """Clip the gradient of a step to this norm; 0 switches clipping off. 1.0 as in the published runs."""
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up before the linear decay. 1 as published."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time for far less memory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("--num-epochs", self.num_epochs, 1)
+        check_range("--max-steps", self.max_steps, 0)
+        check_range("--batch-size", self.batch_size, 1)
+        check_range("--gradient-accumulation-steps", self.gradient_accumulation_steps, 1)
+        check_range("--weight-decay", self.weight_decay, 0)
+        check_range("--max-grad-norm", self.max_grad_norm, 0)
+        check_range("--warmup-epochs", self.warmup_epochs, 0)
+        for beta in self.adam_betas:
+            if not 0 <= beta < 1:
+                raise InputError(f"--adam-betas {beta:g} is out of range; give two numbers from 0 up to but not 1")
+
+
+@dataclass(frozen=True)
+class UnlearnArgs(TrainArgs):
+    """Make a language model forget one set of facts and keep another, with decoupled optimizer states (DualOptim).
+
+    Without any flag the built-in demo runs.
+    """
+
+    forget_losses: tuple[str, ...] = ("ME+GD",)
+    """Objectives as FORGET+RETAIN; each pair is a run of its own. Forget: GA (gradient ascent), ME (maximum entropy),
+    IDK (learn a refusal). Retain: GD (learn the answer), AP (prefer the answer to a refusal)."""
+    task_list: tuple[int, ...] = (1,)
+    """Forget tasks, unlearned one after another, each from the weights the last one left. For data in the layout of
+    locuslab/TOFU, task 0 is the hub's own forget set and 1 to 10 are the published cuts of its full set."""
+    optim: Literal["dual-adamw", "adamw-alternate", "adamw"] = "dual-adamw"
+    """dual-adamw: AdamW with one state per phase (DualOptim). adamw-alternate: the same phases over one shared state. adamw:
+    both losses in every step, one state."""
+    learning_rates: tuple[float, ...] = ()
+    """Base rates; each is a run of its own. Default: 1e-5 as published, or 5e-4 for the demo's tiny model."""
+    forget_lr: float | None = None
+    """Base rate of forget steps. Default: the run's learning rate. No effect with --optim adamw, which has one rate."""
+    forget_freq: int = 1
+    """Forget steps in a row before retain steps follow."""
+    retain_freq: int = 5
+    """Retain steps in a row after the forget steps. 5 as published. With --optim adamw both frequencies have no effect."""
+    forget_coeff: float = 1.0
+    """Factor of the forget loss. 1.0 as in DualOptim's scripts; 0.1 is published for ME+GD."""
+    regularization_coeff: float = 1.0
+    """Factor of the retain loss."""
+    forget_max_grad_norm: float | None = None
+    """Clip the gradient of forget steps to this norm instead of --max-grad-norm; 0 switches it off."""
+    beta: float = 0.1
+    """Inverse temperature of AP. 0.1 as published."""
+    mask: bool = True
+    """Score only the answer in the forget loss; --no-mask scores the question too."""
+    idk_file: str | None = None
+    """Refusals for IDK and AP, one plain sentence a line. Default: the list that comes with the package."""
+    eval: bool = True
+    """Evaluate before and after unlearning."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split not in SPLITS:
+            raise InputError(f"--split {self.split!r} is unknown; choose from {', '.join(SPLITS)}")
+        if not self.forget_losses:
+            raise InputError("--forget-losses is empty; give at least one pair such as ME+GD")
+        for pair in self.forget_losses:
+            split_objectives(pair)
+        if not self.task_list:
+            raise InputError("--task-list is empty; give at least one task number")
+        check_unique("--task-list", self.task_list)
+        check_unique("--forget-losses", self.forget_losses)
+        check_unique("--learning-rates", self.learning_rates)
+        for task in self.task_list:
+            check_range("--task-list", task, 0)
+        for rate in self.learning_rates:
+            check_range("--learning-rates", rate, 0, above=True)
+        if self.forget_lr is not None:
+            check_range("--forget-lr", self.forget_lr, 0, above=True)
+            if self.optim == "adamw":
+                raise InputError("--forget-lr has no effect with --optim adamw, which takes both losses in one step; drop it")
+        check_range("--forget-freq", self.forget_freq, 1)
+        check_range("--retain-freq", self.retain_freq, 1)
+        check_range("--forget-coeff", self.forget_coeff, 0, above=True)
+        check_range("--regularization-coeff", self.regularization_coeff, 0, above=True)
+        if self.forget_max_grad_norm is not None:
+            check_range("--forget-max-grad-norm", self.forget_max_grad_norm, 0)
+        check_range("--beta", self.beta, 0, above=True)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates once the default is resolved."""
+        return self.learning_rates or ((5e-4,) if self.model == DEMO else (1e-5,))
+
+
+@dataclass(frozen=True)
+class FinetuneArgs(TrainArgs):
+    """Teach a model the rows of some splits: target models, which know the forget set, and retain-only models."""
+
+    splits: tuple[str, ...] = ("full",)
+    """Splits whose rows are learned, by their names in the data: full, retain90, forget01, ..."""
+    tasks: tuple[int, ...] = ()
+    """Learn only these tasks of the forget splits that are named; none given takes all of them."""
+    learning_rate: float = 1e-5
+    """Base rate. 1e-5 as in TOFU for 7B models; small models take more (5e-5 for 135M)."""
+    target_loss: float = 0.0
+    """Stop at the end of the first epoch whose mean loss per token is below this; 0 runs all epochs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.splits:
+            raise InputError("--splits is empty; give at least one split such as full")
+        check_range("--learning-rate", self.learning_rate, 0, above=True)
+        check_range("--target-loss", self.target_loss, 0)
+
+
+@dataclass(frozen=True)
+class EvalArgs(CommonArgs):
+    """Measure what a model still knows: of the forget task, the retain set, real authors and world facts."""
+
+    task: int = 1
+    """The forget task whose rows are the forget set."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split not in SPLITS:
+            raise InputError(f"--split {self.split!r} is unknown; choose from {', '.join(SPLITS)}")
+        check_range("--task", self.task, 0)
+
+
+def check_range(flag: str, value: float, minimum: float, above: bool = False) -> None:
+    """Refuse a value below `minimum` (or equal to it, with `above`), infinite or not a number."""
+    if not (math.isfinite(value) and (value > minimum if above else value >= minimum)):
+        bound = f"a number above {minimum:g}" if above else f"{minimum:g} or more"
+        raise InputError(f"{flag} {value:g} is out of range; give {bound}")
+
+
+def check_unique(flag: str, values: Sequence[object]) -> None:
+    """Refuse a list that names something twice: two runs would share one folder."""
+    for value in values:
+        if values.count(value) > 1:
+            raise InputError(f"{flag} names {value} twice; give each value once")
+
+
+def split_objectives(pair: str) -> tuple[str, str]:
+    """`"ME+GD"` -> `("ME", "GD")`, both known."""
+    forget, plus, retain = pair.partition("+")
+    if not plus or forget not in FORGET or retain not in RETAIN:
+        raise InputError(
+            f"--forget-losses {pair!r} is not FORGET+RETAIN; forget is one of {', '.join(FORGET)}, "
+            f"retain one of {', '.join(RETAIN)}, for example ME+GD"
+        )
+    return forget, retain
+
+
+# ---------------------------------------------------------------------------------------------------------- presets
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # LLM/config/llama_tofu.yaml and LLM/scripts/tofu/me_gd_dual.sh of the published code: forget10, ME+GD.
+    "tofu-llama2-7b": {
+        "model": "locuslab/tofu_ft_llama2-7b",
+        "data": HUB_DATA,
+        "split": "forget10",
+        "template": "llama2",
+        "batch_size": 5,
+        "gradient_accumulation_steps": 4,
+        "learning_rates": (1e-5,),
+        "forget_coeff": 0.1,
+        "gradient_checkpointing": True,
+    },
+    # LLM/config/phi1-5_tofu.yaml and the same script. The published tags (<|user|> ...) are not those this model was
+    # fine-tuned with; TOFU's own are Question: / Answer:, so those are used.
+    "tofu-phi-1.5": {
+        "model": "locuslab/tofu_ft_phi-1.5",
+        "data": HUB_DATA,
+        "split": "forget10",
+        "template": "qa",
+        "batch_size": 5,
+        "gradient_accumulation_steps": 4,
+        "learning_rates": (1e-5,),
+        "forget_coeff": 0.1,
+        "gradient_checkpointing": True,
+    },
+    # LLM/config/real_world.yaml: rate 5e-6, 4 x 4 examples, coefficient 0.5; the data is given with --data.
+    "real-world-llama3-8b": {
+        "model": "meta-llama/Meta-Llama-3-8B-Instruct",
+        "template": "llama3",
+        "batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "learning_rates": (5e-6,),
+        "forget_lr": 1e-5,
+        "forget_coeff": 0.5,
+        "gradient_checkpointing": True,
+    },
+}
+
+A = TypeVar("A", bound=CommonArgs)
+
+
+def preset(name: str, **overrides: Any) -> UnlearnArgs:
+    """`UnlearnArgs` with the published settings of `name`, changed by `overrides`.
+
+    Raises:
+        InputError: if there is no such preset.
+    """
+    if name not in PRESETS:
+        raise InputError(f"--preset {name!r} is unknown; choose from {', '.join(PRESETS)}")
+    return UnlearnArgs(**{**PRESETS[name], **overrides})
+
+
+# ------------------------------------------------------------------------------------------------------------- YAML
+
+
+def to_dict(args: CommonArgs) -> dict[str, Any]:
+    """Every field as plain YAML and JSON types."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(args).items()}
+
+
+def load_yaml(path: str | Path, kind: type[A]) -> A:
+    """Arguments from a YAML file as `config.yaml` is written; keys under `environment` there are ignored.
+
+    Raises:
+        InputError: if the file is missing or not YAML, a key is unknown, or a value has the wrong type.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror}; give a YAML file as written to config.yaml") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path} holds no `name: value` lines; give a YAML file as written to config.yaml")
+    values.pop("environment", None)
+    hints = typing.get_type_hints(kind)
+    known = {field.name for field in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise InputError(f"--config {path}: unknown key {name!r}; the keys are the flags of --help with _ for -")
+    return kind(**{name: _convert(path, name, value, hints[name]) for name, value in values.items()})
+
+
+def _convert(path: str | Path, name: str, value: Any, hint: Any) -> Any:
+    """A YAML value as the field's type: YAML reads 1e-5 as a string and a tuple as a list."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    target = next(option for option in options if option is not type(None))
+    origin, inner = typing.get_origin(target), typing.get_args(target)
+    try:
+        if origin is tuple and isinstance(value, list):
+            if inner[-1] is not Ellipsis and len(inner) != len(value):
+                raise ValueError
+            return tuple(_convert(path, name, item, inner[0]) for item in value)
+        if origin is Literal and value in inner:
+            return value
+        if target is float and not isinstance(value, bool):
+            return float(value)
+        if origin is None and type(value) is target:
+            return value
+        raise ValueError
+    except (TypeError, ValueError):
+        wanted = f"one of {', '.join(map(str, inner))}" if origin is Literal else getattr(target, "__name__", str(target))
+        raise InputError(f"--config {path}: {name}: {value!r} has the wrong type; give {wanted}") from None
+
+
+# ----------------------------------------------------------------------------------------------------- command line
+
+
+def parse(kind: type[A], argv: Sequence[str] | None = None) -> A:
+    """Arguments from the command line, over the defaults of `--config FILE` or (for unlearning) `--preset NAME`.
+
+    Raises:
+        InputError: as the dataclass does. Unknown flags and values that do not parse end the program with code 2.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config")
+    finder.add_argument("--preset")
+    try:
+        found, _ = finder.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error.argument_name} needs a value") from None
+
+    default = kind()
+    if found.config and found.preset:
+        raise InputError("--config and --preset both set the defaults; give one of them")
+    if found.config:
+        default = load_yaml(found.config, kind)
+    elif found.preset and kind is UnlearnArgs:
+        default = typing.cast(A, preset(found.preset))
+
+    with_preset = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("args", Annotated[kind, tyro.conf.arg(name="")]),  # type: ignore[valid-type]
+            ("config", Annotated[str | None, tyro.conf.arg(help="YAML file with defaults, as written to config.yaml.")], None),
+        ]
+        + (
+            [
+                (
+                    "preset",
+                    Annotated[
+                        Literal[tuple(PRESETS)] | None,  # type: ignore[valid-type]
+                        tyro.conf.arg(help="Published settings as defaults; flags given beside it override them."),
+                    ],
+                    None,
+                )
+            ]
+            if kind is UnlearnArgs
+            else []
+        ),
+    )
+    command = tyro.cli(with_preset, args=argv, default=with_preset(args=default), description=kind.__doc__)
+    return command.args
+
+
+def main(kind: type[A], action: Callable[[A], object]) -> NoReturn:
+    """Parse, act, and turn a user's mistake into one line on stderr and exit code 2."""
+    try:
+        action(parse(kind))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)

@@ -1,0 +1,536 @@
+"""Rows of question and answer, the text a model sees, its tokens, and the order in which a run meets them.
+
+    source -> rows -> formatter -> examples -> stream of micro-batches -> one packed (or padded) batch
+
+Three kinds of source have TOFU's shape: the built-in demo, a folder of JSON Lines files with a `task_id` in its forget
+files (the published DualOptim layout), and the layout of `locuslab/TOFU`, on the hub or in a folder, where a task is a
+range of rows of the configuration `full`.
+"""
+
+import json
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dualoptim import demo
+from dualoptim.args import DEMO, CommonArgs, InputError
+from dualoptim.scores import Batch
+
+logger = logging.getLogger(__name__)
+
+# ------------------------------------------------------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question and its answer, with the other answers that evaluation compares where the data has them."""
+
+    question: str
+    answer: str
+    paraphrased_answer: str | None = None
+    perturbed_answers: tuple[str, ...] = ()
+    task: int | None = None
+
+
+def parse_row(raw: Any, place: str) -> Row:
+    """A `Row` from one JSON object.
+
+    Raises:
+        InputError: naming `place`, if a field is missing, empty or of the wrong type.
+    """
+    if not isinstance(raw, dict):
+        raise InputError(f"{place}: not a JSON object; each line holds one with question and answer")
+    for name in ("question", "answer"):
+        if name not in raw:
+            raise InputError(f"{place}: no field {name!r}; every row needs question and answer")
+        if not isinstance(raw[name], str) or not raw[name].strip():
+            raise InputError(f"{place}: {name} is {raw[name]!r}; give a text that is not empty")
+    paraphrased, perturbed, task = (raw.get(k) for k in ("paraphrased_answer", "perturbed_answer", "task_id"))
+    if paraphrased is not None and not isinstance(paraphrased, str):
+        raise InputError(f"{place}: paraphrased_answer is {paraphrased!r}; give a text")
+    if perturbed is not None and not (
+        isinstance(perturbed, list) and perturbed and all(isinstance(text, str) and text for text in perturbed)
+    ):
+        raise InputError(f"{place}: perturbed_answer is {perturbed!r}; give a list of texts")
+    try:
+        task = None if task is None else int(task)
+    except (TypeError, ValueError):
+        raise InputError(f"{place}: task_id is {task!r}; give a whole number") from None
+    return Row(raw["question"], raw["answer"], paraphrased, tuple(perturbed or ()), task)
+
+
+def read_json_lines(path: Path) -> list[Row]:
+    """Rows of a JSON Lines file; empty lines are skipped and the last line may lack its end.
+
+    Raises:
+        InputError: naming file and line.
+    """
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; save the file as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give a readable file") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            raw = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not JSON ({error.msg}); write one JSON object per line") from None
+        rows.append(parse_row(raw, f"{path}:{number}"))
+    if not rows:
+        raise InputError(f"{path}: holds no rows; write one JSON object per line")
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------- sources and tasks
+
+# Row ranges of TOFU's `full` set (200 authors x 20 questions) that are the published tasks, and what is never forgotten.
+_TASK_ROWS, _TASK_STARTS = (
+    {"forget01": 40, "forget05": 200, "forget10": 400},
+    {
+        "forget01": [3600 + 40 * k for k in range(10)],
+        "forget05": [3600, 3800, 3200, 3400, 2800, 3000, 2000, 2200, 2400, 2600],
+        "forget10": [3600, 3200, 2800, 2000, 2400, 400, 800, 1200, 1600],
+    },
+)
+_RETAIN = {"forget01": "retain90", "forget05": "retain50", "forget10": "retain10"}
+_RETAIN_ROWS = {"forget01": 3600, "forget05": 2000, "forget10": 400}
+_HUB_RETAIN = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
+_EVALUATION_SETS = {
+    "retain": "retain_perturbed",
+    "real_authors": "real_authors_perturbed",
+    "world_facts": "world_facts_perturbed",
+}
+
+
+class Source:
+    """TOFU-shaped data: reads splits by name and knows which of their rows a task is."""
+
+    def __init__(self, name: str) -> None:
+        """Find out what `name` is.
+
+        Raises:
+            InputError: if it looks like a folder and is none.
+        """
+        self.name = name
+        self._splits: dict[str, list[Row]] = {}
+        folder = Path(name).expanduser()
+        self.folder = folder if name != DEMO and folder.is_dir() else None
+        if name != DEMO and self.folder is None and (name.startswith(("/", ".", "~")) or name.count("/") != 1):
+            raise InputError(f"--data {name}: no such folder; give a folder, a hub id such as locuslab/TOFU, or demo")
+        card = self.folder / "README.md" if self.folder else None
+        has_configurations = card is not None and card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8")
+        self._on_hub = name != DEMO and (self.folder is None or has_configurations)
+        self.cut_from_full = self._on_hub or (self.folder is not None and self._file("full") is not None)
+
+    def _file(self, split: str) -> Path | None:
+        assert self.folder is not None
+        candidates = (self.folder / f"{split}{suffix}" for suffix in (".json", ".jsonl"))
+        return next((path for path in candidates if path.is_file()), None)
+
+    def has(self, split: str) -> bool:
+        """Whether a split is there; on the hub this is known by trying."""
+        try:
+            return bool(self.rows(split))
+        except InputError:
+            return False
+
+    def rows(self, split: str) -> list[Row]:
+        """All rows of one split, read once.
+
+        Raises:
+            InputError: if the split is unknown, cannot be reached, or holds a bad row.
+        """
+        if split not in self._splits:
+            self._splits[split] = self._read(split)
+        return self._splits[split]
+
+    def _read(self, split: str) -> list[Row]:
+        if self.name == DEMO:
+            splits = demo.splits()
+            if split not in splits:
+                raise InputError(f"the demo data has no split {split!r}; it has {', '.join(splits)}")
+            return [parse_row(raw, f"demo {split}:{n}") for n, raw in enumerate(splits[split], start=1)]
+        if self._on_hub:
+            return self._read_hub(split)
+        path = self._file(split)
+        if path is None:
+            names = sorted(p.stem for p in self.folder.iterdir() if p.suffix in (".json", ".jsonl")) if self.folder else []
+            raise InputError(f"--data {self.name} has no {split}.json; it has {', '.join(names) or 'no .json files'}")
+        return read_json_lines(path)
+
+    def _read_hub(self, split: str) -> list[Row]:
+        import datasets  # takes a second to import and is needed for this layout alone
+
+        try:
+            loaded = datasets.load_dataset(self.name, split, split="train")
+        except Exception as error:  # the library raises many kinds: network, unknown id, unknown configuration, bad file
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"--data {self.name}: configuration {split!r} cannot be loaded ({reason}); check the name and the network, "
+                "or give a local folder"
+            ) from None
+        return [parse_row(dict(raw), f"{self.name} {split}:{number}") for number, raw in enumerate(loaded, start=1)]
+
+    # -- tasks --
+
+    def tasks(self, split: str) -> list[int]:
+        """The numbers of the forget tasks of a split."""
+        if self.cut_from_full:
+            return list(range(len(_TASK_STARTS[split]) + 1))
+        return sorted({row.task for row in self.rows(split) if row.task is not None}) or [1]
+
+    def task_rows(self, split: str, task: int) -> list[Row]:
+        """What task `task` of `split` is to forget.
+
+        Raises:
+            InputError: if there is no such task.
+        """
+        if task not in self.tasks(split):
+            tasks = ", ".join(map(str, self.tasks(split)))
+            raise InputError(f"--task-list {task}: {split} of {self.name} has no such task; it has {tasks}")
+        if not self.cut_from_full:
+            return _of_task(self.rows(split), task)
+        return self.rows(split) if task == 0 else self._cut(*self._range(split, task))
+
+    def retain_rows(self, split: str, unlearned: Sequence[int]) -> list[Row]:
+        """The retain pool while the last of `unlearned` is being forgotten.
+
+        The rows that no task of this size ever takes away, and those of the tasks that have not been unlearned yet: the
+        current task and earlier ones are out. The hub's own forget set (task 0) has the hub's own retain set.
+
+        Raises:
+            InputError: if task 0 is mixed with others.
+        """
+        if not self.cut_from_full:
+            later = [row for row in self.rows(split) if row.task not in (None, *unlearned)]
+            return self.rows(_RETAIN[split]) + later
+        if 0 in unlearned:
+            if len(unlearned) > 1:
+                raise InputError("--task-list mixes task 0, the hub's own forget set, with the published cuts 1 to 10")
+            return self.rows(_HUB_RETAIN[split])
+        tasks = [task for task in self.tasks(split) if task not in (0, *unlearned)]
+        return self._cut(0, _RETAIN_ROWS[split]) + [row for task in tasks for row in self.task_rows(split, task)]
+
+    def evaluation_sets(self, split: str, task: int) -> tuple[dict[str, list[Row]], dict[str, str]]:
+        """The four evaluation sets, and why one of them is missing or lacks answers to compare: `(sets, skipped)`."""
+        forget = self.task_rows(split, task)
+        sets, skipped = {}, {}
+        if self.cut_from_full and task > 0:
+            # forget10_perturbed covers rows 3600 to 4000 of full, which hold every task of forget01 and some of the others.
+            compared = {row.question: row for row in self._optional("forget10_perturbed")}
+            sets["forget"] = [compared.get(row.question, row) for row in forget]
+        else:
+            sets["forget"] = _of_task(self._optional(f"{split}_perturbed"), task) or forget
+        for name, file in _EVALUATION_SETS.items():
+            rows = self._optional(file)
+            if rows:
+                sets[name] = rows
+            else:
+                skipped[name] = f"{self.name} has no {file}"
+        return sets, skipped
+
+    def describe(self, split: str, task: int) -> str:
+        """Which rows a task is, in words."""
+        if not self.cut_from_full:
+            return f"task {task} of {split} of {self.name}"
+        if task == 0:
+            return f"{split} of {self.name} (the hub's own cut)"
+        start, end = self._range(split, task)
+        return f"task {task} of {split}: rows {start} to {end - 1} of {self.name} full"
+
+    def _optional(self, split: str) -> list[Row]:
+        if not self._on_hub and self.name != DEMO and self._file(split) is None:
+            return []
+        return self.rows(split)
+
+    def _range(self, split: str, task: int) -> tuple[int, int]:
+        start = _TASK_STARTS[split][task - 1]
+        return start, start + _TASK_ROWS[split]
+
+    def _cut(self, start: int, end: int) -> list[Row]:
+        full = self.rows("full")
+        if len(full) < end:
+            raise InputError(f"--data {self.name}: full has {len(full)} rows, the published tasks are cut from 4000")
+        return full[start:end]
+
+
+def _of_task(rows: list[Row], task: int) -> list[Row]:
+    """The rows of one task; rows without task numbers are all of one."""
+    return [row for row in rows if row.task in (None, task)]
+
+
+def load_refusals(path: str | None) -> list[str]:
+    """Refusals, one a line: from `path`, or the list that comes with the package.
+
+    Raises:
+        InputError: if the file cannot be read or holds none.
+    """
+    if path is None:
+        text = resources.files("dualoptim").joinpath("refusals.txt").read_text(encoding="utf-8")
+    else:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--idk-file {path}: {error}; give a text file with one refusal a line") from None
+    refusals = [line.strip() for line in text.splitlines() if line.strip()]
+    if not refusals:
+        raise InputError(f"--idk-file {path}: holds no lines; write one refusal a line")
+    return refusals
+
+
+# --------------------------------------------------------------------------------------------- templates and examples
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Text around a question: `question_start` question `question_end` `answer` answer."""
+
+    question_start: str = ""
+    question_end: str = ""
+    answer: str = ""
+
+
+TEMPLATES = {
+    "qa": Tags("Question: ", "\n", "Answer: "),
+    "llama2": Tags("[INST] ", " [/INST]"),
+    "llama3": Tags(
+        "<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    "phi": Tags("<|user|>\n", "<|end|>\n<|assistant|>\n"),
+}
+
+
+def choose_template(args: CommonArgs, tokenizer: Any) -> tuple[str, Tags | None]:
+    """Name and tags of the template; no tags means the tokenizer's own chat template.
+
+    `auto` takes the first that fits: the chat template (unless tags are given), llama3 or phi if their first tag is a token of
+    the vocabulary, llama2 if the model's name says so, qa.
+
+    Raises:
+        InputError: if `chat` is asked of a tokenizer that has no chat template.
+    """
+    name = args.template
+    if name == "auto":
+        vocabulary = tokenizer.get_vocab()
+        model = args.model.lower().replace("_", "-")
+        if tokenizer.chat_template and not args.has_tags:
+            name = "chat"
+        elif "<|start_header_id|>" in vocabulary:
+            name = "llama3"
+        elif "<|assistant|>" in vocabulary:
+            name = "phi"
+        else:
+            name = "llama2" if "llama-2" in model or "llama2" in model else "qa"
+    if name == "chat":
+        if not tokenizer.chat_template:
+            raise InputError(f"--template chat: the tokenizer of {args.model} has no chat template; choose qa, for example")
+        return name, None
+    tags = TEMPLATES[name]
+
+    def choose(given: str | None, default: str) -> str:
+        return default if given is None else given.replace("\\n", "\n")
+
+    return name, Tags(
+        choose(args.question_start_tag, tags.question_start),
+        choose(args.question_end_tag, tags.question_end),
+        choose(args.answer_tag, tags.answer),
+    )
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one text, of which those from `start` on are scored (each predicted by the one before)."""
+
+    ids: list[int]
+    start: int
+
+
+@dataclass
+class Formatter:
+    """Turns question and answer into tokens. `tags` is None for the tokenizer's chat template."""
+
+    tokenizer: Any
+    tags: Tags | None
+    max_length: int
+    cut: int = field(default=0, init=False)  # texts that were longer than max_length
+
+    def prompt(self, question: str) -> str:
+        """Everything before the answer."""
+        if self.tags is None:
+            message = [{"role": "user", "content": question}]
+            return self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return f"{self.tags.question_start}{question}{self.tags.question_end}{self.tags.answer}"
+
+    def example(self, question: str, answer: str, score_question: bool = False) -> Example:
+        """Tokens of question, answer and end-of-sequence; the answer and the end are scored.
+
+        The whole text is tokenized once and the boundary taken from character offsets: a token that begins in the prompt
+        and ends in the answer (" Paris" after "Answer: ") belongs to the answer. Counting the tokens of the prompt alone,
+        as published code does, puts the boundary one token too late for many tokenizers.
+
+        Raises:
+            InputError: if the question alone fills `max_length`.
+        """
+        prompt = self.prompt(question)
+        encoded = self.tokenizer(
+            prompt + answer, add_special_tokens=self.tags is not None, return_offsets_mapping=True, verbose=False
+        )
+        ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
+        if ends[-1] == 0:  # an end token that the tokenizer added by itself has no characters
+            ids, ends = ids[:-1], ends[:-1]
+        start = next(position for position, end in enumerate(ends) if end > len(prompt))
+        ids.append(self.tokenizer.eos_token_id)
+        if len(ids) > self.max_length:
+            self.cut += 1
+            ids = ids[: self.max_length]
+        if start >= len(ids):
+            raise InputError(
+                f"--max-length {self.max_length} leaves no room for an answer after the question {question[:60]!r} "
+                f"of {start} tokens; raise it"
+            )
+        return Example(ids, 1 if score_question else max(start, 1))
+
+    def warn_if_cut(self) -> None:
+        """One warning for all texts that were cut since the last one."""
+        if self.cut:
+            logger.warning("%d texts are longer than --max-length %d tokens and were cut", self.cut, self.max_length)
+            self.cut = 0
+
+
+# ------------------------------------------------------------------------------------------------------------ batches
+
+
+def pack(examples: Sequence[Example]) -> Batch:
+    """Examples end to end in one row, positions restarting at each: no padding and no attention mask."""
+    lengths = [len(example.ids) for example in examples]
+    offsets = [0, *accumulate(lengths)]
+    ids = np.concatenate([example.ids for example in examples])
+    scored = [np.arange(example.start, length) for example, length in zip(examples, lengths, strict=True)]
+    positions = np.concatenate([offset + span for offset, span in zip(offsets, scored, strict=False)])
+    return Batch(
+        input_ids=torch.from_numpy(ids)[None],
+        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        attention_mask=None,
+        keep=torch.from_numpy(positions - 1),
+        row=torch.zeros(len(positions), dtype=torch.long),
+        column=torch.arange(len(positions)),
+        labels=torch.from_numpy(ids[positions]),
+        sequence=torch.from_numpy(np.repeat(np.arange(len(examples)), [len(span) for span in scored])),
+        num_sequences=len(examples),
+        num_tokens=len(ids),
+    )
+
+
+def pad(examples: Sequence[Example]) -> Batch:
+    """One row per example, padded on the right to the longest, for models whose attention cannot take packed rows."""
+    length = max(len(example.ids) for example in examples)
+    first = min(example.start for example in examples) - 1  # logits are computed from here to the end
+    ids, mask = np.zeros((2, len(examples), length), dtype=np.int64)
+    row, column = [], []
+    for index, example in enumerate(examples):
+        ids[index, : len(example.ids)] = example.ids
+        mask[index, : len(example.ids)] = 1
+        column.append(np.arange(example.start - 1, len(example.ids) - 1) - first)
+        row.append(np.full(len(column[-1]), index))
+    rows, columns = np.concatenate(row), np.concatenate(column)
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.arange(length).repeat(len(examples), 1),
+        attention_mask=torch.from_numpy(mask),
+        keep=torch.arange(first, length - 1),
+        row=torch.from_numpy(rows),
+        column=torch.from_numpy(columns),
+        labels=torch.from_numpy(ids[rows, columns + first + 1]),
+        sequence=torch.from_numpy(rows),
+        num_sequences=len(examples),
+        num_tokens=int(mask.sum()),
+    )
+
+
+@dataclass
+class Stream:
+    """The endless, seeded order in which one phase meets its rows.
+
+    Epoch e visits the rows in a permutation of its own, epochs follow each other without a gap, and step k of the phase takes
+    the k-th block of `global_batch` rows. So what a step sees follows from the seed, the global batch and k alone: not from
+    the number of processes, and not from where a run was interrupted.
+
+    `build(index, epoch)` gives the examples of one row: one, or several that belong together.
+    """
+
+    name: str
+    rows: int
+    build: Callable[[int, int], list[Example]]
+    seed: int
+    batch_size: int
+    accumulation: int
+    process: int = 0
+    processes: int = 1
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def global_batch(self) -> int:
+        """Rows per optimizer step over all processes."""
+        return self.batch_size * self.accumulation * self.processes
+
+    def window(self, step: int) -> Iterator[list[Example]]:
+        """This process's micro-batches of the phase's step `step`."""
+        first = step * self.global_batch + self.process * self.batch_size * self.accumulation
+        for micro_batch in range(self.accumulation):
+            start = first + micro_batch * self.batch_size
+            visits = (divmod(position, self.rows) for position in range(start, start + self.batch_size))
+            yield [example for epoch, visit in visits for example in self.build(self._order(epoch)[visit], epoch)]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}
+            self._orders[epoch] = seeded(self.seed, self.name, epoch).permutation(self.rows)
+        return self._orders[epoch]
+
+
+def seeded(seed: int, name: str, *numbers: int) -> np.random.Generator:
+    """A random generator that depends on nothing but its arguments."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), *numbers])
+
+
+def example_builder(
+    rows: Sequence[Row],
+    formatter: Formatter,
+    reads: Sequence[str],
+    refusals: Sequence[str],
+    seed: int,
+    score_question: bool = False,
+) -> Callable[[int, int], list[Example]]:
+    """`build` for a `Stream`: for each text that the objective `reads`, the row's answer or a refusal drawn for this visit.
+
+    Answers are tokenized here, once; a refusal when it is first drawn for a row.
+    """
+    answers = [formatter.example(row.question, row.answer, score_question) for row in rows] if "answer" in reads else []
+    refused: dict[tuple[int, int], Example] = {}
+
+    def build(index: int, epoch: int) -> list[Example]:
+        examples = []
+        for text in reads:
+            if text == "answer":
+                examples.append(answers[index])
+                continue
+            choice = int(seeded(seed, "refusal", epoch, index).integers(len(refusals)))
+            if (index, choice) not in refused:
+                question = rows[index].question
+                refused[index, choice] = formatter.example(question, refusals[choice], score_question)
+            examples.append(refused[index, choice])
+        return examples
+
+    return build

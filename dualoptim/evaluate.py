@@ -1,0 +1,241 @@
+"""A model over the evaluation sets, on any number of processes: one file of rows per set, and `summary.json`.
+
+Every text of a row (its answer, the paraphrase, the wrong ones) is scored once, teacher-forced; all probabilities and memorization
+scores come from that. The answers a model would give are generated greedily, in order of length, and stop at the end token.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from dualoptim import metrics
+from dualoptim.args import DEMO, CommonArgs, EvalArgs, InputError
+from dualoptim.checkpoint import claim_folders, output_folder, write_json, write_json_lines
+from dualoptim.data import Example, Row, Source
+from dualoptim.modeling import Policy, load_policy, start_accelerator
+from dualoptim.scores import score
+
+logger = logging.getLogger(__name__)
+
+OPTION_SETS = ("real_authors", "world_facts")
+"""Sets with short answers, whose probability is normalized over the options and whose answer is its own paraphrase."""
+
+_NOT_RUN = {
+    "cosine_similarity": "needs a sentence encoder, which this evaluation does not run",
+    "entailment_score": "needs a model of entailment, which this evaluation does not run",
+    "targeted_forget_efficacy": "needs entailment_score of refusals",
+    "tofu.forget_quality": "needs the truth ratios of a retain-only model to compare with",
+}
+_ROW_METRICS = (
+    "rouge_l_recall",
+    "probability",
+    "truth_ratio",
+    "token_entropy",
+    "extraction_strength",
+    "exact_memorization",
+)
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """One text, teacher-forced: mean negative log-likelihood per token, and which tokens are the model's first choice."""
+
+    loss: float
+    correct: list[bool]
+
+
+def evaluate_model(
+    policy: Policy,
+    accelerator: Accelerator,
+    sets: dict[str, list[Row]],
+    skipped: dict[str, str],
+    args: CommonArgs,
+    folder: Path,
+) -> dict[str, Any]:
+    """Evaluate on every set, write `folder`, and return the summary (the same on all processes).
+
+    `skipped` names what the data could not give, and why. Rows are shared among processes and gathered in order.
+    """
+    model = policy.model
+    was_training = model.training
+    model.eval()
+    summary: dict[str, Any] = {"sets": {}, "rows": {}, "skipped": {**skipped, **_NOT_RUN}}
+    try:
+        for name, rows in sets.items():
+            rows = rows[: args.eval_rows or None]
+            mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
+            records = _evaluate_rows(policy, accelerator, name, [rows[index] for index in mine], args)
+            gathered = gather_object(list(zip(mine, records, strict=True)))
+            ordered = [record for _, record in sorted(gathered, key=lambda item: item[0])]
+            summary["sets"][name] = _aggregate(name, ordered, summary["skipped"])
+            summary["rows"][name] = len(ordered)
+            if accelerator.is_main_process:
+                write_json_lines(folder / f"{name}.jsonl", ordered)
+    finally:
+        model.train(was_training)
+    policy.formatter.warn_if_cut()
+
+    summary["model_utility"] = metrics.model_utility(summary["sets"])
+    if "forget" in summary["sets"]:
+        summary["untargeted_forget_efficacy"] = metrics.untargeted_forget_efficacy(summary["sets"]["forget"])
+    summary["tofu"] = {"model_utility": metrics.tofu_model_utility(summary["sets"])}
+    if accelerator.is_main_process:
+        write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _evaluate_rows(
+    policy: Policy, accelerator: Accelerator, name: str, rows: Sequence[Row], args: CommonArgs
+) -> list[dict[str, Any]]:
+    """One record per row, in order."""
+    if not rows:
+        return []
+    texts = [(row.question, text) for row in rows for text in _texts(row)]
+    examples = [policy.formatter.example(question, text) for question, text in texts]
+    scored = iter(_score_texts(policy, accelerator, name, examples, args.eval_batch_size))
+    first_texts = iter(examples)
+    prompts, per_row = [], []
+    for row in rows:
+        own = [next(first_texts) for _ in _texts(row)]
+        prompts.append(own[0].ids[: own[0].start])
+        per_row.append([next(scored) for _ in own])
+    answers = _generate(policy, accelerator, name, prompts, args)
+    return [
+        _record(row, scores, answer, name in OPTION_SETS, policy.tokenizer)
+        for row, scores, answer in zip(rows, per_row, answers, strict=True)
+    ]
+
+
+def _texts(row: Row) -> list[str]:
+    """What is scored of a row: its answer, its paraphrase if there is one, and the wrong answers."""
+    return [row.answer, *([row.paraphrased_answer] if row.paraphrased_answer else []), *row.perturbed_answers]
+
+
+def _record(row: Row, scores: list[TextScore], generated: str, options: bool, tokenizer: Any) -> dict[str, Any]:
+    """Everything measured about one row; a metric whose data are missing is absent."""
+    answer, *others = scores
+    paraphrased = others.pop(0) if row.paraphrased_answer else None
+    wrong = [other.loss for other in others]
+    record: dict[str, Any] = {
+        "question": row.question,
+        "answer": row.answer,
+        "generated": generated,
+        "rouge_l_recall": metrics.rouge_l_recall(row.answer, generated),
+        "probability": metrics.option_probability(answer.loss, wrong) if options and wrong else math.exp(-answer.loss),
+        "token_entropy": metrics.token_entropy(tokenizer.tokenize(generated)),
+        "extraction_strength": metrics.extraction_strength(answer.correct),
+        "exact_memorization": metrics.exact_memorization(answer.correct),
+        "loss": answer.loss,
+        "tokens": len(answer.correct),
+    }
+    right = answer if options else paraphrased
+    if right is not None and wrong:
+        record["truth_ratio"] = metrics.truth_ratio(right.loss, wrong)
+        record["paraphrased_loss"], record["perturbed_losses"] = right.loss, wrong
+    return record
+
+
+def _aggregate(name: str, records: list[dict[str, Any]], skipped: dict[str, str]) -> dict[str, float]:
+    """Means over the rows, and TOFU's aggregates of the truth ratio; what cannot be computed is added to `skipped`."""
+    values = {}
+    for metric in _ROW_METRICS:
+        measured = [record[metric] for record in records if metric in record]
+        if not measured:
+            skipped[f"{name}.{metric}"] = "the rows have no paraphrased and perturbed answers"
+        elif not all(map(math.isfinite, measured)):
+            skipped[f"{name}.{metric}"] = "the model's losses are not finite"
+        elif metric == "truth_ratio":
+            values[metric] = (metrics.forget_truth_ratio if name == "forget" else metrics.retain_truth_ratio)(measured)
+        else:
+            values[metric] = fmean(measured)
+    return values
+
+
+def _in_length_order(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, the longest first, so that memory runs out at once if it does."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+@torch.no_grad()
+def _score_texts(
+    policy: Policy, accelerator: Accelerator, name: str, examples: Sequence[Example], size: int
+) -> list[TextScore]:
+    """The one teacher-forced pass. Results are in the order of `examples` and do not depend on the batches."""
+    scores: list[TextScore | None] = [None] * len(examples)
+    lengths = [len(example.ids) for example in examples]
+    with _progress(f"score {name}", len(examples), accelerator) as bar:
+        for batch in _in_length_order(lengths, size):
+            result = score(policy.model, policy.batch([examples[index] for index in batch], accelerator.device))
+            losses = (-result.per_sequence(result.log_prob) / result.lengths()).tolist()
+            correct = result.correct.split([int(length) for length in result.lengths()])
+            for index, loss, flags in zip(batch, losses, correct, strict=True):
+                scores[index] = TextScore(loss, flags.tolist())
+            bar.update(len(batch))
+    return [text for text in scores if text is not None]
+
+
+@torch.no_grad()
+def _generate(
+    policy: Policy, accelerator: Accelerator, name: str, prompts: Sequence[list[int]], args: CommonArgs
+) -> list[str]:
+    """Greedy answers to token prompts, in their order."""
+    tokenizer = policy.tokenizer
+    settings = GenerationConfig(
+        max_new_tokens=args.max_new_tokens,
+        do_sample=False,
+        repetition_penalty=1.0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    answers = [""] * len(prompts)
+    model = accelerator.unwrap_model(policy.model)
+    with _progress(f"answer {name}", len(prompts), accelerator) as bar:
+        for batch in _in_length_order([len(prompt) for prompt in prompts], args.eval_batch_size):
+            longest = max(len(prompts[index]) for index in batch)
+            ids = torch.full((len(batch), longest), tokenizer.pad_token_id)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(batch):
+                ids[row, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
+                mask[row, longest - len(prompts[index]) :] = 1
+            output = model.generate(
+                input_ids=ids.to(accelerator.device), attention_mask=mask.to(accelerator.device), generation_config=settings
+            )
+            for index, text in zip(
+                batch, tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True), strict=True
+            ):
+                answers[index] = text.strip()
+            bar.update(len(batch))
+    return answers
+
+
+def _progress(label: str, total: int, accelerator: Accelerator) -> Any:
+    return tqdm(total=total, desc=label, unit="text", leave=False, disable=not accelerator.is_main_process)
+
+
+def evaluate(args: EvalArgs) -> dict[str, Any]:
+    """Evaluate a model on disk or from the hub; writes `<output_dir>/eval/` and returns the summary.
+
+    Raises:
+        InputError: for anything that is wrong with the arguments, the data or the model.
+    """
+    if args.model == DEMO:
+        raise InputError("--model demo has no weights on disk; give a folder, such as the model/ that a demo run wrote")
+    accelerator = start_accelerator(args)
+    folder = output_folder(args, accelerator) / "eval"
+    source = Source(args.data_source)
+    sets, skipped = source.evaluation_sets(args.split, args.task)
+    policy = load_policy(args, accelerator)
+    policy.model = accelerator.prepare_model(policy.model, evaluation_mode=True)
+    claim_folders(args, accelerator, [folder])
+    return evaluate_model(policy, accelerator, sets, skipped, args, folder)

@@ -1,0 +1,165 @@
+"""The training loop: phases of optimizer steps over one set of weights.
+
+A phase is a name, the terms of its loss, a rate and a norm to clip to. Unlearning has a forget and a retain phase with one
+term each, the joint baseline one phase with two terms, fine-tuning one phase with one.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.optim import Optimizer
+
+from dualoptim.args import TrainArgs
+from dualoptim.data import Stream
+from dualoptim.losses import Objective
+from dualoptim.modeling import Policy
+from dualoptim.optim import adamw, decay_groups, make_optimizer, set_phase
+from dualoptim.schedule import Cycle, lr_factor, phase_at, phase_step, steps_per_epoch
+from dualoptim.scores import score
+from dualoptim.tracking import StepLog
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is infinite or not a number. The step was not taken: the weights are those of the step before."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One objective, the examples it reads, and the factor of its loss."""
+
+    objective: Objective
+    stream: Stream
+    coefficient: float = 1.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What an optimizer step of one phase does."""
+
+    terms: dict[str, Term]
+    learning_rate: float
+    max_grad_norm: float  # 0: no clipping
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps, in which cycle of phases, at which rate."""
+
+    cycle: Cycle
+    steps_per_epoch: int
+    total_steps: int  # what the rate decays over
+    last_step: int  # where the run ends: total_steps, or earlier with --max-steps
+    warmup_steps: int
+
+    @staticmethod
+    def of(args: TrainArgs, cycle: Cycle, rows: int, global_batch: int) -> "Plan":
+        """The plan for `rows` rows in the cycle's first phase and `global_batch` rows per step."""
+        per_epoch = steps_per_epoch(rows, global_batch, cycle)
+        total = args.num_epochs * per_epoch
+        warmup = round(args.warmup_epochs * per_epoch) if per_epoch > 1 else 0
+        return Plan(cycle, per_epoch, total, min(args.max_steps or total, total), min(warmup, total - 1))
+
+
+def train(
+    policy: Policy,
+    accelerator: Accelerator,
+    phases: dict[str, Phase],
+    plan: Plan,
+    args: TrainArgs,
+    optimizer_kind: str,
+    log: StepLog,
+    beta: float = 1.0,
+    after_epoch: Callable[[int, Sequence[dict[str, Any]]], bool] | None = None,
+) -> None:
+    """Train `policy.model` in place over the steps of `plan`.
+
+    `after_epoch(epoch, records)` may return True to stop early. Raises:
+        NonFiniteError: naming step and phase, before the step that would have spoiled the weights.
+    """
+    base_rate = next(iter(phases.values())).learning_rate
+    torch.manual_seed(args.seed)
+    raw_model = policy.model
+    raw_optimizer = make_optimizer(
+        optimizer_kind, decay_groups(raw_model, args.weight_decay), adamw(base_rate, args.adam_betas)
+    )
+    model, optimizer = accelerator.prepare(raw_model, raw_optimizer)
+    if args.gradient_checkpointing:
+        raw_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    policy.model = model
+    model.train()
+    try:
+        for step in range(plan.last_step):
+            started = time.perf_counter()
+            name = phase_at(step, plan.cycle)
+            lr = phases[name].learning_rate * lr_factor(step, plan.total_steps, plan.warmup_steps)
+            set_phase(raw_optimizer, name, lr)
+            record, losses = _step(
+                policy, accelerator, optimizer, phases[name], phase_step(step, plan.cycle), beta, f"step {step + 1} ({name})"
+            )
+            seconds = time.perf_counter() - started
+            epoch = (step + 1) / plan.steps_per_epoch
+            log.add(
+                {"step": step + 1, "epoch": round(epoch, 4), "phase": name, "lr": lr, **record, "seconds": round(seconds, 4)},
+                losses,
+            )
+            if after_epoch and (step + 1) % plan.steps_per_epoch == 0:
+                if after_epoch(round(epoch), log.records[-plan.steps_per_epoch :]):
+                    break
+    finally:
+        policy.model = accelerator.unwrap_model(model)
+        if args.gradient_checkpointing:
+            policy.model.gradient_checkpointing_disable()
+        accelerator.free_memory(model, optimizer)
+
+
+def _step(
+    policy: Policy, accelerator: Accelerator, optimizer: Optimizer, phase: Phase, phase_index: int, beta: float, place: str
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """One optimizer step of one phase: its log record, and the loss of each term before its coefficient.
+
+    The counts of all micro-batches and processes are added up before the first backward pass, and each sum is divided by that
+    one count, so the gradient is the mean over everything the step sees, however it is cut.
+    """
+    # ---- the window: this process's micro-batches of this step
+    window = [
+        (name, policy.batch(examples, accelerator.device))
+        for name, term in phase.terms.items()
+        for examples in term.stream.window(phase_index)
+    ]
+    names = list(phase.terms)
+    totals = torch.zeros(len(names) + 1, dtype=torch.float64)
+    for name, batch in window:
+        totals[names.index(name)] += phase.terms[name].objective.count(batch)
+        totals[-1] += batch.num_tokens
+    *counts, tokens = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
+
+    # ---- forward and backward; gradients of all but the last micro-batch stay on their process
+    sums = torch.zeros(len(names), device=accelerator.device)
+    for position, (name, batch) in enumerate(window):
+        is_last = position == len(window) - 1
+        term, index = phase.terms[name], names.index(name)
+        with contextlib.nullcontext() if is_last else accelerator.no_sync(policy.model):
+            total, _ = term.objective.loss(score(policy.model, batch), beta)
+            # data-parallel processes average their gradients; times their number, the average is the sum again
+            accelerator.backward(term.coefficient * total * (accelerator.num_processes / counts[index]))
+        sums[index] += total.detach()
+    sums = accelerator.reduce(sums, "sum")
+    losses = {name: float(total) / count for name, total, count in zip(names, sums, counts, strict=True)}
+
+    # ---- clip, check, step
+    max_norm = phase.max_grad_norm or float("inf")
+    norm = float(accelerator.clip_grad_norm_(policy.model.parameters(), max_norm))
+    loss = sum(losses.values()) if len(losses) == 1 else sum(phase.terms[n].coefficient * v for n, v in losses.items())
+    if not (torch.tensor([loss, norm]).isfinite().all()):
+        raise NonFiniteError(f"{place}: loss {loss:g}, gradient norm {norm:g}; lower the rate or clip the gradient harder")
+    optimizer.step()
+    optimizer.zero_grad()
+    record: dict[str, Any] = {"loss": loss, "grad_norm": norm, "count": int(sum(counts)), "tokens": int(tokens)}
+    if len(losses) > 1:
+        record |= {f"{name}_loss": value for name, value in losses.items()}
+    return record, losses

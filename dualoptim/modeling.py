@@ -1,0 +1,185 @@
+"""Models and tokenizers: where they come from, which attention they run, and whether they can take packed rows."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import is_flash_attn_2_available
+
+from dualoptim.args import CommonArgs, InputError
+from dualoptim.data import Example, Formatter, choose_template, pack, pad
+from dualoptim.scores import Batch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Policy:
+    """The model that is trained or measured, with everything needed to feed it."""
+
+    model: Any
+    formatter: Formatter
+    template: str
+    packed: bool
+
+    @property
+    def tokenizer(self) -> Any:
+        """The formatter's tokenizer."""
+        return self.formatter.tokenizer
+
+    def batch(self, examples: Sequence[Example], device: torch.device) -> Batch:
+        """Examples as this model takes them."""
+        return (pack(examples) if self.packed else pad(examples)).to(device)
+
+
+def start_accelerator(args: CommonArgs) -> Accelerator:
+    """The process group and device of this run; on a CPU also its share of the cores.
+
+    `accelerate launch` leaves a CPU process with one thread unless told otherwise, which costs half the speed on two cores.
+    """
+    # Our loop owns its micro-batches: one counter for all loaders, as Accelerate keeps it, would mix the phases.
+    accelerator = Accelerator(gradient_accumulation_steps=1)
+    if accelerator.device.type == "cpu":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(args.threads or max(1, len(os.sched_getaffinity(0)) // here))
+    return accelerator
+
+
+def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
+    """Model (float32 weights), tokenizer and template of `args.model`, on the accelerator's device and not yet prepared.
+
+    Raises:
+        InputError: if the model cannot be found or read, is not a decoder-only language model, or its tokenizer cannot give
+            character offsets or has no end-of-sequence token.
+    """
+    source, options = _source(args.model)
+    config = _from_hub(args.model, AutoConfig, source, **options)
+    if config.is_encoder_decoder or (config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder):
+        raise InputError(
+            f"--model {args.model}: {config.model_type} is not a decoder-only language model; unlearning here needs one that "
+            "predicts the next token, such as Llama, Phi, Qwen or GPT"
+        )
+    tokenizer = _from_hub(args.model, AutoTokenizer, source, **options)
+    formatter, template = make_formatter(args, tokenizer)
+    attention = attention_implementation(args, accelerator)
+    model = _from_hub(
+        args.model, AutoModelForCausalLM, source, **options, dtype=torch.float32, attn_implementation=attention
+    )
+    if "gguf_file" in options:  # weights were widened to float32 on loading; what remains says that they cannot be saved
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    return assemble(args, model, formatter, template, accelerator)
+
+
+def assemble(args: CommonArgs, model: Any, formatter: Formatter, template: str, accelerator: Accelerator) -> Policy:
+    """A `Policy` of a loaded model, which is moved to its device and probed for packed rows."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        model.to(accelerator.device)
+    packed = args.packing and takes_packed_rows(model)
+    if args.packing and not packed:
+        logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
+    return Policy(model, formatter, template, packed)
+
+
+def make_formatter(args: CommonArgs, tokenizer: Any) -> tuple[Formatter, str]:
+    """The formatter for a tokenizer and the name of its template.
+
+    Raises:
+        InputError: if the tokenizer gives no character offsets or has no end-of-sequence token.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"--model {args.model}: its tokenizer gives no character offsets; convert it to the fast (tokenizer.json) form"
+        )
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"--model {args.model}: its tokenizer has no end-of-sequence token; set eos_token and save it again")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    template, tags = choose_template(args, tokenizer)
+    return Formatter(tokenizer, tags, args.max_length), template
+
+
+def attention_implementation(args: CommonArgs, accelerator: Accelerator) -> str:
+    """The kernel that `auto` stands for here.
+
+    Raises:
+        InputError: if flash-attention is asked for and cannot run.
+    """
+    on_cuda = accelerator.device.type == "cuda"
+    can_flash = on_cuda and is_flash_attn_2_available() and accelerator.mixed_precision in ("bf16", "fp16")
+    if args.attn_implementation == "flash_attention_2" and not can_flash:
+        raise InputError(
+            "--attn-implementation flash_attention_2 needs CUDA, the flash-attn package (pip install 'dualoptim[flash-attn]') and "
+            "--mixed_precision bf16 in the launch; choose sdpa"
+        )
+    if args.attn_implementation != "auto":
+        return args.attn_implementation
+    return "flash_attention_2" if can_flash else "sdpa"
+
+
+def _source(name: str) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` takes for a hub id, a folder, or a .gguf file.
+
+    Raises:
+        InputError: if `name` is a path at which there is nothing.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"--model {name}: no such file; give the path of a .gguf file")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"--model {name}: the folder has no config.json; give the folder that save_pretrained wrote")
+        return str(path), {}
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise InputError(f"--model {name}: no such folder; give a folder, a .gguf file or a hub id")
+    return name, {}
+
+
+def _from_hub(name: str, kind: Any, source: str, **options: Any) -> Any:
+    """`kind.from_pretrained`, with its many kinds of failure turned into one line."""
+    try:
+        return kind.from_pretrained(source, **options)
+    except Exception as error:  # OSError, ValueError, KeyError, JSON and safetensors errors, by the library's version
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"--model {name}: {kind.__name__} cannot load it ({reason[:300]}); give a folder written by save_pretrained, a .gguf "
+            "file, or a hub id that this machine can reach"
+        ) from None
+
+
+@torch.no_grad()
+def takes_packed_rows(model: Any) -> bool:
+    """Whether a model keeps packed examples apart, found out by packing two and scoring each alone as well.
+
+    Nothing in a configuration says so reliably, and a model that mixes them trains on wrong numbers without a word.
+    """
+    was_training = model.training
+    model.eval()
+    vocabulary = model.config.get_text_config().vocab_size
+    examples = [Example([(7 * k + shift) % vocabulary for k in range(length)], 1) for length, shift in ((9, 3), (7, 5))]
+    try:
+        together = _logits(model, pack(examples))
+        alone = torch.cat([_logits(model, pack([example])) for example in examples])
+    except (TypeError, ValueError):  # a forward without position_ids
+        return False
+    finally:
+        model.train(was_training)
+    tolerance = 1e-3 if alone.dtype == torch.float32 else 5e-2
+    return bool((together - alone).norm() <= tolerance * alone.norm())
+
+
+def _logits(model: Any, batch: Batch) -> torch.Tensor:
+    on_device = batch.to(model.device)
+    return model(
+        input_ids=on_device.input_ids, position_ids=on_device.position_ids, logits_to_keep=on_device.keep, use_cache=False
+    ).logits[0]

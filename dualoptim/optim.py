@@ -1,0 +1,217 @@
+"""One optimizer object with two decoupled states over one set of weights (DualOptim, arXiv 2504.15827).
+
+A forget step moves the weights with the forget objective's own moments, a retain step with the retain objective's own. With
+phase o in {forget, retain}, gradient g and the phase's own counter k, decoupled AdamW is
+
+    m_o <- b1 m_o + (1 - b1) g        v_o <- b2 v_o + (1 - b2) g^2
+    w   <- (1 - lr_o wd) w - lr_o (m_o / (1 - b1^k)) / (sqrt(v_o / (1 - b2^k)) + eps)
+
+Two optimizer objects over one model would be simpler to write, and break under Accelerate: DeepSpeed keeps only the
+last one, FSDP fails to save them, and fp16 unscales the gradients once for each.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+Groups = list[dict[str, Any]]
+MakeOptimizer = Callable[[Groups], Optimizer]
+
+PHASES = ("forget", "retain")
+_OWN_KEYS = ("params", "group_id", "phase")
+
+
+class DualOptimizer(Optimizer):
+    """Any two ordinary torch optimizers over the same parameter groups, one of them active at a time.
+
+    `forget` and `retain` each build an optimizer from parameter groups, for example
+    `lambda groups: torch.optim.AdamW(groups, lr=1e-5)`. Those inner optimizers own no memory: all state lives in this object's
+    `state[p]` under the flat names `forget/exp_avg`, `retain/exp_avg`, ..., and for a step the inner optimizer of the
+    active phase is lent its part of it together with `param_groups` as they are at that moment. So everything that looks
+    at an optimizer from outside (DeepSpeed, which exchanges the parameters in the groups; Accelerate, which saves
+    `state_dict()`) sees both banks and nothing is kept twice.
+
+    The groups carry the active phase and that phase's hyperparameters; call `use(phase, lr)` before each step.
+
+    Raises:
+        ValueError: if one of the two factories drops, merges or reorders the groups it is given.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], *, forget: MakeOptimizer, retain: MakeOptimizer, phase: str = "forget"
+    ) -> None:
+        super().__init__(params, {})
+        # Accelerate and DeepSpeed rebuild the group dictionaries and the list around them; the id finds a group again.
+        for group_id, group in enumerate(self.param_groups):
+            group["group_id"] = group_id
+        self._inner: dict[str, Optimizer] = {}
+        self._settings: dict[str, Groups] = {}
+        for name, make in (("forget", forget), ("retain", retain)):
+            inner = make([{**group, "params": list(group["params"])} for group in self.param_groups])
+            if [group.get("group_id") for group in inner.param_groups] != list(range(len(self.param_groups))):
+                raise ValueError(f"the {name} optimizer must keep the parameter groups that it is given")
+            self._settings[name] = [
+                {key: value for key, value in group.items() if key not in _OWN_KEYS} for group in inner.param_groups
+            ]
+            self._inner[name] = inner
+            self._take_back(name)
+        self.use(phase)
+
+    @property
+    def phase(self) -> str:
+        """The active phase. It is read from the groups, which survive `prepare` and checkpoints."""
+        return self.param_groups[0]["phase"]
+
+    def use(self, phase: str, lr: float | None = None) -> None:
+        """Make `phase` active: its hyperparameters are written into the groups, with rate `lr` if one is given.
+
+        Raises:
+            ValueError: if `phase` is not "forget" or "retain".
+        """
+        if phase not in self._inner:
+            raise ValueError(f"unknown phase {phase!r}; choose from {', '.join(PHASES)}")
+        for group in self.param_groups:
+            settings = self._settings[phase][group["group_id"]]
+            if lr is not None:
+                settings["lr"] = lr
+            group.update(settings, phase=phase)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient with the active phase's optimizer and bank."""
+        self.materialize(only_with_grad=True)
+        phase = self.phase
+        inner = self._lend(phase, self.param_groups)
+        try:
+            return inner.step(closure)
+        finally:
+            self._take_back(phase)
+
+    @torch.no_grad()
+    def materialize(self, only_with_grad: bool = False) -> None:
+        """Create the zero state of both banks for every parameter that has none yet; weights do not change.
+
+        A bank that appears only once its phase has had a step is lost by loaders that fill just what exists (FSDP2), so
+        `step` does this for both phases the first time a parameter is touched. The state is made by the inner
+        optimizer itself, from a step with a zero gradient at rate zero, one parameter at a time to keep memory flat.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter in self.state or (only_with_grad and parameter.grad is None):
+                    continue
+                gradient, weight = parameter.grad, parameter.detach().clone()
+                parameter.grad = torch.zeros_like(parameter)
+                for phase in PHASES:
+                    settings = {**self._settings[phase][group["group_id"]], "lr": 0.0, "weight_decay": 0.0}
+                    inner = self._lend(phase, [{**group, **settings, "params": [parameter], "phase": phase}])
+                    try:
+                        inner.step()
+                        counter = inner.state[parameter].get("step")
+                        if isinstance(counter, torch.Tensor):
+                            counter.zero_()
+                        elif counter is not None:
+                            inner.state[parameter]["step"] = 0
+                    finally:
+                        self._take_back(phase)
+                parameter.grad = gradient
+                parameter.copy_(weight)
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load both banks. Each inner optimizer loads its own part, by its own rules for types and counters."""
+        saved_groups = state_dict["param_groups"]
+        self.state.clear()
+        for phase in PHASES:
+            inner = self._lend(phase, self.param_groups)
+            prefix = f"{phase}/"
+            try:
+                inner.load_state_dict(
+                    {
+                        "state": {
+                            index: part
+                            for index, entries in state_dict["state"].items()
+                            if (part := _with_prefix(entries, prefix))
+                        },
+                        "param_groups": [
+                            {**group, "params": saved["params"]}
+                            for group, saved in zip(inner.param_groups, saved_groups, strict=True)
+                        ],
+                    }
+                )
+            finally:
+                self._take_back(phase)
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
+            group.update({key: value for key, value in saved.items() if key != "params"})
+
+    def _lend(self, phase: str, groups: Groups) -> Optimizer:
+        """Give the inner optimizer of `phase` the groups and its part of the state.
+
+        The active phase reads its hyperparameters from the groups, because loaders set the rate there to zero for a step that
+        must move nothing; the other phase reads its own.
+        """
+        inner, prefix = self._inner[phase], f"{phase}/"
+        inner.param_groups = []
+        inner.state = defaultdict(dict)
+        for group in groups:
+            own = self._settings[phase][group["group_id"]]
+            settings = {key: group[key] for key in own} if group["phase"] == phase else own
+            inner.param_groups.append({**settings, "group_id": group["group_id"], "params": group["params"]})
+            for parameter in group["params"]:
+                if part := _with_prefix(self.state.get(parameter, {}), prefix):
+                    inner.state[parameter] = part
+        return inner
+
+    def _take_back(self, phase: str) -> None:
+        """Store what the inner optimizer of `phase` holds under flat names, and leave it empty-handed."""
+        inner = self._inner[phase]
+        for parameter, part in inner.state.items():
+            self.state[parameter].update({f"{phase}/{key}": value for key, value in part.items()})
+        inner.state = defaultdict(dict)
+        inner.param_groups = [{**group, "params": []} for group in inner.param_groups]
+
+
+def _with_prefix(entries: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
+
+
+def decay_groups(model: torch.nn.Module, weight_decay: float) -> Groups:
+    """The trainable parameters in two groups: weights with `weight_decay`, and biases and norms without."""
+    undecayed = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name.endswith("bias") or "norm" in type(module).__name__.lower()
+    }
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if id(p) not in undecayed], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if id(p) in undecayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(lr: float, betas: tuple[float, float], eps: float = 1e-8) -> MakeOptimizer:
+    """A factory of torch's AdamW, fused where every parameter lies on a device that has the fused kernel."""
+
+    def make(groups: Groups) -> Optimizer:
+        devices = {parameter.device.type for group in groups for parameter in group["params"]}
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=devices <= {"cpu", "cuda"})
+
+    return make
+
+
+def make_optimizer(kind: str, groups: Groups, make: MakeOptimizer) -> Optimizer:
+    """`dual-adamw`: one bank per phase. `adamw` and `adamw-alternate`: the same inner optimizer as it is, one bank."""
+    return DualOptimizer(groups, forget=make, retain=make) if kind == "dual-adamw" else make(groups)
+
+
+def set_phase(optimizer: Optimizer, phase: str, lr: float) -> None:
+    """Choose the phase and its rate on an optimizer of either kind; one with a single bank takes the rate alone."""
+    if isinstance(optimizer, DualOptimizer):
+        optimizer.use(phase, lr)
+    else:
+        for group in optimizer.param_groups:
+            group["lr"] = lr

@@ -1,0 +1,134 @@
+"""Tables and text about one run or several, for the console, `results.csv`, `results.md` and the model card."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dualoptim.args import CommonArgs, to_dict
+from dualoptim.checkpoint import write_text
+
+_SET_TITLES = {
+    "forget": "forget set (should fall)",
+    "retain": "retain set (should stay)",
+    "real_authors": "real authors (should stay)",
+    "world_facts": "world facts (should stay)",
+}
+_METRIC_TITLES = {
+    "probability": "probability of the true answer",
+    "rouge_l_recall": "ROUGE-L recall of its own answer",
+    "truth_ratio": "truth ratio",
+    "exact_memorization": "exact memorization",
+    "extraction_strength": "extraction strength",
+    "token_entropy": "token entropy of its answer",
+}
+
+
+def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any], full: bool = False) -> str:
+    """What was forgotten and what was kept, as a Markdown table. `full` adds the metrics beyond the two plainest."""
+    metrics = list(_METRIC_TITLES) if full else list(_METRIC_TITLES)[:2]
+    rows = [("", "before", "after")]
+    for name, title in _SET_TITLES.items():
+        for metric in metrics:
+            old, new = (summary["sets"].get(name, {}).get(metric) for summary in (before, after))
+            if new is not None:
+                rows.append((f"{title}: {_METRIC_TITLES[metric]}", _number(old), _number(new)))
+    rows.append(("model utility (0 to 1, higher keeps more)", *(_number(s.get("model_utility")) for s in (before, after))))
+    efficacy = [_number(s.get("untargeted_forget_efficacy")) for s in (before, after)]
+    rows.append(("forget efficacy (0 to 1, higher forgets more)", *efficacy))
+    return markdown_table(rows)
+
+
+def example_answers(before: Path, after: Path, counts: Mapping[str, int]) -> str:
+    """The first answers of some sets, before and after, from two evaluation folders."""
+    lines = []
+    for name, count in counts.items():
+        old, new = (folder / f"{name}.jsonl" for folder in (before, after))
+        if not (old.is_file() and new.is_file()):
+            continue
+        pairs = zip(old.read_text(encoding="utf-8").splitlines(), new.read_text(encoding="utf-8").splitlines(), strict=True)
+        for old_row, new_row in [(json.loads(a), json.loads(b)) for a, b in list(pairs)[:count]]:
+            lines += [
+                f"[{name}] {old_row['question']}",
+                f"  truth:  {old_row['answer']}",
+                f"  before: {_one_line(old_row['generated'])}",
+                f"  after:  {_one_line(new_row['generated'])}",
+            ]
+    return "\n".join(lines)
+
+
+def results_row(
+    losses: str, rate: float, task: int, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, folder: Path
+) -> dict[str, Any]:
+    """One line of `results.csv`: what ran, the scores after it, and those before it with the prefix `before_`."""
+    row: dict[str, Any] = {"losses": losses, "learning_rate": f"{rate:g}", "task": task}
+    for prefix, summary in (("", after), ("before_", before)):
+        if summary is None:
+            continue
+        for name in ("model_utility", "untargeted_forget_efficacy"):
+            row[prefix + name] = summary.get(name)
+        for name, values in summary["sets"].items():
+            row |= {f"{prefix}{name}_{metric}": value for metric, value in values.items()}
+    return {**row, "folder": str(folder)}
+
+
+def write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """`results.csv` with every column and `results.md` with the plainest ones."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "results.csv", text.getvalue())
+    wanted = [
+        "losses",
+        "learning_rate",
+        "task",
+        "forget_probability",
+        "forget_rouge_l_recall",
+        "retain_probability",
+        "retain_rouge_l_recall",
+        "model_utility",
+        "untargeted_forget_efficacy",
+    ]
+    shown = [column for column in wanted if column in columns]
+    table = [tuple(column.replace("_", " ") for column in shown)]
+    table += [tuple(_number(row.get(column)) for column in shown) for row in rows]
+    write_text(folder / "results.md", markdown_table(table) + "\n")
+
+
+def model_card(base: str, what: str, args: CommonArgs, summary: Mapping[str, Any] | None = None) -> str:
+    """The README of a saved model: what was done to which model, with which settings, and how it scores."""
+    settings = yaml.safe_dump(to_dict(args), sort_keys=False, allow_unicode=True)
+    scores = f"\n## Evaluation\n\n```json\n{json.dumps(summary, indent=2)}\n```\n" if summary else ""
+    return (
+        "---\nlibrary_name: transformers\ntags:\n- dualoptim\n- unlearning\n---\n\n"
+        f"# {base}, {what}\n\nMade with dualoptim.\n\n## Settings\n\n```yaml\n{settings}```\n{scores}"
+    )
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text; the first row is the header."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(rows[0]), rule, *(line(row) for row in rows[1:])])
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _one_line(text: str, length: int = 110) -> str:
+    text = " ".join(text.split()) or "(nothing)"
+    return text if len(text) <= length else text[: length - 3] + "..."

@@ -1,0 +1,56 @@
+"""Which phase a step serves, and at which rate: pure functions of the step number.
+
+A *cycle* is the repeating pattern of phases, for example `(("forget", 1), ("retain", 5))`: one forget step, then five
+retain steps, again and again. Because everything here is a function of the step alone, a resumed run needs nothing
+but its step number to continue as if it had never stopped.
+"""
+
+import math
+
+Cycle = tuple[tuple[str, int], ...]
+
+
+def cycle_length(cycle: Cycle) -> int:
+    """Optimizer steps in one cycle."""
+    return sum(length for _, length in cycle)
+
+
+def phase_at(step: int, cycle: Cycle) -> str:
+    """The phase that optimizer step `step` (from 0) serves."""
+    position = step % cycle_length(cycle)
+    for phase, length in cycle:
+        if position < length:
+            return phase
+        position -= length
+    raise AssertionError("a position is always inside its cycle")
+
+
+def phase_step(step: int, cycle: Cycle) -> int:
+    """How many earlier steps served the same phase as `step`: the phase's own counter, from 0."""
+    phase = phase_at(step, cycle)
+    full, position = divmod(step, cycle_length(cycle))
+    per_cycle = sum(length for name, length in cycle if name == phase)
+    in_this_cycle = sum(phase_at(earlier, cycle) == phase for earlier in range(position))
+    return full * per_cycle + in_this_cycle
+
+
+def steps_per_epoch(rows: int, global_batch: int, cycle: Cycle) -> int:
+    """Optimizer steps of all phases in one epoch, which is one pass over the rows of the cycle's first phase.
+
+    `global_batch` is in examples: batch size x accumulation x processes. A started cycle is finished, so every epoch
+    has the same mix of phases.
+    """
+    first_phase_steps = math.ceil(rows / global_batch)
+    return math.ceil(first_phase_steps / cycle[0][1]) * cycle_length(cycle)
+
+
+def lr_factor(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Share of the base rate at `step`: linear warm-up, then linear decay over all steps, never zero.
+
+    The usual form starts at 0 / warm-up, where the first step (a forget step here) moves nothing, and ends at zero. This
+    one counts steps from one on the way up and includes the last step on the way down: with four steps and a warm-up
+    of two the factors are 1/2, 1, 1, 1/2.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return (total_steps - step) / (total_steps - warmup_steps)

@@ -1,0 +1,86 @@
+"""One forward pass over a packed batch, turned into one small record per scored token.
+
+Most objectives and metrics of this field are arithmetic on these records, so the model runs once and nothing of size
+[tokens, vocabulary] is kept by anyone downstream.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as the model takes them, and where their scored tokens are.
+
+    Packed, the examples lie one after another in a single row (B = 1, L = all tokens) with positions that restart at each
+    of them and no attention mask; padded, each has its own row. N tokens are scored, S sequences stand in the batch.
+    """
+
+    input_ids: Tensor  # [B, L]
+    position_ids: Tensor  # [B, L]
+    attention_mask: Tensor | None  # [B, L], or None when packed
+    keep: Tensor  # [K] positions of L whose logits are computed
+    row: Tensor  # [N] row of each scored token
+    column: Tensor  # [N] where in `keep` the logits that predict it are
+    labels: Tensor  # [N] token ids
+    sequence: Tensor  # [N] example of each scored token, 0..S-1
+    num_sequences: int
+    num_tokens: int  # real tokens in the batch, scored or not, padding excluded
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`."""
+        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What one forward pass says about each of N scored tokens in S sequences over a vocabulary of V."""
+
+    log_prob: Tensor  # [N] log p(label)
+    logsumexp: Tensor  # [N] log of the sum of exp(logits)
+    mean_logit: Tensor  # [N] mean over the vocabulary
+    correct: Tensor  # [N] whether the label has the largest logit (no gradient)
+    sequence: Tensor  # [N]
+    num_sequences: int
+    vocab_size: int
+
+    def per_sequence(self, values: Tensor) -> Tensor:
+        """Sums of `values` [N] over the tokens of each sequence: [S]."""
+        return values.new_zeros(self.num_sequences).index_add(0, self.sequence, values)
+
+    def lengths(self) -> Tensor:
+        """Scored tokens of each sequence: [S]."""
+        return self.per_sequence(torch.ones_like(self.log_prob))
+
+
+def score_logits(logits: Tensor, batch: Batch) -> TokenScores:
+    """Token scores from logits [B, K, V]. Half precision is widened to float32 first: sums over V need it."""
+    selected = logits[0] if logits.shape[0] == 1 else logits[batch.row, batch.column]  # [N, V]
+    if selected.dtype in (torch.float16, torch.bfloat16):
+        selected = selected.float()
+    logsumexp = selected.logsumexp(-1)
+    label_logit = selected.gather(-1, batch.labels[:, None])[:, 0]
+    return TokenScores(
+        log_prob=label_logit - logsumexp,
+        logsumexp=logsumexp,
+        mean_logit=selected.mean(-1),
+        correct=selected.detach().argmax(-1) == batch.labels,
+        sequence=batch.sequence,
+        num_sequences=batch.num_sequences,
+        vocab_size=selected.shape[-1],
+    )
+
+
+def score(model: Any, batch: Batch) -> TokenScores:
+    """Run `model` over `batch`, computing logits only where a scored token is predicted."""
+    output = model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        attention_mask=batch.attention_mask,
+        logits_to_keep=batch.keep,
+        use_cache=False,
+    )
+    return score_logits(output.logits, batch)

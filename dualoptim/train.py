@@ -1,0 +1,175 @@
+"""`run(args)`: every pair of objectives, every rate, every task, from the model to the tables."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from dualoptim.args import DEMO, UnlearnArgs, split_objectives
+from dualoptim.checkpoint import claim_folders, export_model, output_folder
+from dualoptim.data import Row, Source, Stream, example_builder, load_refusals
+from dualoptim.evaluate import evaluate_model
+from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
+from dualoptim.loop import NonFiniteError, Phase, Plan, Term, train
+from dualoptim.losses import FORGET, RETAIN
+from dualoptim.modeling import Policy, load_policy, start_accelerator
+from dualoptim.report import before_after_table, example_answers, model_card, results_row, write_results
+from dualoptim.tracking import StepLog, write_config
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task unlearned: where it lies, what each step said, and the evaluations (None with `--no-eval`)."""
+
+    losses: str
+    learning_rate: float
+    task: int
+    folder: Path
+    model: Path
+    log: list[dict[str, Any]]
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Everything `run` did: the output folder and one `TaskResult` per (losses, rate, task), in order."""
+
+    folder: Path
+    tasks: list[TaskResult]
+
+
+def run(args: UnlearnArgs) -> RunResult:
+    """Unlearn and evaluate as `args` say; the same on every process of a launch.
+
+    Raises:
+        InputError: for anything that is wrong with the arguments, the data or the model; nothing has been written then.
+        NonFiniteError: if a loss or gradient is not finite; the weights before that step are in the task's `model/`.
+    """
+    accelerator = start_accelerator(args)
+    output = output_folder(args, accelerator)
+    say = accelerator.print
+
+    # ---- read everything that can be wrong before anything is written
+    source = Source(args.data_source)
+    for position, task in enumerate(args.task_list):
+        source.task_rows(args.split, task)
+        source.retain_rows(args.split, args.task_list[: position + 1])
+    refusals = load_refusals(args.idk_file)
+    folders = {
+        (losses, rate, task): output / f"{losses}_lr{rate:g}" / f"task{task}"
+        for losses in args.forget_losses
+        for rate in args.rates
+        for task in args.task_list
+    }
+    policy: Policy | None = None if args.model == DEMO else load_policy(args, accelerator)
+    claim_folders(args, accelerator, folders.values())
+    if args.model == DEMO:
+        args = _teach_demo(args, accelerator, output)
+
+    # ---- one run per pair of objectives and rate; its tasks follow one another on the same weights
+    results: list[TaskResult] = []
+    first_evaluation: dict[str, Any] | None = None
+    for losses in args.forget_losses:
+        for rate in args.rates:
+            policy = policy or load_policy(args, accelerator)
+            for position, task in enumerate(args.task_list):
+                folder = folders[losses, rate, task]
+                say(f"{losses}, rate {rate:g}, {args.optim}: {source.describe(args.split, task)} -> {folder}")
+                if accelerator.is_main_process:
+                    write_config(folder / "config.yaml", args)
+                before = after = None
+                if args.eval:
+                    sets, skipped = source.evaluation_sets(args.split, task)
+                    before_folder = folder / "eval_before"
+                    before = evaluate_model(policy, accelerator, sets, skipped, args, before_folder)
+                retain = source.retain_rows(args.split, args.task_list[: position + 1])
+                forget = source.task_rows(args.split, task)
+                try:
+                    log = _unlearn(policy, accelerator, forget, retain, refusals, losses, rate, args, folder)
+                except NonFiniteError as error:
+                    export_model(accelerator, policy, folder / "model", model_card(args.model, f"stopped at {error}", args))
+                    raise NonFiniteError(f"{error}. The weights before this step are in {folder / 'model'}") from None
+                if args.eval:
+                    after = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval")
+                card = model_card(args.model, f"{source.describe(args.split, task)} unlearned with {losses}", args, after)
+                export_model(accelerator, policy, folder / "model", card)
+                results.append(TaskResult(losses, rate, task, folder, folder / "model", log, before, after))
+                if accelerator.is_main_process:
+                    rows = [results_row(r.losses, r.learning_rate, r.task, r.before, r.after, r.folder) for r in results]
+                    write_results(output, rows)
+                if before and after:
+                    say("\n" + before_after_table(before, after) + "\n")
+                    say(example_answers(folder / "eval_before", folder / "eval", {"forget": 2, "retain": 2}) + "\n")
+                say(f"model: {folder / 'model'}")
+            policy = None
+    return RunResult(output, results)
+
+
+def _unlearn(
+    policy: Policy,
+    accelerator: Accelerator,
+    forget_rows: Sequence[Row],
+    retain_rows: Sequence[Row],
+    refusals: Sequence[str],
+    losses: str,
+    rate: float,
+    args: UnlearnArgs,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Unlearn one task in place and return the steps' records."""
+    forget, retain = split_objectives(losses)
+    terms = {}
+    for name, objective, rows, coefficient in (
+        ("forget", FORGET[forget], forget_rows, args.forget_coeff),
+        ("retain", RETAIN[retain], retain_rows, args.regularization_coeff),
+    ):
+        score_question = name == "forget" and not args.mask
+        build = example_builder(rows, policy.formatter, objective.reads, refusals, args.seed, score_question)
+        stream = Stream(
+            name=name,
+            rows=len(rows),
+            build=build,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+        terms[name] = Term(objective, stream, coefficient)
+    policy.formatter.warn_if_cut()
+
+    if args.optim == "adamw":
+        cycle: tuple[tuple[str, int], ...] = (("joint", 1),)
+        phases = {"joint": Phase(terms, rate, args.max_grad_norm)}
+    else:
+        cycle = (("forget", args.forget_freq), ("retain", args.retain_freq))
+        forget_norm = args.max_grad_norm if args.forget_max_grad_norm is None else args.forget_max_grad_norm
+        phases = {
+            "forget": Phase({"forget": terms["forget"]}, args.forget_lr or rate, forget_norm),
+            "retain": Phase({"retain": terms["retain"]}, rate, args.max_grad_norm),
+        }
+    plan = Plan.of(args, cycle, len(forget_rows), terms["forget"].stream.global_batch)
+    with StepLog(folder / "log.jsonl", plan.last_step, "unlearn", accelerator.is_main_process) as log:
+        train(policy, accelerator, phases, plan, args, args.optim, log, args.beta)
+    return log.records
+
+
+def _teach_demo(args: UnlearnArgs, accelerator: Accelerator, output: Path) -> UnlearnArgs:
+    """Train the demo's tiny model until it knows its rows, save it, and return the arguments that name it."""
+    accelerator.print("The demo: a tiny model first learns 400 invented facts about twenty authors and some real ones,")
+    accelerator.print("then it is made to forget one author.")
+    recipe = dataclasses.replace(DEMO_RECIPE, seed=args.seed)
+    source = Source(DEMO)
+    rows = [row for split in recipe.splits for row in source.rows(split)]
+    policy = demo_policy(recipe, accelerator)
+    fit(policy, accelerator, rows, recipe, None, "learn")
+    folder = output / "demo_model"
+    export_model(accelerator, policy, folder, model_card(DEMO, "which knows the demo's facts", recipe))
+    return dataclasses.replace(args, model=str(folder), data=DEMO, learning_rates=args.rates)
