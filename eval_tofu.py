@@ -1,7 +1,7 @@
 """Evaluate: `accelerate launch eval_tofu.py --model FOLDER [flags]`. `--help` lists the flags."""
 
-from dualoptim import EvalArgs, evaluate
-from dualoptim.args import main
+from dualoptim.args import EvalArgs, main
+from dualoptim.evaluate import evaluate
 
 __all__ = ["EvalArgs", "evaluate"]
 

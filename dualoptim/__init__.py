@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any
 from dualoptim.args import EvalArgs, FinetuneArgs, InputError, UnlearnArgs, preset
 
 if TYPE_CHECKING:
-    from dualoptim.evaluate import evaluate
-    from dualoptim.finetune import finetune
     from dualoptim.loop import NonFiniteError
     from dualoptim.optim import DualOptimizer
     from dualoptim.train import RunResult, TaskResult, run
@@ -21,8 +19,6 @@ __all__ = [
     "RunResult",
     "TaskResult",
     "UnlearnArgs",
-    "evaluate",
-    "finetune",
     "preset",
     "run",
 ]
@@ -32,8 +28,6 @@ _MODULES = {
     "NonFiniteError": "loop",
     "RunResult": "train",
     "TaskResult": "train",
-    "evaluate": "evaluate",
-    "finetune": "finetune",
     "run": "train",
 }
 

@@ -6,6 +6,7 @@ of them is a property.
 
 import argparse
 import dataclasses
+import inspect
 import math
 import sys
 import types
@@ -13,7 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
 import yaml
@@ -86,7 +87,9 @@ class CommonArgs:
         if not self.model:
             raise InputError("--model is empty; give a hub id, a folder or a .gguf file")
         if self.model == DEMO and self.data not in (None, DEMO):
-            raise InputError(f"--data {self.data} needs a model that can read it; give --model, because the demo's knows its own data")
+            raise InputError(
+                f"--data {self.data} needs a model that can read it; give --model, because the demo's knows its own data"
+            )
         if self.template == "chat" and self.has_tags:
             raise InputError("--template chat cannot take tags; drop the --*-tag flags or choose --template qa")
 
@@ -304,7 +307,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "real-world-llama3-8b": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct",
         "template": "llama3",
-        "batch_size": 4,
         "gradient_accumulation_steps": 4,
         "learning_rates": (5e-6,),
         "forget_lr": 1e-5,
@@ -391,46 +393,27 @@ def parse(kind: type[A], argv: Sequence[str] | None = None) -> A:
     Raises:
         InputError: as the dataclass does. Unknown flags and values that do not parse end the program with code 2.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config")
     finder.add_argument("--preset")
     try:
-        found, _ = finder.parse_known_args(argv)
+        found, flags = finder.parse_known_args(sys.argv[1:] if argv is None else argv)
     except argparse.ArgumentError as error:
         raise InputError(f"{error.argument_name} needs a value") from None
-
-    default = kind()
     if found.config and found.preset:
         raise InputError("--config and --preset both set the defaults; give one of them")
+
+    default = kind()
+    description = f"{inspect.getdoc(kind)}\n\n--config FILE takes the defaults from a config.yaml that a run wrote."
     if found.config:
         default = load_yaml(found.config, kind)
-    elif found.preset and kind is UnlearnArgs:
-        default = typing.cast(A, preset(found.preset))
-
-    with_preset = dataclasses.make_dataclass(
-        "Command",
-        [
-            ("args", Annotated[kind, tyro.conf.arg(name="")]),  # type: ignore[valid-type]
-            ("config", Annotated[str | None, tyro.conf.arg(help="YAML file with defaults, as written to config.yaml.")], None),
-        ]
-        + (
-            [
-                (
-                    "preset",
-                    Annotated[
-                        Literal[tuple(PRESETS)] | None,  # type: ignore[valid-type]
-                        tyro.conf.arg(help="Published settings as defaults; flags given beside it override them."),
-                    ],
-                    None,
-                )
-            ]
-            if kind is UnlearnArgs
-            else []
-        ),
-    )
-    command = tyro.cli(with_preset, args=argv, default=with_preset(args=default), description=kind.__doc__)
-    return command.args
+    if kind is UnlearnArgs:
+        description += f"\n--preset NAME takes published settings as defaults: {', '.join(PRESETS)}."
+        if found.preset:
+            default = typing.cast(A, preset(found.preset))
+    elif found.preset:
+        raise InputError(f"--preset {found.preset} is for train_unlearn.py alone; drop it")
+    return tyro.cli(kind, args=flags, default=default, description=description)
 
 
 def main(kind: type[A], action: Callable[[A], object]) -> NoReturn:

@@ -32,7 +32,9 @@ def claim_folders(args: CommonArgs, accelerator: Accelerator, folders: Iterable[
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--output-dir: {folder} is a file; give another folder")
         if folder.is_dir() and any(folder.iterdir()) and not args.overwrite:
-            raise InputError(f"--output-dir: {folder} holds an earlier result; give another folder, or --overwrite to replace it")
+            raise InputError(
+                f"--output-dir: {folder} holds an earlier result; give another folder, or --overwrite to replace it"
+            )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         for folder in folders:

@@ -365,6 +365,7 @@ class Formatter:
     tags: Tags | None
     max_length: int
     cut: int = field(default=0, init=False)  # texts that were longer than max_length
+    _known: dict[tuple[str, str], tuple[list[int], int]] = field(default_factory=dict, init=False, repr=False)
 
     def prompt(self, question: str) -> str:
         """Everything before the answer."""
@@ -374,7 +375,7 @@ class Formatter:
         return f"{self.tags.question_start}{question}{self.tags.question_end}{self.tags.answer}"
 
     def example(self, question: str, answer: str, score_question: bool = False) -> Example:
-        """Tokens of question, answer and end-of-sequence; the answer and the end are scored.
+        """Tokens of question, answer and end-of-sequence; the answer and the end are scored. Each text is tokenized once.
 
         The whole text is tokenized once and the boundary taken from character offsets: a token that begins in the prompt
         and ends in the answer (" Paris" after "Answer: ") belongs to the answer. Counting the tokens of the prompt alone,
@@ -383,6 +384,12 @@ class Formatter:
         Raises:
             InputError: if the question alone fills `max_length`.
         """
+        if (question, answer) not in self._known:
+            self._known[question, answer] = self._tokenize(question, answer)
+        ids, start = self._known[question, answer]
+        return Example(ids, 1 if score_question else max(start, 1))
+
+    def _tokenize(self, question: str, answer: str) -> tuple[list[int], int]:
         prompt = self.prompt(question)
         encoded = self.tokenizer(
             prompt + answer, add_special_tokens=self.tags is not None, return_offsets_mapping=True, verbose=False
@@ -400,10 +407,16 @@ class Formatter:
                 f"--max-length {self.max_length} leaves no room for an answer after the question {question[:60]!r} "
                 f"of {start} tokens; raise it"
             )
-        return Example(ids, 1 if score_question else max(start, 1))
+        return ids, start
 
-    def warn_if_cut(self) -> None:
-        """One warning for all texts that were cut since the last one."""
+    def check(self, rows: Sequence[Row]) -> None:
+        """Tokenize all rows now, so that one that does not fit is found before anything is trained or written.
+
+        One warning says how many texts were cut. Raises:
+            InputError: as `example` does.
+        """
+        for row in rows:
+            self.example(row.question, row.answer)
         if self.cut:
             logger.warning("%d texts are longer than --max-length %d tokens and were cut", self.cut, self.max_length)
             self.cut = 0
@@ -513,24 +526,11 @@ def example_builder(
     seed: int,
     score_question: bool = False,
 ) -> Callable[[int, int], list[Example]]:
-    """`build` for a `Stream`: for each text that the objective `reads`, the row's answer or a refusal drawn for this visit.
-
-    Answers are tokenized here, once; a refusal when it is first drawn for a row.
-    """
-    answers = [formatter.example(row.question, row.answer, score_question) for row in rows] if "answer" in reads else []
-    refused: dict[tuple[int, int], Example] = {}
+    """`build` for a `Stream`: for each text that the objective `reads`, the row's answer or a refusal drawn for this visit."""
 
     def build(index: int, epoch: int) -> list[Example]:
-        examples = []
-        for text in reads:
-            if text == "answer":
-                examples.append(answers[index])
-                continue
-            choice = int(seeded(seed, "refusal", epoch, index).integers(len(refusals)))
-            if (index, choice) not in refused:
-                question = rows[index].question
-                refused[index, choice] = formatter.example(question, refusals[choice], score_question)
-            examples.append(refused[index, choice])
-        return examples
+        row = rows[index]
+        refusal = refusals[int(seeded(seed, "refusal", epoch, index).integers(len(refusals)))] if "refusal" in reads else ""
+        return [formatter.example(row.question, row.answer if text == "answer" else refusal, score_question) for text in reads]
 
     return build

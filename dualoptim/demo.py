@@ -1,7 +1,7 @@
 """The built-in demo: twenty invented authors with twenty facts each, some real facts, and a tiny model for them.
 
-`splits()` gives the rows in the shape and under the names of the published TOFU data; it is deterministic and needs no file. One
-author is one forget task. `tiny_model()` builds an untrained causal language model and its tokenizer; `train.run` teaches
+`splits()` gives the rows in the shape and under the names of the published TOFU data; it is deterministic and needs no
+file. One author is one forget task. `tiny_model()` builds an untrained causal language model and its tokenizer; `train.run` teaches
 it the rows with the same loop that unlearns them.
 """
 
@@ -125,7 +125,7 @@ WORLD_FACTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 @cache
 def splits() -> dict[str, list[dict[str, Any]]]:
-    """Rows by split name: `full`, `forget05` (tasks 1 to 10), `retain50`, and the evaluation sets. Callers must not change them."""
+    """Rows by split name: `full`, `forget05` (tasks 1 to 10), `retain50`, and the evaluation sets; not to be changed."""
     draw = random.Random(2605)
     columns = {name: draw.sample(values, len(NAMES)) for name, _, _, _, values in FACTS}
     full = [

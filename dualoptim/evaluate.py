@@ -1,7 +1,7 @@
 """A model over the evaluation sets, on any number of processes: one file of rows per set, and `summary.json`.
 
-Every text of a row (its answer, the paraphrase, the wrong ones) is scored once, teacher-forced; all probabilities and memorization
-scores come from that. The answers a model would give are generated greedily, in order of length, and stop at the end token.
+Every text of a row (its answer, the paraphrase, the wrong ones) is scored once, teacher-forced; all probabilities and
+memorization scores come from that. Answers are generated greedily, in order of length, and stop at the end token.
 """
 
 import logging
@@ -83,7 +83,6 @@ def evaluate_model(
                 write_json_lines(folder / f"{name}.jsonl", ordered)
     finally:
         model.train(was_training)
-    policy.formatter.warn_if_cut()
 
     summary["model_utility"] = metrics.model_utility(summary["sets"])
     if "forget" in summary["sets"]:
@@ -186,9 +185,7 @@ def _score_texts(
 
 
 @torch.no_grad()
-def _generate(
-    policy: Policy, accelerator: Accelerator, name: str, prompts: Sequence[list[int]], args: CommonArgs
-) -> list[str]:
+def _generate(policy: Policy, accelerator: Accelerator, name: str, prompts: Sequence[list[int]], args: CommonArgs) -> list[str]:
     """Greedy answers to token prompts, in their order."""
     tokenizer = policy.tokenizer
     settings = GenerationConfig(
@@ -211,9 +208,7 @@ def _generate(
             output = model.generate(
                 input_ids=ids.to(accelerator.device), attention_mask=mask.to(accelerator.device), generation_config=settings
             )
-            for index, text in zip(
-                batch, tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True), strict=True
-            ):
+            for index, text in zip(batch, tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True), strict=True):
                 answers[index] = text.strip()
             bar.update(len(batch))
     return answers

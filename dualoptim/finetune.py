@@ -1,6 +1,6 @@
 """Fine-tuning: the training loop with one phase, for target models (they know the forget set) and retain-only models.
 
-    python -m dualoptim.finetune --model MODEL --data DATA --splits retain90 forget01 --output-dir runs/target
+python -m dualoptim.finetune --model MODEL --data DATA --splits retain90 forget01 --output-dir runs/target
 """
 
 from collections.abc import Sequence
@@ -57,6 +57,7 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
             raise InputError(f"--tasks {min(missing)}: no row of {', '.join(args.splits)} belongs to this task")
         rows = [row for row in rows if row.task is None or row.task in args.tasks]
     policy = demo_policy(args, accelerator) if args.model == DEMO else load_policy(args, accelerator)
+    policy.formatter.check(rows)
     claim_folders(args, accelerator, [folder])
     if accelerator.is_main_process:
         write_config(folder / "config.yaml", args)
@@ -71,7 +72,6 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train on `rows` with one phase until the last epoch, or until `target_loss` is reached; the steps' records."""
     builder = example_builder(rows, policy.formatter, ("answer",), (), args.seed)
-    policy.formatter.warn_if_cut()
     stream = Stream(
         name="retain",
         rows=len(rows),

@@ -107,9 +107,9 @@ def train(
                 {"step": step + 1, "epoch": round(epoch, 4), "phase": name, "lr": lr, **record, "seconds": round(seconds, 4)},
                 losses,
             )
-            if after_epoch and (step + 1) % plan.steps_per_epoch == 0:
-                if after_epoch(round(epoch), log.records[-plan.steps_per_epoch :]):
-                    break
+            epoch_ended = (step + 1) % plan.steps_per_epoch == 0
+            if after_epoch and epoch_ended and after_epoch(round(epoch), log.records[-plan.steps_per_epoch :]):
+                break
     finally:
         policy.model = accelerator.unwrap_model(model)
         if args.gradient_checkpointing:

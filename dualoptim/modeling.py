@@ -69,9 +69,7 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
     tokenizer = _from_hub(args.model, AutoTokenizer, source, **options)
     formatter, template = make_formatter(args, tokenizer)
     attention = attention_implementation(args, accelerator)
-    model = _from_hub(
-        args.model, AutoModelForCausalLM, source, **options, dtype=torch.float32, attn_implementation=attention
-    )
+    model = _from_hub(args.model, AutoModelForCausalLM, source, **options, dtype=torch.float32, attn_implementation=attention)
     if "gguf_file" in options:  # weights were widened to float32 on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
@@ -117,7 +115,7 @@ def attention_implementation(args: CommonArgs, accelerator: Accelerator) -> str:
     can_flash = on_cuda and is_flash_attn_2_available() and accelerator.mixed_precision in ("bf16", "fp16")
     if args.attn_implementation == "flash_attention_2" and not can_flash:
         raise InputError(
-            "--attn-implementation flash_attention_2 needs CUDA, the flash-attn package (pip install 'dualoptim[flash-attn]') and "
+            "--attn-implementation flash_attention_2 needs CUDA, the flash-attn package (the extra flash-attn) and "
             "--mixed_precision bf16 in the launch; choose sdpa"
         )
     if args.attn_implementation != "auto":
@@ -152,8 +150,8 @@ def _from_hub(name: str, kind: Any, source: str, **options: Any) -> Any:
     except Exception as error:  # OSError, ValueError, KeyError, JSON and safetensors errors, by the library's version
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"--model {name}: {kind.__name__} cannot load it ({reason[:300]}); give a folder written by save_pretrained, a .gguf "
-            "file, or a hub id that this machine can reach"
+            f"--model {name}: {kind.__name__} cannot load it ({reason[:300]}); give a folder written by save_pretrained, "
+            "a .gguf file, or a hub id that this machine can reach"
         ) from None
 
 

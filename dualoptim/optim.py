@@ -40,9 +40,7 @@ class DualOptimizer(Optimizer):
         ValueError: if one of the two factories drops, merges or reorders the groups it is given.
     """
 
-    def __init__(
-        self, params: Iterable[Any], *, forget: MakeOptimizer, retain: MakeOptimizer, phase: str = "forget"
-    ) -> None:
+    def __init__(self, params: Iterable[Any], *, forget: MakeOptimizer, retain: MakeOptimizer, phase: str = "forget") -> None:
         super().__init__(params, {})
         # Accelerate and DeepSpeed rebuild the group dictionaries and the list around them; the id finds a group again.
         for group_id, group in enumerate(self.param_groups):

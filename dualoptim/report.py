@@ -31,7 +31,7 @@ _METRIC_TITLES = {
 def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any], full: bool = False) -> str:
     """What was forgotten and what was kept, as a Markdown table. `full` adds the metrics beyond the two plainest."""
     metrics = list(_METRIC_TITLES) if full else list(_METRIC_TITLES)[:2]
-    rows = [("", "before", "after")]
+    rows: list[tuple[str, ...]] = [("", "before", "after")]
     for name, title in _SET_TITLES.items():
         for metric in metrics:
             old, new = (summary["sets"].get(name, {}).get(metric) for summary in (before, after))

@@ -32,9 +32,7 @@ class StepLog:
     def __enter__(self) -> "StepLog":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
         if self._file is not None:
             self._file.close()

