@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dualoptim.args import EvalArgs, FinetuneArgs, InputError, UnlearnArgs, preset
+from dualoptim.args import EvalArgs, FinetuneArgs, UnlearnArgs, preset
+from dualoptim.errors import InputError, NonFiniteError
 
 if TYPE_CHECKING:
-    from dualoptim.loop import NonFiniteError
     from dualoptim.optim import DualOptimizer
     from dualoptim.train import RunResult, TaskResult, run
 
@@ -25,7 +25,6 @@ __all__ = [
 
 _MODULES = {
     "DualOptimizer": "optim",
-    "NonFiniteError": "loop",
     "RunResult": "train",
     "TaskResult": "train",
     "run": "train",

@@ -19,18 +19,12 @@ from typing import Any, Literal, NoReturn, TypeVar
 import tyro
 import yaml
 
+from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.losses import FORGET, RETAIN
 
 DEMO = "demo"
 HUB_DATA = "locuslab/TOFU"
 SPLITS = ("forget01", "forget05", "forget10")
-
-
-class InputError(Exception):
-    """A mistake in what the user gave: one line with the value, the place and the remedy. Scripts exit with code 2.
-
-    Not a ValueError, because tyro would draw a box around it instead of letting the one line through.
-    """
 
 
 @dataclass(frozen=True)
@@ -417,10 +411,10 @@ def parse(kind: type[A], argv: Sequence[str] | None = None) -> A:
 
 
 def main(kind: type[A], action: Callable[[A], object]) -> NoReturn:
-    """Parse, act, and turn a user's mistake into one line on stderr and exit code 2."""
+    """Parse, act, and end with one line on stderr and code 2 for a user's mistake, 1 for a run that left the numbers."""
     try:
         action(parse(kind))
-    except InputError as error:
+    except (InputError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 1)
     sys.exit(0)

@@ -11,7 +11,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from dualoptim.args import CommonArgs, InputError
+from dualoptim.args import CommonArgs
+from dualoptim.errors import InputError
 from dualoptim.modeling import Policy
 
 

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from dualoptim import demo
-from dualoptim.args import DEMO, CommonArgs, InputError
+from dualoptim.args import DEMO, CommonArgs
+from dualoptim.errors import InputError
 from dualoptim.scores import Batch
 
 logger = logging.getLogger(__name__)

@@ -19,10 +19,12 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from dualoptim import metrics
-from dualoptim.args import DEMO, CommonArgs, EvalArgs, InputError
+from dualoptim.args import DEMO, CommonArgs, EvalArgs
 from dualoptim.checkpoint import claim_folders, output_folder, write_json, write_json_lines
 from dualoptim.data import Example, Row, Source
+from dualoptim.errors import InputError
 from dualoptim.modeling import Policy, load_policy, start_accelerator
+from dualoptim.report import score_table
 from dualoptim.scores import score
 
 logger = logging.getLogger(__name__)
@@ -233,4 +235,6 @@ def evaluate(args: EvalArgs) -> dict[str, Any]:
     policy = load_policy(args, accelerator)
     policy.model = accelerator.prepare_model(policy.model, evaluation_mode=True)
     claim_folders(args, accelerator, [folder])
-    return evaluate_model(policy, accelerator, sets, skipped, args, folder)
+    summary = evaluate_model(policy, accelerator, sets, skipped, args, folder)
+    accelerator.print(f"\n{score_table({'score': summary}, full=True)}\n\nrows and summary: {folder}")
+    return summary

@@ -11,9 +11,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from dualoptim import demo
-from dualoptim.args import DEMO, FinetuneArgs, InputError, main
+from dualoptim.args import DEMO, FinetuneArgs, main
 from dualoptim.checkpoint import claim_folders, export_model, output_folder
 from dualoptim.data import Row, Source, Stream, example_builder
+from dualoptim.errors import InputError
 from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import RETAIN
 from dualoptim.modeling import Policy, assemble, load_policy, make_formatter, start_accelerator

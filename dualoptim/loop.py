@@ -16,16 +16,13 @@ from torch.optim import Optimizer
 
 from dualoptim.args import TrainArgs
 from dualoptim.data import Stream
+from dualoptim.errors import NonFiniteError
 from dualoptim.losses import Objective
 from dualoptim.modeling import Policy
 from dualoptim.optim import adamw, decay_groups, make_optimizer, set_phase
 from dualoptim.schedule import Cycle, lr_factor, phase_at, phase_step, steps_per_epoch
 from dualoptim.scores import score
 from dualoptim.tracking import StepLog
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient is infinite or not a number. The step was not taken: the weights are those of the step before."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import is_flash_attn_2_available
 
-from dualoptim.args import CommonArgs, InputError
+from dualoptim.args import CommonArgs
 from dualoptim.data import Example, Formatter, choose_template, pack, pad
+from dualoptim.errors import InputError
 from dualoptim.scores import Batch
 
 logger = logging.getLogger(__name__)

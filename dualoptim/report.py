@@ -28,18 +28,22 @@ _METRIC_TITLES = {
 }
 
 
-def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any], full: bool = False) -> str:
-    """What was forgotten and what was kept, as a Markdown table. `full` adds the metrics beyond the two plainest."""
-    metrics = list(_METRIC_TITLES) if full else list(_METRIC_TITLES)[:2]
-    rows: list[tuple[str, ...]] = [("", "before", "after")]
+def score_table(summaries: Mapping[str, Mapping[str, Any]], full: bool = False) -> str:
+    """What was forgotten and what was kept, as a Markdown table with a column per summary, by its title.
+
+    `full` adds the metrics beyond the two plainest.
+    """
+    rows: list[tuple[str, ...]] = [("", *summaries)]
     for name, title in _SET_TITLES.items():
-        for metric in metrics:
-            old, new = (summary["sets"].get(name, {}).get(metric) for summary in (before, after))
-            if new is not None:
-                rows.append((f"{title}: {_METRIC_TITLES[metric]}", _number(old), _number(new)))
-    rows.append(("model utility (0 to 1, higher keeps more)", *(_number(s.get("model_utility")) for s in (before, after))))
-    efficacy = [_number(s.get("untargeted_forget_efficacy")) for s in (before, after)]
-    rows.append(("forget efficacy (0 to 1, higher forgets more)", *efficacy))
+        for metric in list(_METRIC_TITLES) if full else list(_METRIC_TITLES)[:2]:
+            values = [summary["sets"].get(name, {}).get(metric) for summary in summaries.values()]
+            if values[-1] is not None:
+                rows.append((f"{title}: {_METRIC_TITLES[metric]}", *map(_number, values)))
+    for key, title in (
+        ("model_utility", "model utility (0 to 1, higher keeps more)"),
+        ("untargeted_forget_efficacy", "forget efficacy (0 to 1, higher forgets more)"),
+    ):
+        rows.append((title, *(_number(summary.get(key)) for summary in summaries.values())))
     return markdown_table(rows)
 
 

@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from dualoptim.args import DEMO, UnlearnArgs, split_objectives
 from dualoptim.checkpoint import claim_folders, export_model, output_folder
 from dualoptim.data import Row, Source, Stream, example_builder, load_refusals
+from dualoptim.errors import NonFiniteError
 from dualoptim.evaluate import evaluate_model
 from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
-from dualoptim.loop import NonFiniteError, Phase, Plan, Term, train
+from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import FORGET, RETAIN
 from dualoptim.modeling import Policy, load_policy, start_accelerator
-from dualoptim.report import before_after_table, example_answers, model_card, results_row, write_results
+from dualoptim.report import example_answers, model_card, results_row, score_table, write_results
 from dualoptim.tracking import StepLog, write_config
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def run(args: UnlearnArgs) -> RunResult:
     for position, task in enumerate(args.task_list):
         rows += source.task_rows(args.split, task) + source.retain_rows(args.split, args.task_list[: position + 1])
         if args.eval:
-            source.evaluation_sets(args.split, task)
+            rows += [row for compared in source.evaluation_sets(args.split, task)[0].values() for row in compared]
     refusals = load_refusals(args.idk_file)
     folders = {
         (losses, rate, task): output / f"{losses}_lr{rate:g}" / f"task{task}"
@@ -116,7 +117,7 @@ def run(args: UnlearnArgs) -> RunResult:
                     table = [results_row(r.losses, r.learning_rate, r.task, r.before, r.after, r.folder) for r in results]
                     write_results(output, table)
                 if before and after:
-                    say("\n" + before_after_table(before, after) + "\n")
+                    say("\n" + score_table({"before": before, "after": after}) + "\n")
                     say(example_answers(folder / "eval_before", folder / "eval", {"forget": 2, "retain": 2}) + "\n")
                 say(f"model: {folder / 'model'}")
             policy = None

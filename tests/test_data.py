@@ -10,7 +10,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualoptim import UnlearnArgs, demo
-from dualoptim.args import InputError
 from dualoptim.data import (
     TEMPLATES,
     Formatter,
@@ -23,6 +22,7 @@ from dualoptim.data import (
     load_refusals,
     read_json_lines,
 )
+from dualoptim.errors import InputError
 
 SPLITS = {"forget01": (10, 40, 3600), "forget05": (10, 200, 2000), "forget10": (9, 400, 400)}
 

@@ -112,8 +112,9 @@ def by_hand(small_args, optimizers):
 
 
 @pytest.mark.parametrize("optim", ["dual-adamw", "adamw-alternate"])
-def test_a_run_equals_the_same_steps_written_out(small_args, optim):
-    args = dataclasses.replace(small_args, optim=optim, weight_decay=0.0, max_grad_norm=0.0)
+def test_a_run_equals_the_same_steps_written_out(small_args, tiny, optim):
+    # an untrained model: where gradients are near zero, Adam turns the rounding of another order of sums into whole steps
+    args = dataclasses.replace(small_args, model=str(tiny), optim=optim, weight_decay=0.0, max_grad_norm=0.0)
 
     def two_banks(parameters):
         parameters = list(parameters)
@@ -129,7 +130,6 @@ def test_a_run_equals_the_same_steps_written_out(small_args, optim):
         expected = by_hand(args, optimizers)
         largest[kind] = max(float((ours[name] - expected[name]).abs().max()) for name in ours)
     wrong = next(kind for kind in largest if kind != optim)
-    # rounding differs between packed and single rows, and Adam turns that into a share of the rate where a gradient is tiny
     assert largest[optim] <= 0.02 * 5e-4
     assert largest[wrong] > 10 * largest[optim], "the wrong optimizer would pass as well"
 
