@@ -17,7 +17,7 @@ from dualoptim.data import Row, Source, Stream, example_builder
 from dualoptim.errors import InputError
 from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import RETAIN
-from dualoptim.modeling import Policy, assemble, load_policy, make_formatter, start_accelerator
+from dualoptim.modeling import Policy, assemble, load_policy, make_formatter, release, start_accelerator
 from dualoptim.report import model_card
 from dualoptim.tracking import StepLog, write_config
 
@@ -65,6 +65,7 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
     log = fit(policy, accelerator, rows, args, folder / "log.jsonl", "fine-tune")
     card = model_card(args.model, f"fine-tuned on {', '.join(args.splits)} of {args.data_source}", args)
     export_model(accelerator, policy, folder / "model", card)
+    release(policy, accelerator)
     return FinetuneResult(folder, folder / "model", log)
 
 

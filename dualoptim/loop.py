@@ -5,13 +5,14 @@ term each, the joint baseline one phase with two terms, fine-tuning one phase wi
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch.optim import Optimizer
 
 from dualoptim.args import TrainArgs
@@ -73,7 +74,7 @@ def train(
     beta: float = 1.0,
     after_epoch: Callable[[int, Sequence[dict[str, Any]]], bool] | None = None,
 ) -> None:
-    """Train `policy.model` in place over the steps of `plan`.
+    """Train `policy.model` over the steps of `plan`, and leave it prepared: to be saved, and then released.
 
     `after_epoch(epoch, records)` may return True to stop early. Raises:
         NonFiniteError: naming step and phase, before the step that would have spoiled the weights.
@@ -84,11 +85,12 @@ def train(
     raw_optimizer = make_optimizer(
         optimizer_kind, decay_groups(raw_model, args.weight_decay), adamw(base_rate, args.adam_betas)
     )
-    model, optimizer = accelerator.prepare(raw_model, raw_optimizer)
     if args.gradient_checkpointing:
         raw_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    policy.model = model
-    model.train()
+    policy.model, optimizer = accelerator.prepare(raw_model, raw_optimizer)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        assert policy.model.basic_optimizer is raw_optimizer, "DeepSpeed has replaced the optimizer"
+    policy.model.train()
     try:
         for step in range(plan.last_step):
             started = time.perf_counter()
@@ -108,10 +110,8 @@ def train(
             if after_epoch and epoch_ended and after_epoch(round(epoch), log.records[-plan.steps_per_epoch :]):
                 break
     finally:
-        policy.model = accelerator.unwrap_model(model)
         if args.gradient_checkpointing:
-            policy.model.gradient_checkpointing_disable()
-        accelerator.free_memory(model, optimizer)
+            accelerator.unwrap_model(policy.model).gradient_checkpointing_disable()
 
 
 def _step(
@@ -136,27 +136,39 @@ def _step(
     *counts, tokens = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
 
     # ---- forward and backward; gradients of all but the last micro-batch stay on their process
+    model = policy.model
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     sums = torch.zeros(len(names), device=accelerator.device)
     for position, (name, batch) in enumerate(window):
         is_last = position == len(window) - 1
         term, index = phase.terms[name], names.index(name)
-        with contextlib.nullcontext() if is_last else accelerator.no_sync(policy.model):
-            total, _ = term.objective.loss(score(policy.model, batch), beta)
+        if deepspeed:
+            model.set_gradient_accumulation_boundary(is_last)
+        with contextlib.nullcontext() if is_last or deepspeed else accelerator.no_sync(model):
+            total, _ = term.objective.loss(score(model, batch), beta)
             # data-parallel processes average their gradients; times their number, the average is the sum again
-            accelerator.backward(term.coefficient * total * (accelerator.num_processes / counts[index]))
+            loss = term.coefficient * total * (accelerator.num_processes / counts[index])
+            # accelerator.backward would take DeepSpeed's step at once, before anything is checked
+            model.backward(loss) if deepspeed else accelerator.backward(loss)
         sums[index] += total.detach()
     sums = accelerator.reduce(sums, "sum")
     losses = {name: float(total) / count for name, total, count in zip(names, sums, counts, strict=True)}
 
     # ---- clip, check, step
-    max_norm = phase.max_grad_norm or float("inf")
-    norm = float(accelerator.clip_grad_norm_(policy.model.parameters(), max_norm))
-    loss = sum(losses.values()) if len(losses) == 1 else sum(phase.terms[n].coefficient * v for n, v in losses.items())
-    if not (torch.tensor([loss, norm]).isfinite().all()):
-        raise NonFiniteError(f"{place}: loss {loss:g}, gradient norm {norm:g}; lower the rate or clip the gradient harder")
-    optimizer.step()
-    optimizer.zero_grad()
-    record: dict[str, Any] = {"loss": loss, "grad_norm": norm, "count": int(sum(counts)), "tokens": int(tokens)}
+    weighted = sum(losses.values()) if len(losses) == 1 else sum(phase.terms[n].coefficient * v for n, v in losses.items())
+    norm = math.nan
+    if deepspeed and math.isfinite(weighted):
+        model.optimizer.clip_grad = phase.max_grad_norm
+        model.step()  # clips; skips the update by itself if the norm is not finite
+        norm = float(model.get_global_grad_norm())
+    elif not deepspeed:
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), phase.max_grad_norm or math.inf))
+    if not (math.isfinite(weighted) and math.isfinite(norm)):
+        raise NonFiniteError(f"{place}: loss {weighted:g}, gradient norm {norm:g}; lower the rate or clip the gradient harder")
+    if not deepspeed:
+        optimizer.step()
+        optimizer.zero_grad()
+    record: dict[str, Any] = {"loss": weighted, "grad_norm": norm, "count": int(sum(counts)), "tokens": int(tokens)}
     if len(losses) > 1:
         record |= {f"{name}_loss": value for name, value in losses.items()}
     return record, losses

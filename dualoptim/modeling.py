@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import InitProcessGroupKwargs
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import is_flash_attn_2_available
@@ -45,8 +46,22 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
 
     `accelerate launch` leaves a CPU process with one thread unless told otherwise, which costs half the speed on two cores.
     """
-    # Our loop owns its micro-batches: one counter for all loaders, as Accelerate keeps it, would mix the phases.
-    accelerator = Accelerator(gradient_accumulation_steps=1)
+    on_cpu = not torch.accelerator.is_available()
+    with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    accelerator = Accelerator(
+        # without `cpu` several processes on a CPU would run as so many separate jobs; with it DeepSpeed would be switched off
+        cpu=on_cpu and not with_deepspeed,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu else [],
+    )
+    if with_deepspeed:
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "gradient_accumulation_steps": 1,  # the loop owns its micro-batches
+            "train_micro_batch_size_per_gpu": 1,  # needed where no loader is prepared; nothing follows from it here
+            "gradient_clipping": 0.0,  # set per phase; unset it would be 1
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # unset, offloading replaces our optimizer by another without a word
+            "data_types": {"grad_accum_dtype": "fp32"},
+        }
     if accelerator.device.type == "cpu":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(args.threads or max(1, len(os.sched_getaffinity(0)) // here))
@@ -80,12 +95,23 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
 
 def assemble(args: CommonArgs, model: Any, formatter: Formatter, template: str, accelerator: Accelerator) -> Policy:
     """A `Policy` of a loaded model, which is moved to its device and probed for packed rows."""
-    if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        model.to(accelerator.device)
+    model.to(accelerator.device)
     packed = args.packing and takes_packed_rows(model)
     if args.packing and not packed:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
     return Policy(model, formatter, template, packed)
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether training divides the model among processes, or wraps it so that it does not come back as it was."""
+    return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+
+def release(policy: Policy, accelerator: Accelerator) -> None:
+    """Free what training prepared. The plain model remains; a sharded one is gone and has to be loaded again."""
+    accelerator.wait_for_everyone()
+    policy.model = None if is_sharded(accelerator) else accelerator.unwrap_model(policy.model)
+    accelerator.free_memory()
 
 
 def make_formatter(args: CommonArgs, tokenizer: Any) -> tuple[Formatter, str]:

@@ -1,6 +1,7 @@
 """`run(args)`: every pair of objectives, every rate, every task, from the model to the tables."""
 
 import dataclasses
+import itertools
 import logging
 import shutil
 from collections.abc import Sequence
@@ -11,14 +12,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from dualoptim.args import DEMO, UnlearnArgs, split_objectives
-from dualoptim.checkpoint import claim_folders, export_model, output_folder
+from dualoptim.checkpoint import claim_folders, export_model, output_folder, write_text
 from dualoptim.data import Row, Source, Stream, example_builder, load_refusals
 from dualoptim.errors import NonFiniteError
 from dualoptim.evaluate import evaluate_model
 from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
 from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import FORGET, RETAIN
-from dualoptim.modeling import Policy, load_policy, start_accelerator
+from dualoptim.modeling import Policy, load_policy, release, start_accelerator
 from dualoptim.report import example_answers, model_card, results_row, score_table, write_results
 from dualoptim.tracking import StepLog, write_config
 
@@ -82,46 +83,75 @@ def run(args: UnlearnArgs) -> RunResult:
 
     # ---- one run per pair of objectives and rate; its tasks follow one another on the same weights
     results: list[TaskResult] = []
-    first: TaskResult | None = None  # every pair and rate starts from the same weights, which are evaluated once
-    for losses in args.forget_losses:
-        for rate in args.rates:
-            policy = policy or load_policy(args, accelerator)
-            for position, task in enumerate(args.task_list):
-                folder = folders[losses, rate, task]
-                say(f"{losses}, rate {rate:g}, {args.optim}: {source.describe(args.split, task)} -> {folder}")
-                if accelerator.is_main_process:
-                    write_config(folder / "config.yaml", args)
-                before = after = None
-                if args.eval:
-                    sets, skipped = source.evaluation_sets(args.split, task)
-                    if position == 0 and first:
-                        before = first.before
-                        if accelerator.is_main_process:
-                            shutil.copytree(first.folder / "eval_before", folder / "eval_before")
-                    else:
-                        before = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval_before")
-                retain = source.retain_rows(args.split, args.task_list[: position + 1])
-                forget = source.task_rows(args.split, task)
-                try:
-                    log = _unlearn(policy, accelerator, forget, retain, refusals, losses, rate, args, folder)
-                except NonFiniteError as error:
-                    export_model(accelerator, policy, folder / "model", model_card(args.model, f"stopped at {error}", args))
-                    raise NonFiniteError(f"{error}. The weights before this step are in {folder / 'model'}") from None
-                if args.eval:
-                    after = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval")
-                card = model_card(args.model, f"{source.describe(args.split, task)} unlearned with {losses}", args, after)
-                export_model(accelerator, policy, folder / "model", card)
-                results.append(TaskResult(losses, rate, task, folder, folder / "model", log, before, after))
-                first = first or results[0]
-                if accelerator.is_main_process:
-                    table = [results_row(r.losses, r.learning_rate, r.task, r.before, r.after, r.folder) for r in results]
-                    write_results(output, table)
-                if before and after:
-                    say("\n" + score_table({"before": before, "after": after}) + "\n")
-                    say(example_answers(folder / "eval_before", folder / "eval", {"forget": 2, "retain": 2}) + "\n")
-                say(f"model: {folder / 'model'}")
-            policy = None
+    for losses, rate in itertools.product(args.forget_losses, args.rates):
+        policy = policy or load_policy(args, accelerator)
+        for position, task in enumerate(args.task_list):
+            folder = folders[losses, rate, task]
+            say(f"{losses}, rate {rate:g}, {args.optim}: {source.describe(args.split, task)} -> {folder}")
+            # every pair and rate starts from the same weights, which are evaluated once
+            known = results[0] if results and position == 0 else None
+            result = _run_task(policy, accelerator, source, refusals, args, (losses, rate, position), folder, known)
+            results.append(result)
+            if accelerator.is_main_process:
+                write_results(
+                    output, [results_row(r.losses, r.learning_rate, r.task, r.before, r.after, r.folder) for r in results]
+                )
+            if result.before and result.after:
+                say("\n" + score_table({"before": result.before, "after": result.after}) + "\n")
+                say(example_answers(folder / "eval_before", folder / "eval", {"forget": 2, "retain": 2}) + "\n")
+            say(f"model: {result.model}")
+        policy = None
     return RunResult(output, results)
+
+
+def _run_task(
+    policy: Policy,
+    accelerator: Accelerator,
+    source: Source,
+    refusals: Sequence[str],
+    args: UnlearnArgs,
+    which: tuple[str, float, int],
+    folder: Path,
+    known: TaskResult | None,
+) -> TaskResult:
+    """Evaluate, unlearn one task, save, evaluate again; `policy` then holds the new weights.
+
+    `which` is the pair of objectives, the rate, and the position of the task in the list. `known` is an earlier result that
+    started from the same weights.
+    """
+    losses, rate, position = which
+    task = args.task_list[position]
+    sets, skipped = source.evaluation_sets(args.split, task) if args.eval else ({}, {})
+    if accelerator.is_main_process:
+        write_config(folder / "config.yaml", args)
+    before = after = None
+    if args.eval and known:
+        before = known.before
+        if accelerator.is_main_process:
+            shutil.copytree(known.folder / "eval_before", folder / "eval_before")
+    elif args.eval:
+        before = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval_before")
+
+    forget = source.task_rows(args.split, task)
+    retain = source.retain_rows(args.split, args.task_list[: position + 1])
+    model = folder / "model"
+    what = f"{source.describe(args.split, task)} unlearned with {losses}"
+    try:
+        log = _unlearn(policy, accelerator, forget, retain, refusals, losses, rate, args, folder)
+    except NonFiniteError as error:
+        export_model(accelerator, policy, model, model_card(args.model, f"stopped at {error}", args))
+        release(policy, accelerator)
+        raise NonFiniteError(f"{error}. The weights before this step are in {model}") from None
+    export_model(accelerator, policy, model, model_card(args.model, what, args))
+    release(policy, accelerator)
+    if policy.model is None and (args.eval or position + 1 < len(args.task_list)):
+        policy.model = load_policy(dataclasses.replace(args, model=str(model)), accelerator).model
+
+    if args.eval:
+        after = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval")
+        if accelerator.is_main_process:
+            write_text(model / "README.md", model_card(args.model, what, args, after))
+    return TaskResult(losses, rate, task, folder, model, log, before, after)
 
 
 def _unlearn(
@@ -183,4 +213,5 @@ def _teach_demo(args: UnlearnArgs, accelerator: Accelerator, output: Path) -> Un
     fit(policy, accelerator, rows, recipe, None, "learn")
     folder = output / "demo_model"
     export_model(accelerator, policy, folder, model_card(DEMO, "which knows the demo's facts", recipe))
+    release(policy, accelerator)
     return dataclasses.replace(args, model=str(folder), data=DEMO, learning_rates=args.rates)
