@@ -1,0 +1,91 @@
+"""Many processes, one result: final weights of every strategy against the single process."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import state_of
+
+from dualoptim import UnlearnArgs, run
+
+ROOT = Path(__file__).resolve().parents[1]
+RATE = 1e-3
+OPTIMIZERS = ("dual-adamw", "adamw-alternate", "adamw")
+STRATEGIES = {
+    "DDP": ("ddp", None),
+    "ZeRO-1": ("zero1", None),
+    "ZeRO-2": ("zero2", None),
+    "ZeRO-3": ("zero3", None),
+    "ZeRO-3, sub-groups": ("zero3", 100_000),
+    "ZeRO-3, offload": ("zero3_offload", None),
+}
+
+
+def launch(config, spec, processes=2, timeout=600):
+    """Run the worker under one of the shipped configurations, on the CPU."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment["OMP_NUM_THREADS"] = "1"
+    if config == "ddp":  # the launcher wants GPUs for it otherwise
+        environment["ACCELERATE_USE_CPU"] = "true"
+    command = ["accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml")]
+    command += ["--num_processes", str(processes), "--mixed_precision", "no"]
+    command += [str(ROOT / "tests" / "distributed_worker.py"), json.dumps(spec)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
+def arguments(model, output, optim, **changes):
+    common = {
+        "model": str(model),
+        "data": "demo",
+        "learning_rates": (RATE,),
+        "optim": optim,
+        "retain_freq": 2,
+        "gradient_accumulation_steps": 2,
+        "batch_size": 4,
+        "max_steps": 24,
+        "eval": False,
+        "output_dir": str(output),
+    }
+    return UnlearnArgs(**{**common, **changes})
+
+
+def difference(ours, reference):
+    assert ours.keys() == reference.keys()
+    gaps = [(ours[name].double() - reference[name].double()).abs() for name in reference]
+    return max(float(gap.max()) for gap in gaps), float(torch.cat([gap.flatten() for gap in gaps]).mean())
+
+
+@pytest.fixture(scope="module")
+def single(tiny, tmp_path_factory):
+    """The final weights of one process, by optimizer."""
+    folder = tmp_path_factory.mktemp("single")
+    return {optim: state_of(run(arguments(tiny, folder / optim, optim)).tasks[0].model) for optim in OPTIMIZERS}
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_path):
+    config, sub_group_size = STRATEGIES[strategy]
+    pytest.importorskip("deepspeed")
+    runs = [arguments(tiny, tmp_path / optim, optim, batch_size=2) for optim in OPTIMIZERS]
+    spec = {"runs": [dataclasses.asdict(args) for args in runs], "sub_group_size": sub_group_size}
+    done = launch(config, spec)
+    assert done.stdout.count("done") == 2
+    assert "of 2:" in done.stdout
+    cells = {}
+    for args in runs:
+        ours = state_of(tmp_path / args.optim / f"ME+GD_lr{RATE:g}" / "task1" / "model")
+        cells[args.optim] = {other: difference(ours, single[other]) for other in OPTIMIZERS}
+    print(strategy, json.dumps(cells))
+    for optim in OPTIMIZERS:
+        largest, mean = cells[optim][optim]
+        assert largest <= 0.01 * RATE, optim
+        assert mean <= 1e-4 * RATE, optim
+        wrong = [cells[optim][other] for other in OPTIMIZERS if other != optim]
+        assert all(other_largest > 10 * 0.01 * RATE for other_largest, _ in wrong), "mixed-up banks would pass"
