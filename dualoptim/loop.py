@@ -108,7 +108,7 @@ def train(
             if after_epoch and epoch_ended and after_epoch(round(epoch), log.records[-plan.steps_per_epoch :]):
                 break
     finally:
-        policy.model = accelerator.unwrap_model(model)
+        policy.model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if args.gradient_checkpointing:
             policy.model.gradient_checkpointing_disable()
         accelerator.free_memory(model, optimizer)
@@ -129,7 +129,7 @@ def _step(
         for examples in term.stream.window(phase_index)
     ]
     names = list(phase.terms)
-    totals = torch.zeros(len(names) + 1, dtype=torch.float64)
+    totals = torch.zeros(len(names) + 1, dtype=torch.int64)
     for name, batch in window:
         totals[names.index(name)] += phase.terms[name].objective.count(batch)
         totals[-1] += batch.num_tokens

@@ -49,7 +49,8 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
     accelerator = Accelerator(gradient_accumulation_steps=1)
     if accelerator.device.type == "cpu":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(args.threads or max(1, len(os.sched_getaffinity(0)) // here))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(args.threads or max(1, cores // here))
     return accelerator
 
 
@@ -82,7 +83,8 @@ def assemble(args: CommonArgs, model: Any, formatter: Formatter, template: str, 
     """A `Policy` of a loaded model, which is moved to its device and probed for packed rows."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         model.to(accelerator.device)
-    packed = args.packing and takes_packed_rows(model)
+    with accelerator.autocast():
+        packed = args.packing and takes_packed_rows(model)
     if args.packing and not packed:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
     return Policy(model, formatter, template, packed)
@@ -169,7 +171,7 @@ def takes_packed_rows(model: Any) -> bool:
     try:
         together = _logits(model, pack(examples))
         alone = torch.cat([_logits(model, pack([example])) for example in examples])
-    except (TypeError, ValueError):  # a forward without position_ids
+    except (TypeError, ValueError, RuntimeError, IndexError):  # no position_ids, or buffers that end too early
         return False
     finally:
         model.train(was_training)
