@@ -24,7 +24,7 @@ from dualoptim.losses import FORGET, RETAIN
 
 DEMO = "demo"
 HUB_DATA = "locuslab/TOFU"
-SPLITS = ("forget01", "forget05", "forget10")
+SPLITS = ("forget01", "forget05", "forget10", "forget")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,6 @@ class CommonArgs:
     data: str | None = None
     """Rows to use: a folder of JSON Lines files in the layout of the published DualOptim data, a folder or hub id in the
     layout of locuslab/TOFU, or `demo`. Default: `demo` with the demo model, otherwise locuslab/TOFU."""
-    split: str = "forget05"
-    """Size of the forget tasks: forget01 (40 rows a task in TOFU), forget05 (200) or forget10 (400)."""
     template: Literal["auto", "chat", "qa", "llama2", "llama3", "phi"] = "auto"
     """How question and answer become text. `auto` takes the first that fits: the tokenizer's own chat template; llama3 or phi
     if their tags are tokens of the vocabulary; llama2 if the model's name says so; qa (Question: / Answer:)."""
@@ -56,28 +54,16 @@ class CommonArgs:
     cannot tell them apart falls back to padding by itself."""
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention kernel. `auto`: flash-attention where CUDA, the package and 16-bit weights or autocast are there, else sdpa."""
-    eval_rows: int = 0
-    """Rows per evaluation set, from its start; 0 takes all of them."""
-    eval_batch_size: int = 16
-    """Rows per forward pass of the evaluation and per call of generate. It changes time and memory, not results."""
-    max_new_tokens: int = 128
-    """Longest generated answer in tokens. TOFU's longest answer has about 110."""
     output_dir: str | None = None
     """Folder for everything that is written. Default: runs/<date>-<time>."""
     overwrite: bool = False
     """Replace results that an earlier run left in the output folder; without it such a folder is refused."""
-    seed: int = 1001
-    """Seed of the order of examples, the choice of refusals, and dropout. 1001 as published."""
     threads: int = 0
     """CPU threads of each process; 0 shares the machine's cores among its processes. Ignored on a GPU."""
 
     def __post_init__(self) -> None:
         check_range("--max-length", self.max_length, 2)
-        check_range("--eval-rows", self.eval_rows, 0)
-        check_range("--eval-batch-size", self.eval_batch_size, 1)
-        check_range("--max-new-tokens", self.max_new_tokens, 1)
         check_range("--threads", self.threads, 0)
-        check_range("--seed", self.seed, 0)
         if not self.model:
             raise InputError("--model is empty; give a hub id, a folder or a .gguf file")
         if self.model == DEMO and self.data not in (None, DEMO):
@@ -99,9 +85,34 @@ class CommonArgs:
 
 
 @dataclass(frozen=True)
+class MeasureArgs(CommonArgs):
+    """What every command that evaluates needs on top."""
+
+    split: str = "forget05"
+    """Size of the forget tasks: forget01 (40 rows a task in TOFU), forget05 (200) or forget10 (400); or `forget` for data in
+    the layout of the published real-world scenario, with neighbor.json as what is kept."""
+    eval_rows: int = 0
+    """Rows per evaluation set, from its start; 0 takes all of them."""
+    eval_batch_size: int = 16
+    """Texts per forward pass of the evaluation and per call of generate. It changes time and memory, not results."""
+    max_new_tokens: int = 128
+    """Longest generated answer in tokens. TOFU's longest answer has about 110."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split not in SPLITS:
+            raise InputError(f"--split {self.split!r} is unknown; choose from {', '.join(SPLITS)}")
+        check_range("--eval-rows", self.eval_rows, 0)
+        check_range("--eval-batch-size", self.eval_batch_size, 1)
+        check_range("--max-new-tokens", self.max_new_tokens, 1)
+
+
+@dataclass(frozen=True)
 class TrainArgs(CommonArgs):
     """What every command that trains needs on top."""
 
+    seed: int = 1001
+    """Seed of the order of examples, the choice of refusals, and dropout. 1001 as published."""
     num_epochs: int = 5
     """Passes over the forget set (fine-tuning: over all rows). 5 as published."""
     max_steps: int = 0
@@ -123,6 +134,8 @@ class TrainArgs(CommonArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed {self.seed} is out of range; give 0 or more, below 2**32")
         check_range("--num-epochs", self.num_epochs, 1)
         check_range("--max-steps", self.max_steps, 0)
         check_range("--batch-size", self.batch_size, 1)
@@ -136,7 +149,7 @@ class TrainArgs(CommonArgs):
 
 
 @dataclass(frozen=True)
-class UnlearnArgs(TrainArgs):
+class UnlearnArgs(TrainArgs, MeasureArgs):
     """Make a language model forget one set of facts and keep another, with decoupled optimizer states (DualOptim).
 
     Without any flag the built-in demo runs.
@@ -154,7 +167,7 @@ class UnlearnArgs(TrainArgs):
     learning_rates: tuple[float, ...] = ()
     """Base rates; each is a run of its own. Default: 1e-5 as published, or 5e-4 for the demo's tiny model."""
     forget_lr: float | None = None
-    """Base rate of forget steps. Default: the run's learning rate. No effect with --optim adamw, which has one rate."""
+    """Base rate of forget steps. Default: the run's learning rate. Not with --optim adamw, which has one rate."""
     forget_freq: int = 1
     """Forget steps in a row before retain steps follow."""
     retain_freq: int = 5
@@ -176,8 +189,6 @@ class UnlearnArgs(TrainArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.split not in SPLITS:
-            raise InputError(f"--split {self.split!r} is unknown; choose from {', '.join(SPLITS)}")
         if not self.forget_losses:
             raise InputError("--forget-losses is empty; give at least one pair such as ME+GD")
         for pair in self.forget_losses:
@@ -186,21 +197,24 @@ class UnlearnArgs(TrainArgs):
             raise InputError("--task-list is empty; give at least one task number")
         check_unique("--task-list", self.task_list)
         check_unique("--forget-losses", self.forget_losses)
-        check_unique("--learning-rates", self.learning_rates)
+        check_unique("--learning-rates", [f"{rate:g}" for rate in self.learning_rates])  # they name folders
         for task in self.task_list:
             check_range("--task-list", task, 0)
         for rate in self.learning_rates:
             check_range("--learning-rates", rate, 0, above=True)
         if self.forget_lr is not None:
             check_range("--forget-lr", self.forget_lr, 0, above=True)
-            if self.optim == "adamw":
-                raise InputError("--forget-lr has no effect with --optim adamw, which takes both losses in one step; drop it")
         check_range("--forget-freq", self.forget_freq, 1)
         check_range("--retain-freq", self.retain_freq, 1)
         check_range("--forget-coeff", self.forget_coeff, 0, above=True)
         check_range("--regularization-coeff", self.regularization_coeff, 0, above=True)
         if self.forget_max_grad_norm is not None:
             check_range("--forget-max-grad-norm", self.forget_max_grad_norm, 0)
+        for flag, value in (("--forget-lr", self.forget_lr), ("--forget-max-grad-norm", self.forget_max_grad_norm)):
+            if self.optim == "adamw" and value is not None:
+                raise InputError(
+                    f"{flag} {value:g} has no effect with --optim adamw, whose steps take both losses; give {flag} None"
+                )
         check_range("--beta", self.beta, 0, above=True)
 
     @property
@@ -231,7 +245,7 @@ class FinetuneArgs(TrainArgs):
 
 
 @dataclass(frozen=True)
-class EvalArgs(CommonArgs):
+class EvalArgs(MeasureArgs):
     """Measure what a model still knows: of the forget task, the retain set, real authors and world facts."""
 
     task: int = 1
@@ -239,8 +253,6 @@ class EvalArgs(CommonArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.split not in SPLITS:
-            raise InputError(f"--split {self.split!r} is unknown; choose from {', '.join(SPLITS)}")
         check_range("--task", self.task, 0)
 
 
@@ -271,8 +283,11 @@ def split_objectives(pair: str) -> tuple[str, str]:
 
 # ---------------------------------------------------------------------------------------------------------- presets
 
+# Files are those of the published DualOptim code, folder LLM. Its scripts run two processes, so that a step has twice the
+# examples of one process here: on one process double --gradient-accumulation-steps. Coefficient 0.1 is its value for ME+GD
+# (scripts/tofu/me_gd_dual.sh, forget10); for IDK+AP give --forget-coeff 1.0 (scripts/tofu/idk_ap_dual.sh).
 PRESETS: dict[str, dict[str, Any]] = {
-    # LLM/config/llama_tofu.yaml and LLM/scripts/tofu/me_gd_dual.sh of the published code: forget10, ME+GD.
+    # config/llama_tofu.yaml
     "tofu-llama2-7b": {
         "model": "locuslab/tofu_ft_llama2-7b",
         "data": HUB_DATA,
@@ -284,8 +299,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "forget_coeff": 0.1,
         "gradient_checkpointing": True,
     },
-    # LLM/config/phi1-5_tofu.yaml and the same script. The published tags (<|user|> ...) are not those this model was
-    # fine-tuned with; TOFU's own are Question: / Answer:, so those are used.
+    # config/phi1-5_tofu.yaml. Its tags (<|user|> ...) are not those this model was fine-tuned with; TOFU's own are
+    # Question: / Answer:, so those are used.
     "tofu-phi-1.5": {
         "model": "locuslab/tofu_ft_phi-1.5",
         "data": HUB_DATA,
@@ -297,9 +312,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "forget_coeff": 0.1,
         "gradient_checkpointing": True,
     },
-    # LLM/config/real_world.yaml: rate 5e-6, 4 x 4 examples, coefficient 0.5; the data is given with --data.
+    # config/real_world.yaml; the folder with forget.json and neighbor.json is given with --data
     "real-world-llama3-8b": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct",
+        "split": "forget",
         "template": "llama3",
         "gradient_accumulation_steps": 4,
         "learning_rates": (5e-6,),
@@ -410,10 +426,20 @@ def parse(kind: type[A], argv: Sequence[str] | None = None) -> A:
     return tyro.cli(kind, args=flags, default=default, description=description)
 
 
+def _leave_process_group() -> None:
+    """End a launch cleanly: a process that leaves while others still talk to it aborts them now and then."""
+    from accelerate import PartialState
+
+    if PartialState._shared_state:
+        PartialState().wait_for_everyone()
+        PartialState().destroy_process_group()
+
+
 def main(kind: type[A], action: Callable[[A], object]) -> NoReturn:
     """Parse, act, and end with one line on stderr and code 2 for a user's mistake, 1 for a run that left the numbers."""
     try:
         action(parse(kind))
+        _leave_process_group()
     except (InputError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from dualoptim.args import CommonArgs
+from dualoptim.data import PROMPT_FILE
 from dualoptim.errors import InputError
 from dualoptim.modeling import Policy
 
@@ -22,29 +24,33 @@ def output_folder(args: CommonArgs, accelerator: Accelerator) -> Path:
     return Path(names[0]).expanduser()
 
 
-def claim_folders(args: CommonArgs, accelerator: Accelerator, folders: Iterable[Path]) -> None:
-    """Empty the folders that this run is going to fill.
+def claim(args: CommonArgs, accelerator: Accelerator, targets: Iterable[Path]) -> None:
+    """Make sure that the files and folders that this run is going to write are not there, removing them with `--overwrite`.
 
-    Raises:
-        InputError: if one of them holds something and `--overwrite` was not given, or cannot be written.
+    Nothing else in the output folder is touched. Raises:
+        InputError: if one of them exists and `--overwrite` was not given, holds the model or the data, or cannot be written.
     """
-    folders = list(folders)
-    for folder in folders:
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--output-dir: {folder} is a file; give another folder")
-        if folder.is_dir() and any(folder.iterdir()) and not args.overwrite:
-            raise InputError(
-                f"--output-dir: {folder} holds an earlier result; give another folder, or --overwrite to replace it"
-            )
+    targets = list(targets)
+    sources = [Path(name).expanduser().resolve() for name in (args.model, args.data or "") if Path(name).expanduser().exists()]
+    for target in targets:
+        for ancestor in target.parents:
+            if ancestor.exists() and not ancestor.is_dir():
+                raise InputError(f"--output-dir: {ancestor} is a file; give another folder")
+        if target.exists() and any(target.resolve() in (source, *source.parents) for source in sources if source != Path.cwd()):
+            raise InputError(f"--output-dir: {target} holds the model or the data of this run; give another folder")
+        if target.exists() and not args.overwrite:
+            raise InputError(f"--output-dir: {target} is an earlier result; give another folder, or --overwrite to replace it")
+    problem = [""]
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                folder.mkdir(parents=True)
-            except OSError as error:
-                raise InputError(f"--output-dir: {folder} cannot be written ({error.strerror}); give another folder") from None
-    accelerator.wait_for_everyone()
+        try:
+            for target in targets:
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = [f"--output-dir: {error.filename} cannot be written ({error.strerror}); give another folder"]
+    if broadcast_object_list(problem)[0]:
+        raise InputError(problem[0])
 
 
 def write_text(path: Path, text: str) -> None:
@@ -72,9 +78,13 @@ def export_model(accelerator: Accelerator, policy: Policy, folder: Path, card: s
         beside = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(beside, ignore_errors=True)
         model = accelerator.unwrap_model(policy.model)
-        # save_pretrained pops entries from the dictionary that it is given
-        model.save_pretrained(beside, state_dict=dict(state), safe_serialization=True)
+        # gathered weights are copies, in which tied ones no longer show; save_pretrained pops entries from what it is given
+        tied = getattr(model, "all_tied_weights_keys", None) or {}
+        state = {name: value for name, value in state.items() if name not in tied}
+        model.save_pretrained(beside, state_dict=state, safe_serialization=True)
         policy.tokenizer.save_pretrained(beside)
+        tags = policy.formatter.tags
+        write_json(beside / PROMPT_FILE, {"template": policy.template, "tags": asdict(tags) if tags else None})
         (beside / "README.md").write_text(card, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)

@@ -10,7 +10,7 @@ range of rows of the configuration `full`.
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import accumulate
@@ -40,6 +40,10 @@ class Row:
     perturbed_answers: tuple[str, ...] = ()
     task: int | None = None
 
+    def texts(self) -> list[str]:
+        """All answers, the true one first, then its paraphrase if there is one, then the wrong ones."""
+        return [self.answer, *([self.paraphrased_answer] if self.paraphrased_answer else []), *self.perturbed_answers]
+
 
 def parse_row(raw: Any, place: str) -> Row:
     """A `Row` from one JSON object.
@@ -61,10 +65,10 @@ def parse_row(raw: Any, place: str) -> Row:
         isinstance(perturbed, list) and perturbed and all(isinstance(text, str) and text for text in perturbed)
     ):
         raise InputError(f"{place}: perturbed_answer is {perturbed!r}; give a list of texts")
-    try:
-        task = None if task is None else int(task)
-    except (TypeError, ValueError):
-        raise InputError(f"{place}: task_id is {task!r}; give a whole number") from None
+    if task is not None:
+        if isinstance(task, bool) or not isinstance(task, (int, str)) or not str(task).isdecimal():
+            raise InputError(f"{place}: task_id is {task!r}; give a whole number")
+        task = int(task)
     return Row(raw["question"], raw["answer"], paraphrased, tuple(perturbed or ()), task)
 
 
@@ -105,7 +109,7 @@ _TASK_ROWS, _TASK_STARTS = (
         "forget10": [3600, 3200, 2800, 2000, 2400, 400, 800, 1200, 1600],
     },
 )
-_RETAIN = {"forget01": "retain90", "forget05": "retain50", "forget10": "retain10"}
+_RETAIN = {"forget01": "retain90", "forget05": "retain50", "forget10": "retain10", "forget": "neighbor"}
 _RETAIN_ROWS = {"forget01": 3600, "forget05": 2000, "forget10": 400}
 _HUB_RETAIN = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 _EVALUATION_SETS = {
@@ -140,13 +144,6 @@ class Source:
         candidates = (self.folder / f"{split}{suffix}" for suffix in (".json", ".jsonl"))
         return next((path for path in candidates if path.is_file()), None)
 
-    def has(self, split: str) -> bool:
-        """Whether a split is there; on the hub this is known by trying."""
-        try:
-            return bool(self.rows(split))
-        except InputError:
-            return False
-
     def rows(self, split: str) -> list[Row]:
         """All rows of one split, read once.
 
@@ -175,7 +172,7 @@ class Source:
         import datasets  # takes a second to import and is needed for this layout alone
 
         try:
-            loaded = datasets.load_dataset(self.name, split, split="train")
+            loaded = datasets.load_dataset(str(self.folder or self.name), split, split="train")
         except Exception as error:  # the library raises many kinds: network, unknown id, unknown configuration, bad file
             reason = str(error).strip().split("\n")[0]
             raise InputError(
@@ -188,6 +185,8 @@ class Source:
 
     def tasks(self, split: str) -> list[int]:
         """The numbers of the forget tasks of a split."""
+        if split == "forget" and (self.cut_from_full or self.name == DEMO):
+            raise InputError("--split forget is the real-world scenario; give the folder of its files with --data")
         if self.cut_from_full:
             return list(range(len(_TASK_STARTS[split]) + 1))
         return sorted({row.task for row in self.rows(split) if row.task is not None}) or [1]
@@ -200,7 +199,7 @@ class Source:
         """
         if task not in self.tasks(split):
             tasks = ", ".join(map(str, self.tasks(split)))
-            raise InputError(f"--task-list {task}: {split} of {self.name} has no such task; it has {tasks}")
+            raise InputError(f"task {task}: {split} of {self.name} has no such task; it has {tasks}")
         if not self.cut_from_full:
             return _of_task(self.rows(split), task)
         return self.rows(split) if task == 0 else self._cut(*self._range(split, task))
@@ -235,6 +234,7 @@ class Source:
         else:
             sets["forget"] = _of_task(self._optional(f"{split}_perturbed"), task) or forget
         for name, file in _EVALUATION_SETS.items():
+            file = "neighbor_perturbed" if (split, name) == ("forget", "retain") else file
             rows = self._optional(file)
             if rows:
                 sets[name] = rows
@@ -252,9 +252,17 @@ class Source:
         return f"task {task} of {split}: rows {start} to {end - 1} of {self.name} full"
 
     def _optional(self, split: str) -> list[Row]:
-        if not self._on_hub and self.name != DEMO and self._file(split) is None:
-            return []
-        return self.rows(split)
+        """The rows of an evaluation split, none if the source does not have it."""
+        if self.name == DEMO:
+            known = split in demo.splits()
+        elif self._on_hub:
+            self.rows("full")  # first, so that a source that cannot be reached is an error and not an empty set
+            import datasets
+
+            known = split in datasets.get_dataset_config_names(str(self.folder or self.name))
+        else:
+            known = self._file(split) is not None
+        return self.rows(split) if known else []
 
     def _range(self, split: str, task: int) -> tuple[int, int]:
         start = _TASK_STARTS[split][task - 1]
@@ -313,16 +321,24 @@ TEMPLATES = {
 }
 
 
+PROMPT_FILE = "prompt.json"
+"""Stands beside the weights that we save: the template they were trained with, for the next command's `auto`."""
+
+
 def choose_template(args: CommonArgs, tokenizer: Any) -> tuple[str, Tags | None]:
     """Name and tags of the template; no tags means the tokenizer's own chat template.
 
-    `auto` takes the first that fits: the chat template (unless tags are given), llama3 or phi if their first tag is a token of
-    the vocabulary, llama2 if the model's name says so, qa.
+    `auto` takes the first that fits: what a model of ours was saved with, the chat template (both unless tags are given),
+    llama3 or phi if their first tag is a token of the vocabulary, llama2 if the model's name says so, qa.
 
     Raises:
         InputError: if `chat` is asked of a tokenizer that has no chat template.
     """
     name = args.template
+    saved = Path(args.model).expanduser() / PROMPT_FILE
+    if name == "auto" and not args.has_tags and saved.is_file():
+        prompt = json.loads(saved.read_text(encoding="utf-8"))
+        return prompt["template"], Tags(**prompt["tags"]) if prompt["tags"] is not None else None
     if name == "auto":
         vocabulary = tokenizer.get_vocab()
         model = args.model.lower().replace("_", "-")
@@ -410,14 +426,15 @@ class Formatter:
             )
         return ids, start
 
-    def check(self, rows: Sequence[Row]) -> None:
-        """Tokenize all rows now, so that one that does not fit is found before anything is trained or written.
+    def check(self, rows: Iterable[Row]) -> None:
+        """Tokenize all texts of all rows now, so that one that does not fit is found before anything is written.
 
         One warning says how many texts were cut. Raises:
             InputError: as `example` does.
         """
         for row in rows:
-            self.example(row.question, row.answer)
+            for text in row.texts():
+                self.example(row.question, text)
         if self.cut:
             logger.warning("%d texts are longer than --max-length %d tokens and were cut", self.cut, self.max_length)
             self.cut = 0

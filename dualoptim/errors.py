@@ -11,5 +11,5 @@ class InputError(Exception):
 class NonFiniteError(RuntimeError):
     """A loss or gradient is infinite or not a number; commands exit with code 1.
 
-    The step was not taken: the weights are those of the step before.
+    The step was not taken: the weights are those that the step before left.
     """

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from dualoptim import metrics
-from dualoptim.args import DEMO, CommonArgs, EvalArgs
-from dualoptim.checkpoint import claim_folders, output_folder, write_json, write_json_lines
+from dualoptim.args import DEMO, EvalArgs, MeasureArgs
+from dualoptim.checkpoint import claim, output_folder, write_json, write_json_lines
 from dualoptim.data import Example, Row, Source
 from dualoptim.errors import InputError
 from dualoptim.modeling import Policy, load_policy, start_accelerator
@@ -61,7 +61,7 @@ def evaluate_model(
     accelerator: Accelerator,
     sets: dict[str, list[Row]],
     skipped: dict[str, str],
-    args: CommonArgs,
+    args: MeasureArgs,
     folder: Path,
 ) -> dict[str, Any]:
     """Evaluate on every set, write `folder`, and return the summary (the same on all processes).
@@ -76,7 +76,8 @@ def evaluate_model(
         for name, rows in sets.items():
             rows = rows[: args.eval_rows or None]
             mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-            records = _evaluate_rows(policy, accelerator, name, [rows[index] for index in mine], args)
+            with accelerator.autocast():
+                records = _evaluate_rows(policy, accelerator, name, [rows[index] for index in mine], args)
             gathered = gather_object(list(zip(mine, records, strict=True)))
             ordered = [record for _, record in sorted(gathered, key=lambda item: item[0])]
             summary["sets"][name] = _aggregate(name, ordered, summary["skipped"])
@@ -86,28 +87,36 @@ def evaluate_model(
     finally:
         model.train(was_training)
 
-    summary["model_utility"] = metrics.model_utility(summary["sets"])
-    if "forget" in summary["sets"]:
-        summary["untargeted_forget_efficacy"] = metrics.untargeted_forget_efficacy(summary["sets"]["forget"])
-    summary["tofu"] = {"model_utility": metrics.tofu_model_utility(summary["sets"])}
+    scores = summary["sets"]
+    summary["tofu"] = {}
+    for block, metric, value in (
+        (summary, "model_utility", metrics.model_utility(scores)),
+        (summary, "untargeted_forget_efficacy", metrics.untargeted_forget_efficacy(scores.get("forget", {}))),
+        (summary["tofu"], "model_utility", metrics.tofu_model_utility(scores)),
+    ):
+        if value is None:
+            name = metric if block is summary else f"tofu.{metric}"
+            summary["skipped"][name] = "needs scores of sets that are missing"
+        else:
+            block[metric] = value
     if accelerator.is_main_process:
         write_json(folder / "summary.json", summary)
     return summary
 
 
 def _evaluate_rows(
-    policy: Policy, accelerator: Accelerator, name: str, rows: Sequence[Row], args: CommonArgs
+    policy: Policy, accelerator: Accelerator, name: str, rows: Sequence[Row], args: MeasureArgs
 ) -> list[dict[str, Any]]:
     """One record per row, in order."""
     if not rows:
         return []
-    texts = [(row.question, text) for row in rows for text in _texts(row)]
+    texts = [(row.question, text) for row in rows for text in row.texts()]
     examples = [policy.formatter.example(question, text) for question, text in texts]
     scored = iter(_score_texts(policy, accelerator, name, examples, args.eval_batch_size))
     first_texts = iter(examples)
     prompts, per_row = [], []
     for row in rows:
-        own = [next(first_texts) for _ in _texts(row)]
+        own = [next(first_texts) for _ in row.texts()]
         prompts.append(own[0].ids[: own[0].start])
         per_row.append([next(scored) for _ in own])
     answers = _generate(policy, accelerator, name, prompts, args)
@@ -115,11 +124,6 @@ def _evaluate_rows(
         _record(row, scores, answer, name in OPTION_SETS, policy.tokenizer)
         for row, scores, answer in zip(rows, per_row, answers, strict=True)
     ]
-
-
-def _texts(row: Row) -> list[str]:
-    """What is scored of a row: its answer, its paraphrase if there is one, and the wrong answers."""
-    return [row.answer, *([row.paraphrased_answer] if row.paraphrased_answer else []), *row.perturbed_answers]
 
 
 def _record(row: Row, scores: list[TextScore], generated: str, options: bool, tokenizer: Any) -> dict[str, Any]:
@@ -187,18 +191,25 @@ def _score_texts(
 
 
 @torch.no_grad()
-def _generate(policy: Policy, accelerator: Accelerator, name: str, prompts: Sequence[list[int]], args: CommonArgs) -> list[str]:
+def _generate(
+    policy: Policy, accelerator: Accelerator, name: str, prompts: Sequence[list[int]], args: MeasureArgs
+) -> list[str]:
     """Greedy answers to token prompts, in their order."""
     tokenizer = policy.tokenizer
+    model = accelerator.unwrap_model(policy.model)
+    # the end token that was learned, and those that the model's own configuration stops at (Phi-3 and Gemma end turns so)
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])}
     settings = GenerationConfig(
         max_new_tokens=args.max_new_tokens,
         do_sample=False,
+        num_beams=1,
         repetition_penalty=1.0,
-        eos_token_id=tokenizer.eos_token_id,
+        no_repeat_ngram_size=0,
+        eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
     )
     answers = [""] * len(prompts)
-    model = accelerator.unwrap_model(policy.model)
     with _progress(f"answer {name}", len(prompts), accelerator) as bar:
         for batch in _in_length_order([len(prompt) for prompt in prompts], args.eval_batch_size):
             longest = max(len(prompts[index]) for index in batch)
@@ -233,8 +244,8 @@ def evaluate(args: EvalArgs) -> dict[str, Any]:
     source = Source(args.data_source)
     sets, skipped = source.evaluation_sets(args.split, args.task)
     policy = load_policy(args, accelerator)
-    policy.model = accelerator.prepare_model(policy.model, evaluation_mode=True)
-    claim_folders(args, accelerator, [folder])
+    policy.formatter.check(row for rows in sets.values() for row in rows)
+    claim(args, accelerator, [folder])
     summary = evaluate_model(policy, accelerator, sets, skipped, args, folder)
     accelerator.print(f"\n{score_table({'score': summary}, full=True)}\n\nrows and summary: {folder}")
     return summary

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 
 from dualoptim import demo
 from dualoptim.args import DEMO, FinetuneArgs, main
-from dualoptim.checkpoint import claim_folders, export_model, output_folder
+from dualoptim.checkpoint import claim, export_model, output_folder
 from dualoptim.data import Row, Source, Stream, example_builder
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import RETAIN
 from dualoptim.modeling import Policy, assemble, load_policy, make_formatter, release, start_accelerator
@@ -59,12 +59,17 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
         rows = [row for row in rows if row.task is None or row.task in args.tasks]
     policy = demo_policy(args, accelerator) if args.model == DEMO else load_policy(args, accelerator)
     policy.formatter.check(rows)
-    claim_folders(args, accelerator, [folder])
+    claim(args, accelerator, [folder / name for name in ("config.yaml", "log.jsonl", "model")])
     if accelerator.is_main_process:
-        write_config(folder / "config.yaml", args)
-    log = fit(policy, accelerator, rows, args, folder / "log.jsonl", "fine-tune")
-    card = model_card(args.model, f"fine-tuned on {', '.join(args.splits)} of {args.data_source}", args)
-    export_model(accelerator, policy, folder / "model", card)
+        write_config(folder / "config.yaml", args, policy)
+    what = f"fine-tuned on {', '.join(args.splits)} of {args.data_source}"
+    try:
+        log = fit(policy, accelerator, rows, args, folder / "log.jsonl", "fine-tune")
+    except NonFiniteError as error:
+        export_model(accelerator, policy, folder / "model", model_card(args.model, f"{what}, stopped at {error}", args))
+        release(policy, accelerator)
+        raise NonFiniteError(f"{error}. The weights before this step are in {folder / 'model'}") from None
+    export_model(accelerator, policy, folder / "model", model_card(args.model, what, args))
     release(policy, accelerator)
     return FinetuneResult(folder, folder / "model", log)
 

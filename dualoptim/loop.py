@@ -129,11 +129,14 @@ def _step(
         for examples in term.stream.window(phase_index)
     ]
     names = list(phase.terms)
-    totals = torch.zeros(len(names) + 1, dtype=torch.float64)
+    totals = torch.zeros(len(names) + 2, dtype=torch.int64)
+    totals[-2] = phase_index
     for name, batch in window:
         totals[names.index(name)] += phase.terms[name].objective.count(batch)
         totals[-1] += batch.num_tokens
-    *counts, tokens = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
+    *counts, indices, tokens = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
+    if indices != phase_index * accelerator.num_processes:
+        raise RuntimeError(f"{place}: the processes are at different steps; they must be started with the same arguments")
 
     # ---- forward and backward; gradients of all but the last micro-batch stay on their process
     model = policy.model

@@ -102,8 +102,3 @@ def untargeted_forget_efficacy(forget: Mapping[str, float]) -> float | None:
     """1 - mean of the forget set's scores that are there (arXiv 2410.08109), with 1 - mean(min(r, 1/r)) for the truth ratio."""
     values = [1 - forget[m] if m == "truth_ratio" else forget[m] for m in FORGET_METRICS if m in forget]
     return 1 - fmean(values) if values else None
-
-
-def targeted_forget_efficacy(refusal_entailment: float, entropy: float) -> float:
-    """Harmonic mean of how often the answer amounts to a refusal and of its token entropy (arXiv 2410.08109)."""
-    return harmonic_mean([refusal_entailment, entropy])

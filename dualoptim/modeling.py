@@ -48,10 +48,11 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
     """
     on_cpu = not torch.accelerator.is_available()
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     accelerator = Accelerator(
         # without `cpu` several processes on a CPU would run as so many separate jobs; with it DeepSpeed would be switched off
         cpu=on_cpu and not with_deepspeed,
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu else [],
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and (several or with_deepspeed) else [],
     )
     if with_deepspeed:
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
@@ -64,7 +65,8 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
         }
     if accelerator.device.type == "cpu":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(args.threads or max(1, len(os.sched_getaffinity(0)) // here))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(args.threads or max(1, cores // here))
     return accelerator
 
 
@@ -96,7 +98,8 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
 def assemble(args: CommonArgs, model: Any, formatter: Formatter, template: str, accelerator: Accelerator) -> Policy:
     """A `Policy` of a loaded model, which is moved to its device and probed for packed rows."""
     model.to(accelerator.device)
-    packed = args.packing and takes_packed_rows(model)
+    with accelerator.autocast():
+        packed = args.packing and takes_packed_rows(model)
     if args.packing and not packed:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
     return Policy(model, formatter, template, packed)
@@ -110,7 +113,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def release(policy: Policy, accelerator: Accelerator) -> None:
     """Free what training prepared. The plain model remains; a sharded one is gone and has to be loaded again."""
     accelerator.wait_for_everyone()
-    policy.model = None if is_sharded(accelerator) else accelerator.unwrap_model(policy.model)
+    policy.model = None if is_sharded(accelerator) else accelerator.unwrap_model(policy.model, keep_fp32_wrapper=False)
     accelerator.free_memory()
 
 
@@ -195,7 +198,7 @@ def takes_packed_rows(model: Any) -> bool:
     try:
         together = _logits(model, pack(examples))
         alone = torch.cat([_logits(model, pack([example])) for example in examples])
-    except (TypeError, ValueError):  # a forward without position_ids
+    except (TypeError, ValueError, RuntimeError, IndexError):  # no position_ids, or buffers that end too early
         return False
     finally:
         model.train(was_training)

@@ -21,11 +21,14 @@ Groups = list[dict[str, Any]]
 MakeOptimizer = Callable[[Groups], Optimizer]
 
 PHASES = ("forget", "retain")
+_NOT_FROM_ZERO = ("ASGD", "NAdam", "Rprop")  # a step at rate zero does not leave these as they start
 _OWN_KEYS = ("params", "group_id", "phase")
 
 
 class DualOptimizer(Optimizer):
-    """Any two ordinary torch optimizers over the same parameter groups, one of them active at a time.
+    """Any two torch optimizers whose state starts at zero over the same parameter groups, one of them active at a time.
+
+    That is AdamW, Adam, SGD, RMSprop, Adagrad, ... and not NAdam, ASGD, Rprop or SGD with dampening.
 
     `forget` and `retain` each build an optimizer from parameter groups, for example
     `lambda groups: torch.optim.AdamW(groups, lr=1e-5)`. Those inner optimizers own no memory: all state lives in this object's
@@ -37,7 +40,8 @@ class DualOptimizer(Optimizer):
     The groups carry the active phase and that phase's hyperparameters; call `use(phase, lr)` before each step.
 
     Raises:
-        ValueError: if one of the two factories drops, merges or reorders the groups it is given.
+        ValueError: if one of the two factories drops, merges or reorders the groups it is given, or builds an optimizer whose
+            state does not start at zero.
     """
 
     def __init__(self, params: Iterable[Any], *, forget: MakeOptimizer, retain: MakeOptimizer, phase: str = "forget") -> None:
@@ -46,11 +50,14 @@ class DualOptimizer(Optimizer):
         for group_id, group in enumerate(self.param_groups):
             group["group_id"] = group_id
         self._inner: dict[str, Optimizer] = {}
+        self._ready: set[tuple[str, int]] = set()  # phases and parameters that `materialize` has seen
         self._settings: dict[str, Groups] = {}
         for name, make in (("forget", forget), ("retain", retain)):
             inner = make([{**group, "params": list(group["params"])} for group in self.param_groups])
             if [group.get("group_id") for group in inner.param_groups] != list(range(len(self.param_groups))):
                 raise ValueError(f"the {name} optimizer must keep the parameter groups that it is given")
+            if type(inner).__name__ in _NOT_FROM_ZERO or any(group.get("dampening") for group in inner.param_groups):
+                raise ValueError(f"the {name} optimizer's state does not start at zero; take AdamW or SGD without dampening")
             self._settings[name] = [
                 {key: value for key, value in group.items() if key not in _OWN_KEYS} for group in inner.param_groups
             ]
@@ -98,11 +105,15 @@ class DualOptimizer(Optimizer):
         """
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter in self.state or (only_with_grad and parameter.grad is None):
+                missing = [phase for phase in PHASES if (phase, id(parameter)) not in self._ready]
+                if not missing or (only_with_grad and parameter.grad is None):
                     continue
                 gradient, weight = parameter.grad, parameter.detach().clone()
                 parameter.grad = torch.zeros_like(parameter)
-                for phase in PHASES:
+                for phase in missing:
+                    self._ready.add((phase, id(parameter)))
+                    if _with_prefix(self.state.get(parameter, {}), f"{phase}/"):
+                        continue  # loaded, or made by the inner optimizer's constructor
                     settings = {**self._settings[phase][group["group_id"]], "lr": 0.0, "weight_decay": 0.0}
                     inner = self._lend(phase, [{**group, **settings, "params": [parameter], "phase": phase}])
                     try:
@@ -122,6 +133,7 @@ class DualOptimizer(Optimizer):
         """Load both banks. Each inner optimizer loads its own part, by its own rules for types and counters."""
         saved_groups = state_dict["param_groups"]
         self.state.clear()
+        self._ready.clear()
         for phase in PHASES:
             inner = self._lend(phase, self.param_groups)
             prefix = f"{phase}/"

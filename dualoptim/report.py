@@ -13,10 +13,10 @@ from dualoptim.args import CommonArgs, to_dict
 from dualoptim.checkpoint import write_text
 
 _SET_TITLES = {
-    "forget": "forget set (should fall)",
-    "retain": "retain set (should stay)",
-    "real_authors": "real authors (should stay)",
-    "world_facts": "world facts (should stay)",
+    "forget": "forget set",
+    "retain": "retain set",
+    "real_authors": "real authors",
+    "world_facts": "world facts",
 }
 _METRIC_TITLES = {
     "probability": "probability of the true answer",
@@ -31,14 +31,15 @@ _METRIC_TITLES = {
 def score_table(summaries: Mapping[str, Mapping[str, Any]], full: bool = False) -> str:
     """What was forgotten and what was kept, as a Markdown table with a column per summary, by its title.
 
-    `full` adds the metrics beyond the two plainest.
+    Without `full` only the two plainest metrics are shown, which should fall on the forget set and stay on the others.
     """
     rows: list[tuple[str, ...]] = [("", *summaries)]
     for name, title in _SET_TITLES.items():
         for metric in list(_METRIC_TITLES) if full else list(_METRIC_TITLES)[:2]:
             values = [summary["sets"].get(name, {}).get(metric) for summary in summaries.values()]
             if values[-1] is not None:
-                rows.append((f"{title}: {_METRIC_TITLES[metric]}", *map(_number, values)))
+                aim = "" if full else " (should fall)" if name == "forget" else " (should stay)"
+                rows.append((f"{title}{aim}: {_METRIC_TITLES[metric]}", *map(_number, values)))
     for key, title in (
         ("model_utility", "model utility (0 to 1, higher keeps more)"),
         ("untargeted_forget_efficacy", "forget efficacy (0 to 1, higher forgets more)"),
@@ -80,14 +81,18 @@ def results_row(
     return {**row, "folder": str(folder)}
 
 
-def write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """`results.csv` with every column and `results.md` with the plainest ones."""
+def write_results(folder: Path, new_rows: Sequence[Mapping[str, Any]]) -> None:
+    """`results.csv` with every column and `results.md` with the plainest ones; rows of earlier runs in the folder stay."""
+    path = folder / "results.csv"
+    with path.open(encoding="utf-8", newline="") if path.is_file() else io.StringIO() as file:
+        fresh = {str(row["folder"]) for row in new_rows}
+        rows = [row for row in csv.DictReader(file) if row["folder"] not in fresh] + list(new_rows)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder / "results.csv", text.getvalue())
+    write_text(path, text.getvalue())
     wanted = [
         "losses",
         "learning_rate",
@@ -101,7 +106,7 @@ def write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     ]
     shown = [column for column in wanted if column in columns]
     table = [tuple(column.replace("_", " ") for column in shown)]
-    table += [tuple(_number(row.get(column)) for column in shown) for row in rows]
+    table += [tuple(_cell(column, row.get(column)) for column in shown) for row in rows]
     write_text(folder / "results.md", markdown_table(table) + "\n")
 
 
@@ -131,6 +136,12 @@ def _number(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _cell(column: str, value: Any) -> str:
+    """A cell of results.md: what an earlier run wrote comes back from the file as text."""
+    scores = column not in ("losses", "learning_rate", "task")
+    return _number(float(value) if scores and value not in (None, "") else value or None)
 
 
 def _one_line(text: str, length: int = 110) -> str:

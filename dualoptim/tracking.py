@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from dualoptim.args import CommonArgs, to_dict
 from dualoptim.checkpoint import write_text
+from dualoptim.modeling import Policy
 
 
 class StepLog:
@@ -70,6 +72,9 @@ def environment() -> dict[str, Any]:
     return {"git_commit": commit, "versions": versions}
 
 
-def write_config(path: Path, args: CommonArgs) -> None:
-    """Every resolved argument, readable by `--config`, and the environment it ran in."""
-    write_text(path, yaml.safe_dump({**to_dict(args), "environment": environment()}, sort_keys=False, allow_unicode=True))
+def write_config(path: Path, args: CommonArgs, policy: Policy) -> None:
+    """Every argument as this run resolved it, readable by `--config`, and the environment it ran in."""
+    resolved = to_dict(args) | {"data": args.data_source, "template": policy.template, "output_dir": str(args.output_dir)}
+    if policy.formatter.tags:
+        resolved |= {f"{name}_tag": text for name, text in asdict(policy.formatter.tags).items()}
+    write_text(path, yaml.safe_dump({**resolved, "environment": environment()}, sort_keys=False, allow_unicode=True))

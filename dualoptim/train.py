@@ -11,8 +11,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from dualoptim.args import DEMO, UnlearnArgs, split_objectives
-from dualoptim.checkpoint import claim_folders, export_model, output_folder, write_text
+from dualoptim.args import DEMO, FinetuneArgs, UnlearnArgs, split_objectives
+from dualoptim.checkpoint import claim, export_model, output_folder, write_text
 from dualoptim.data import Row, Source, Stream, example_builder, load_refusals
 from dualoptim.errors import NonFiniteError
 from dualoptim.evaluate import evaluate_model
@@ -73,18 +73,18 @@ def run(args: UnlearnArgs) -> RunResult:
         for rate in args.rates
         for task in args.task_list
     }
-    policy: Policy | None = None
-    if args.model != DEMO:
-        policy = load_policy(args, accelerator)
-        policy.formatter.check(rows)
-    claim_folders(args, accelerator, folders.values())
+    policy = demo_policy(_demo_recipe(args), accelerator) if args.model == DEMO else load_policy(args, accelerator)
+    policy.formatter.check(rows)
+    claim(args, accelerator, [*folders.values(), *([output / "demo_model"] if args.model == DEMO else [])])
+    args = dataclasses.replace(args, output_dir=str(output))
     if args.model == DEMO:
-        args = _teach_demo(args, accelerator, output)
+        args = _teach_demo(args, accelerator, policy, output / "demo_model")
 
     # ---- one run per pair of objectives and rate; its tasks follow one another on the same weights
     results: list[TaskResult] = []
     for losses, rate in itertools.product(args.forget_losses, args.rates):
-        policy = policy or load_policy(args, accelerator)
+        if policy.model is None or results:  # released, or changed by the last pair or rate
+            policy = load_policy(args, accelerator)
         for position, task in enumerate(args.task_list):
             folder = folders[losses, rate, task]
             say(f"{losses}, rate {rate:g}, {args.optim}: {source.describe(args.split, task)} -> {folder}")
@@ -100,7 +100,6 @@ def run(args: UnlearnArgs) -> RunResult:
                 say("\n" + score_table({"before": result.before, "after": result.after}) + "\n")
                 say(example_answers(folder / "eval_before", folder / "eval", {"forget": 2, "retain": 2}) + "\n")
             say(f"model: {result.model}")
-        policy = None
     return RunResult(output, results)
 
 
@@ -123,7 +122,9 @@ def _run_task(
     task = args.task_list[position]
     sets, skipped = source.evaluation_sets(args.split, task) if args.eval else ({}, {})
     if accelerator.is_main_process:
-        write_config(folder / "config.yaml", args)
+        own_rate = None if args.optim == "adamw" else args.forget_lr or rate
+        this = dataclasses.replace(args, forget_losses=(losses,), learning_rates=(rate,), forget_lr=own_rate)
+        write_config(folder / "config.yaml", this, policy)
     before = after = None
     if args.eval and known:
         before = known.before
@@ -202,16 +203,19 @@ def _unlearn(
     return log.records
 
 
-def _teach_demo(args: UnlearnArgs, accelerator: Accelerator, output: Path) -> UnlearnArgs:
+def _demo_recipe(args: UnlearnArgs) -> FinetuneArgs:
+    """How the demo's model is taught: fixed, but for what decides how it reads its texts."""
+    shared = ("seed", "template", "question_start_tag", "question_end_tag", "answer_tag", "max_length", "packing", "threads")
+    return dataclasses.replace(DEMO_RECIPE, **{name: getattr(args, name) for name in shared})
+
+
+def _teach_demo(args: UnlearnArgs, accelerator: Accelerator, policy: Policy, folder: Path) -> UnlearnArgs:
     """Train the demo's tiny model until it knows its rows, save it, and return the arguments that name it."""
     accelerator.print("The demo: a tiny model first learns 400 invented facts about twenty authors and some real ones,")
     accelerator.print("then it is made to forget one author.")
-    recipe = dataclasses.replace(DEMO_RECIPE, seed=args.seed)
-    source = Source(DEMO)
+    recipe, source = _demo_recipe(args), Source(DEMO)
     rows = [row for split in recipe.splits for row in source.rows(split)]
-    policy = demo_policy(recipe, accelerator)
     fit(policy, accelerator, rows, recipe, None, "learn")
-    folder = output / "demo_model"
     export_model(accelerator, policy, folder, model_card(DEMO, "which knows the demo's facts", recipe))
     release(policy, accelerator)
     return dataclasses.replace(args, model=str(folder), data=DEMO, learning_rates=args.rates)

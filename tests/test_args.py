@@ -1,22 +1,26 @@
 """The command line: its frozen list of flags, presets, YAML, and help that says something."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from dualoptim import EvalArgs, FinetuneArgs, InputError, UnlearnArgs, preset
 from dualoptim.args import PRESETS, load_yaml, parse, to_dict
+from dualoptim.data import Tags
 from dualoptim.tracking import write_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
-COMMON = """model data split template question_start_tag question_end_tag answer_tag max_length packing attn_implementation
-eval_rows eval_batch_size max_new_tokens output_dir overwrite seed threads""".split()
-TRAIN = """num_epochs max_steps batch_size gradient_accumulation_steps weight_decay adam_betas max_grad_norm warmup_epochs
+COMMON = """model data template question_start_tag question_end_tag answer_tag max_length packing attn_implementation output_dir
+overwrite threads""".split()
+MEASURE = "split eval_rows eval_batch_size max_new_tokens".split()
+TRAIN = """seed num_epochs max_steps batch_size gradient_accumulation_steps weight_decay adam_betas max_grad_norm warmup_epochs
 gradient_checkpointing""".split()
 UNLEARN = """forget_losses task_list optim learning_rates forget_lr forget_freq retain_freq forget_coeff regularization_coeff
 forget_max_grad_norm beta mask idk_file eval""".split()
@@ -25,9 +29,9 @@ forget_max_grad_norm beta mask idk_file eval""".split()
 @pytest.mark.parametrize(
     ("kind", "flags"),
     [
-        (UnlearnArgs, COMMON + TRAIN + UNLEARN),
+        (UnlearnArgs, COMMON + MEASURE + TRAIN + UNLEARN),
         (FinetuneArgs, [*COMMON, *TRAIN, "splits", "tasks", "learning_rate", "target_loss"]),
-        (EvalArgs, [*COMMON, "task"]),
+        (EvalArgs, [*COMMON, *MEASURE, "task"]),
     ],
 )
 def test_the_list_of_flags_is_frozen(kind, flags):
@@ -40,13 +44,16 @@ def test_every_flag_has_help_and_stands_in_the_readme(capsys):
         parse(UnlearnArgs, ["--help"])
     assert end.value.code == 0
     help_text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    readme = (ROOT / "README.md").read_text()
-    for name in COMMON + TRAIN + UNLEARN:
+    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `--")]
+    in_table = {flag for line in table for flag in re.findall(r"`(--[a-z-]+)`", line.split("|")[1])}
+    for name in COMMON + MEASURE + TRAIN + UNLEARN:
         flag = f"--{name.replace('_', '-')}"
         assert flag in help_text
-        assert flag in readme, f"{flag} is missing from the README's table"
+        assert flag in in_table, f"{flag} is missing from the README's table"
+    flags = {f"--{name.replace('_', '-')}" for name in COMMON + MEASURE + TRAIN + UNLEARN}
+    assert in_table == flags | {"--no-mask", "--no-packing", "--no-eval", "--preset", "--config"}
     source = (ROOT / "dualoptim" / "args.py").read_text().split("\n")
-    for name in COMMON + TRAIN + UNLEARN:
+    for name in COMMON + MEASURE + TRAIN + UNLEARN:
         line = next(number for number, text in enumerate(source) if text.startswith(f"    {name}: "))
         assert source[line + 1].strip().startswith('"""'), f"{name} has no docstring"
 
@@ -72,10 +79,28 @@ def test_no_flag_is_the_demo():
     assert UnlearnArgs(model="org/name").rates == (1e-5,)
 
 
+PUBLISHED = {  # rate, forget rate, batch, accumulation, forget coefficient: typed from the published configuration files
+    "tofu-llama2-7b": (1e-5, 1e-5, 5, 4, 0.1),
+    "tofu-phi-1.5": (1e-5, 1e-5, 5, 4, 0.1),
+    "real-world-llama3-8b": (5e-6, 1e-5, 4, 4, 0.5),
+}
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_are_diffs_that_flags_override(name):
     by_flag = parse(UnlearnArgs, ["--preset", name])
-    assert by_flag == preset(name) == UnlearnArgs(**PRESETS[name])
+    assert by_flag == preset(name)
+    rate, forget_rate, batch, accumulation, coefficient = PUBLISHED[name]
+    assert by_flag.rates == (rate,)
+    assert (by_flag.forget_lr or rate, by_flag.forget_coeff) == (forget_rate, coefficient)
+    assert (by_flag.batch_size, by_flag.gradient_accumulation_steps) == (batch, accumulation)
+    assert (by_flag.num_epochs, by_flag.weight_decay, by_flag.seed, by_flag.retain_freq, by_flag.beta) == (
+        5,
+        0.01,
+        1001,
+        5,
+        0.1,
+    )
     changed = parse(UnlearnArgs, [f"--preset={name}", "--num-epochs", "2", "--learning-rates", "7e-6"])
     assert changed == dataclasses.replace(by_flag, num_epochs=2, learning_rates=(7e-6,))
     assert preset(name, num_epochs=2).num_epochs == 2
@@ -84,8 +109,12 @@ def test_presets_are_diffs_that_flags_override(name):
 
 
 def test_yaml_out_and_in(tmp_path):
-    args = UnlearnArgs(model="org/name", learning_rates=(1e-5, 2e-6), forget_lr=3e-6, answer_tag="\n", idk_file=None)
-    write_config(tmp_path / "config.yaml", args)
+    args = UnlearnArgs(model="org/name", learning_rates=(1e-5, 2e-6), forget_lr=3e-6, answer_tag="\n", output_dir="x")
+    policy = SimpleNamespace(template="qa", formatter=SimpleNamespace(tags=Tags("Question: ", "\n", "\n")))
+    write_config(tmp_path / "config.yaml", args, policy)
+    args = dataclasses.replace(
+        args, template="qa", question_start_tag="Question: ", question_end_tag="\n", data="locuslab/TOFU"
+    )
     assert load_yaml(tmp_path / "config.yaml", UnlearnArgs) == args
     assert parse(UnlearnArgs, ["--config", str(tmp_path / "config.yaml")]) == args
     seed = parse(UnlearnArgs, ["--config", str(tmp_path / "config.yaml"), "--seed", "7"])

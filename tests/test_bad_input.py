@@ -44,6 +44,9 @@ def bad(tmp_path, tiny):
     data("number_answer", row(answer=7))
     data("no_rows", "\n\n")
     data("bad_task", row(task_id="one"))
+    data("float_task", row(task_id=1.5))
+    data("infinite_task", row(task_id=float("inf")))
+    data("long_compared", row(), retain_perturbed=row(question="word " * 900))
     data("bad_perturbed", row(), forget01_perturbed=row(perturbed_answer="no list"))
     data("long_question", row(question="word " * 900))
     data("short_full", row(), full=GOOD * 9)
@@ -53,6 +56,11 @@ def bad(tmp_path, tiny):
     (tmp_path / "latin" / "forget01.json").write_bytes('{"question": "é'.encode("latin-1"))
 
     (tmp_path / "empty_folder").mkdir()
+    (tmp_path / "good_model" / "model").mkdir(parents=True)
+    for file in Path(tiny).iterdir():
+        (tmp_path / "good_model" / "model" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "used" / "eval").mkdir(parents=True)
+    (tmp_path / "used" / "eval" / "summary.json").write_text("{}")
     (tmp_path / "t5").mkdir()
     T5Config().save_pretrained(tmp_path / "t5")
     BertLMHeadModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)).save_pretrained(
@@ -84,15 +92,25 @@ UNLEARN = [
     ("--learning-rates 0", "--learning-rates 0 is out of range; give a number above 0"),
     ("--learning-rates nan", "--learning-rates nan is out of range"),
     ("--learning-rates 1e-5 1e-5", "--learning-rates names 1e-05 twice"),
+    ("--learning-rates 1e-4 1.0000001e-4", "--learning-rates names 0.0001 twice"),
     ("--forget-lr inf", "--forget-lr inf is out of range"),
-    ("--optim adamw --forget-lr 1e-5", "--forget-lr has no effect with --optim adamw"),
+    ("--optim adamw --forget-lr 1e-5", "--forget-lr 1e-05 has no effect with --optim adamw"),
+    ("--optim adamw --forget-max-grad-norm 1", "give --forget-max-grad-norm None"),
+    ("--seed 18446744073709551616", "--seed 18446744073709551616 is out of range"),
+    ("--split forget", "--split forget is the real-world scenario; give the folder of its files with --data"),
+    ("--preset real-world-llama3-8b --model {m}", "give the folder of its files with --data"),
+    ("--max-length 5", "leaves no room for an answer"),
+    ("--template chat", "has no chat template"),
+    ("--model {m} --data {d}/float_task --split forget01", "task_id is 1.5; give a whole number"),
+    ("--model {m} --data {d}/infinite_task --split forget01", "task_id is inf; give a whole number"),
+    ("--model {m} --data {d}/long_compared --split forget01", "leaves no room for an answer"),
     ("--forget-losses", "--forget-losses is empty"),
     ("--forget-losses ME", "--forget-losses 'ME' is not FORGET+RETAIN"),
     ("--forget-losses ME+XY", "retain one of GD, AP"),
     ("--forget-losses me+gd", "forget is one of GA, ME, IDK"),
     ("--task-list 1 1", "--task-list names 1 twice"),
     ("--task-list -1", "--task-list -1 is out of range"),
-    ("--split forget02", "--split 'forget02' is unknown; choose from forget01, forget05, forget10"),
+    ("--split forget02", "--split 'forget02' is unknown; choose from forget01, forget05, forget10, forget"),
     ("--beta 0", "--beta 0 is out of range; give a number above 0"),
     ("--adam-betas 0.9 1.0", "--adam-betas 1 is out of range"),
     ("--max-length 1", "--max-length 1 is out of range"),
@@ -136,7 +154,7 @@ UNLEARN = [
     ("--model {m} --data demo --idk-file {d}/none.txt", "--idk-file"),
     ("--model {m} --data demo --idk-file {d}/no_refusals.txt", "holds no lines"),
     ("--model {m} --data demo --attn-implementation flash_attention_2", "needs CUDA"),
-    ("--model {m} --data demo --output-dir {d}/used", "holds an earlier result"),
+    ("--model {m} --data demo --output-dir {d}/used", "is an earlier result"),
     ("--model {m} --data demo --output-dir {d}/a_file", "a_file"),
     # parsed by tyro, which draws its own box
     ("--num-epochs many", "--num-epochs"),
@@ -145,13 +163,17 @@ UNLEARN = [
 ]
 EVAL = [
     ("", "--model demo has no weights on disk"),
-    ("--model {m} --data demo --task 99", "has no such task"),
+    ("--model {m} --data demo --task 99", "task 99: forget05 of demo has no such task"),
+    ("--model {m} --data {d}/long_compared --split forget01 --overwrite --output-dir {d}/used", "leaves no room for an answer"),
+    ("--model {m} --data demo --seed 1", "--seed"),
     ("--model {m} --data demo --eval-batch-size 0", "--eval-batch-size 0 is out of range"),
 ]
 FINETUNE = [
     ("--model {m} --data demo --splits nothing", "the demo data has no split 'nothing'"),
     ("--model {m} --data demo --splits forget05 --tasks 99", "--tasks 99: no row of forget05 belongs to this task"),
     ("--model {m} --data demo --splits", "--splits is empty"),
+    ("--model {d}/good_model/model --data demo --output-dir {d}/good_model --overwrite", "holds the model or the data"),
+    ("--model {m} --data demo --split forget05", "--split"),
     ("--model {m} --data demo --target-loss -1", "--target-loss -1 is out of range"),
 ]
 CASES = [

@@ -69,6 +69,31 @@ def single(tiny, tmp_path_factory):
     return {optim: state_of(run(arguments(tiny, folder / optim, optim)).tasks[0].model) for optim in OPTIMIZERS}
 
 
+def test_evaluation_on_two_processes_equals_one_row_by_row(taught, tmp_path):
+    changes = {"eval": True, "eval_rows": 7, "max_steps": 3, "learning_rates": (1e-4,)}
+    alone = run(arguments(taught, tmp_path / "one", "dual-adamw", **changes)).tasks[0]
+    args = arguments(taught, tmp_path / "two", "dual-adamw", batch_size=2, **changes)
+    launch("ddp", {"runs": [dataclasses.asdict(args)]})
+    for folder in ("eval_before", "eval"):
+        for name in ("forget", "retain", "real_authors", "world_facts"):
+            paths = [
+                root / "ME+GD_lr0.0001" / "task1" / folder / f"{name}.jsonl" for root in (tmp_path / "one", tmp_path / "two")
+            ]
+            one, two = ([json.loads(line) for line in path.read_text().splitlines()] for path in paths)
+            assert len(one) == 7
+            for first, second in zip(one, two, strict=True):
+                assert first["question"] == second["question"]
+                assert first["generated"] == second["generated"]
+                assert first["loss"] == pytest.approx(second["loss"], abs=1e-4)
+    lines = (tmp_path / "two" / "ME+GD_lr0.0001" / "task1" / "log.jsonl").read_text().splitlines()
+    for record, other in zip(alone.log, map(json.loads, lines), strict=True):
+        assert {k: record[k] for k in ("step", "phase", "lr", "count", "tokens")} == {
+            k: other[k] for k in ("step", "phase", "lr", "count", "tokens")
+        }
+        assert record["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert record["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_path):
     config, sub_group_size = STRATEGIES[strategy]

@@ -111,13 +111,17 @@ def test_rows_do_not_depend_on_how_they_are_batched(evaluated, taught, tmp_path,
             assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
 
 
-def test_answers_stop_at_the_end_token_and_at_the_limit(taught, tmp_path):
+def test_answers_stop_at_the_end_token_and_at_the_limit(taught, tmp_path, evaluated):
     args = EvalArgs(model=str(taught), data="demo", eval_rows=3, max_new_tokens=3, output_dir=str(tmp_path))
     evaluate(args)
     tokenizer = AutoTokenizer.from_pretrained(taught)
     for row in rows_of(tmp_path, "forget"):
         assert row["answer"].startswith(row["generated"])
         assert 0 < len(tokenizer.tokenize(" " + row["generated"])) <= 3
+    # with room for 128 tokens, rows that are known word for word end where the answer ends, longer neighbours or not
+    known = [row for row in rows_of(evaluated[0], "forget") if row["exact_memorization"] == 1]
+    assert len(known) > 8
+    assert all(row["generated"] == row["answer"] for row in known)
 
 
 def test_rows_without_compared_answers_are_skipped_by_name(taught, tmp_path):
@@ -128,8 +132,9 @@ def test_rows_without_compared_answers_are_skipped_by_name(taught, tmp_path):
     assert set(summary["sets"]) == {"forget"}
     assert "truth_ratio" not in summary["sets"]["forget"]
     assert {"forget.truth_ratio", "retain", "real_authors", "world_facts"} <= set(summary["skipped"])
-    assert summary["model_utility"] is None
-    assert summary["tofu"]["model_utility"] is None
+    assert "model_utility" not in summary
+    assert summary["tofu"] == {}
+    assert {"model_utility", "tofu.model_utility"} <= set(summary["skipped"])
 
 
 def test_a_broken_model_is_reported_not_averaged(taught, tmp_path):

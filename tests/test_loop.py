@@ -159,6 +159,22 @@ def test_each_phase_has_its_rate_and_its_clipping(small_args):
     assert third == pytest.approx(3 * first * 5)  # 5e-4 against 1e-4, on the third step of the same warm-up
 
 
+@pytest.mark.parametrize(("clip", "limit"), [("max_grad_norm", 1e-3), ("forget_max_grad_norm", 2e-3)])
+def test_clipping_is_torchs_own(small_args, tiny, monkeypatch, clip, limit):
+    """One forget step by plain SGD at rate 1 moves the weights by the gradient, so by exactly what clipping leaves of it."""
+
+    def plain_sgd(lr, betas):
+        return lambda groups: torch.optim.SGD([{**group, "weight_decay": 0.0} for group in groups], lr=lr)
+
+    monkeypatch.setattr("dualoptim.loop.adamw", plain_sgd)
+    changes = {"model": str(tiny), "max_steps": 1, "warmup_epochs": 0, "learning_rates": (1.0,), clip: limit}
+    weights, result = weights_after(dataclasses.replace(small_args, **changes))
+    start = state_of(tiny)
+    moved = torch.cat([(weights[name] - start[name]).double().flatten() for name in start]).norm()
+    assert result.tasks[0].log[0]["grad_norm"] > 10 * limit
+    assert float(moved) == pytest.approx(limit, rel=1e-3)
+
+
 def test_coefficients_scale_the_joint_loss(small_args):
     args = dataclasses.replace(small_args, optim="adamw", forget_coeff=0.1, regularization_coeff=3.0, max_steps=1)
     record = run(args).tasks[0].log[0]

@@ -60,8 +60,6 @@ def test_eighteen_value_utility_and_forget_efficacy_equal_the_published_code():
     assert metrics.untargeted_forget_efficacy(sets["forget"]) == pytest.approx(
         published["Untargeted Forget Efficacy"], abs=1e-9
     )
-    targeted = metrics.targeted_forget_efficacy(published["Forget IDK Entailment Score"], sets["forget"]["token_entropy"])
-    assert targeted == pytest.approx(published["Targeted Forget Efficacy"], abs=1e-9)
 
 
 @pytest.mark.parametrize("which", ["full", "retain90"])

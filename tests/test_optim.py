@@ -36,9 +36,11 @@ MAKERS = {
     "amsgrad": lambda groups: torch.optim.AdamW(groups, amsgrad=True),
     "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True),
     "plain sgd": lambda groups: torch.optim.SGD(groups),
+    "adagrad": lambda groups: torch.optim.Adagrad(groups),
     "rmsprop": lambda groups: torch.optim.RMSprop(groups, momentum=0.5),
 }
 PAIRS = [("fused", "fused"), ("fused", "sgd"), ("sgd", "foreach"), ("for-loop", "plain sgd"), ("amsgrad", "rmsprop")]
+PAIRS += [("adagrad", "fused")]
 
 
 def alternate_by_hand(forget, retain, pattern=PATTERN):
@@ -233,6 +235,9 @@ def test_groups_keep_their_own_decay_through_both_phases():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="unknown phase 'both'"):
         DualOptimizer(weights(), forget=MAKERS["fused"], retain=MAKERS["fused"]).use("both")
+    for make in (torch.optim.NAdam, lambda groups: torch.optim.SGD(groups, momentum=0.9, dampening=0.5)):
+        with pytest.raises(ValueError, match="the forget optimizer's state does not start at zero"):
+            DualOptimizer(weights(), forget=make, retain=MAKERS["fused"])
     with pytest.raises(ValueError, match="the retain optimizer must keep the parameter groups"):
         DualOptimizer(
             [{"params": [p]} for p in weights()],

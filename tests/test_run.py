@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs, FinetuneArgs, UnlearnArgs, run
 from dualoptim.args import load_yaml
+from dualoptim.data import TEMPLATES, Tags, choose_template
 from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
 
@@ -53,6 +54,7 @@ def test_the_demo_leaves_the_folder_that_the_readme_describes(demo_run):
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
+        "prompt.json",
     )
     expected |= {f"{folder}/{name}" for folder in (f"{task}/model", "demo_model") for name in models}
     assert files == expected
@@ -123,6 +125,10 @@ def test_losses_rates_and_tasks(taught, tmp_path):
     assert len({json.dumps(t.before) for t in result.tasks if t.task == 1}) == 4
     for t in result.tasks:
         assert json.loads((t.folder / "eval_before" / "summary.json").read_text()) == t.before
+    # a later call into the same folder adds its rows to the table
+    run(dataclasses.replace(args, forget_losses=("ME+AP",), learning_rates=(1e-4,), task_list=(3,)))
+    table = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [row["losses"] for row in table] == ["GA+GD"] * 4 + ["IDK+AP"] * 4 + ["ME+AP"]
     alone = run(
         dataclasses.replace(args, forget_losses=("IDK+AP",), learning_rates=(2e-4,), output_dir=str(tmp_path / "alone"))
     )
@@ -134,7 +140,7 @@ def test_an_earlier_result_is_kept_unless_told(small_args):
     from dualoptim import InputError
 
     result = run(small_args)
-    with pytest.raises(InputError, match="holds an earlier result"):
+    with pytest.raises(InputError, match="is an earlier result"):
         run(small_args)
     (result.tasks[0].folder / "stale").write_text("x")
     run(dataclasses.replace(small_args, overwrite=True))
@@ -146,6 +152,20 @@ def test_without_a_place_a_run_is_named_by_its_time(small_args, tmp_path, monkey
     result = run(dataclasses.replace(small_args, output_dir=None, max_steps=1))
     assert result.folder.parent == Path("runs")
     assert (tmp_path / result.folder / "results.md").is_file()
+
+
+def test_a_model_remembers_its_template(taught, tmp_path):
+    """Saved under another name, a model is asked as it was taught, whatever `auto` would say of the name."""
+    args = UnlearnArgs(
+        model=str(taught), data="demo", template="llama2", answer_tag="=", eval=False, max_steps=1, output_dir=str(tmp_path)
+    )
+    saved = run(args).tasks[0].model
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    assert choose_template(EvalArgs(model=str(saved), data="demo"), tokenizer) == ("llama2", Tags("[INST] ", " [/INST]", "="))
+    assert choose_template(EvalArgs(model=str(saved), data="demo", template="qa"), tokenizer) == ("qa", TEMPLATES["qa"])
+    written = load_yaml(tmp_path / "ME+GD_lr1e-05" / "task1" / "config.yaml", UnlearnArgs)
+    assert (written.template, written.question_start_tag, written.answer_tag) == ("llama2", "[INST] ", "=")
+    assert (written.forget_lr, written.learning_rates) == (1e-5, (1e-5,))
 
 
 # ------------------------------------------------------------------------------------------------------- command lines
