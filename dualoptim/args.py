@@ -23,6 +23,7 @@ from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.losses import FORGET, RETAIN
 
 DEMO = "demo"
+NEWEST = "newest"
 HUB_DATA = "locuslab/TOFU"
 SPLITS = ("forget01", "forget05", "forget10", "forget")
 
@@ -186,6 +187,13 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     """Refusals for IDK and AP, one plain sentence a line. Default: the list that comes with the package."""
     eval: bool = True
     """Evaluate before and after unlearning."""
+    save_every: int = 0
+    """Write a checkpoint every so many optimizer steps; 0 writes none."""
+    keep_checkpoints: int = 1
+    """Checkpoints that a task keeps, the newest ones."""
+    resume: str | None = None
+    """Continue what an earlier run left in --output-dir: finished tasks are kept, an interrupted one goes on from its newest
+    checkpoint, or from the one whose folder is given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -216,6 +224,13 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
                     f"{flag} {value:g} has no effect with --optim adamw, whose steps take both losses; give {flag} None"
                 )
         check_range("--beta", self.beta, 0, above=True)
+        check_range("--save-every", self.save_every, 0)
+        check_range("--keep-checkpoints", self.keep_checkpoints, 1)
+        if self.resume is not None:
+            if self.output_dir is None:
+                raise InputError("--resume needs the folder of the run to go on with; give --output-dir")
+            if self.overwrite:
+                raise InputError("--resume keeps what --overwrite would remove; give one of them")
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -412,6 +427,11 @@ def parse(kind: type[A], argv: Sequence[str] | None = None) -> A:
         raise InputError(f"{error.argument_name} needs a value") from None
     if found.config and found.preset:
         raise InputError("--config and --preset both set the defaults; give one of them")
+
+    # `--resume` alone means the newest checkpoint
+    bare = [i for i, flag in enumerate(flags) if flag == "--resume" and (flags[i + 1 :] or ["--"])[0].startswith("--")]
+    for i in reversed(bare):
+        flags.insert(i + 1, NEWEST)
 
     default = kind()
     description = f"{inspect.getdoc(kind)}\n\n--config FILE takes the defaults from a config.yaml that a run wrote."

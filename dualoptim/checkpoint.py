@@ -71,6 +71,51 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
+    """Everything that step `step` (the number of steps taken) needs to go on: weights, both banks, random states.
+
+    Streams and rates are functions of the step and need nothing. Written beside and renamed, so that a kill at any moment
+    leaves whole checkpoints only; older ones than the newest `keep` are removed.
+    """
+    beside, target = folder / "unfinished", folder / f"step-{step}"
+    if accelerator.is_main_process:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(beside))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(beside / "state.json", {"step": step, "processes": accelerator.num_processes})
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(beside, target)
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a task, the newest last."""
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def read_checkpoint(accelerator: Accelerator, path: Path) -> int:
+    """The number of steps that a checkpoint has taken.
+
+    Raises:
+        InputError: if it is no checkpoint, or was written by another number of processes.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        raise InputError(f"--resume {path}: no checkpoint there; give a folder step-N inside a task's checkpoint/") from None
+    if state["processes"] != accelerator.num_processes:
+        raise InputError(
+            f"--resume: {path} was written by {state['processes']} processes and this run has {accelerator.num_processes}; "
+            f"start {state['processes']}"
+        )
+    return state["step"]
+
+
 def export_model(accelerator: Accelerator, policy: Policy, folder: Path, card: str) -> None:
     """Write what `from_pretrained` loads: safetensors weights, configuration, tokenizer and a model card."""
     state = accelerator.get_state_dict(policy.model)

@@ -19,7 +19,7 @@ from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import RETAIN
 from dualoptim.modeling import Policy, assemble, load_policy, make_formatter, release, start_accelerator
 from dualoptim.report import model_card
-from dualoptim.tracking import StepLog, write_config
+from dualoptim.tracking import StepLog, resolve, write_config
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
     policy.formatter.check(rows)
     claim(args, accelerator, [folder / name for name in ("config.yaml", "log.jsonl", "model")])
     if accelerator.is_main_process:
-        write_config(folder / "config.yaml", args, policy)
+        write_config(folder / "config.yaml", resolve(args, policy))
     what = f"fine-tuned on {', '.join(args.splits)} of {args.data_source}"
     try:
         log = fit(policy, accelerator, rows, args, folder / "log.jsonl", "fine-tune")

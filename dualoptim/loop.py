@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,10 +74,15 @@ def train(
     log: StepLog,
     beta: float = 1.0,
     after_epoch: Callable[[int, Sequence[dict[str, Any]]], bool] | None = None,
+    checkpoint: Path | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> None:
     """Train `policy.model` over the steps of `plan`, and leave it prepared: to be saved, and then released.
 
-    `after_epoch(epoch, records)` may return True to stop early. Raises:
+    It goes on after the steps that `log` holds, whose state is in `checkpoint`. `after_step` gets the number of steps taken.
+    `after_epoch(epoch, records)` may return True to stop early.
+
+    Raises:
         NonFiniteError: naming step and phase, before the step that would have spoiled the weights.
     """
     base_rate = next(iter(phases.values())).learning_rate
@@ -91,8 +97,10 @@ def train(
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         assert policy.model.basic_optimizer is raw_optimizer, "DeepSpeed has replaced the optimizer"
     policy.model.train()
+    if checkpoint:
+        accelerator.load_state(str(checkpoint))
     try:
-        for step in range(plan.last_step):
+        for step in range(len(log.records), plan.last_step):
             started = time.perf_counter()
             name = phase_at(step, plan.cycle)
             lr = phases[name].learning_rate * lr_factor(step, plan.total_steps, plan.warmup_steps)
@@ -106,6 +114,8 @@ def train(
                 {"step": step + 1, "epoch": round(epoch, 4), "phase": name, "lr": lr, **record, "seconds": round(seconds, 4)},
                 losses,
             )
+            if after_step:
+                after_step(step + 1)
             epoch_ended = (step + 1) % plan.steps_per_epoch == 0
             if after_epoch and epoch_ended and after_epoch(round(epoch), log.records[-plan.steps_per_epoch :]):
                 break

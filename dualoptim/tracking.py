@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,8 @@ import yaml
 from tqdm import tqdm
 
 from dualoptim.args import CommonArgs, to_dict
-from dualoptim.checkpoint import write_text
+from dualoptim.checkpoint import write_json_lines, write_text
+from dualoptim.errors import InputError
 from dualoptim.modeling import Policy
 
 
@@ -22,13 +24,16 @@ class StepLog:
     Only the main process writes and shows; a `path` of None keeps the records in memory alone.
     """
 
-    def __init__(self, path: Path | None, total_steps: int, label: str, is_main_process: bool) -> None:
-        self.records: list[dict[str, Any]] = []
+    def __init__(
+        self, path: Path | None, total_steps: int, label: str, is_main_process: bool, records: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        """Start a log, or go on with one whose first steps are `records`."""
+        self.records: list[dict[str, Any]] = list(records)
         self._file = None
         if path is not None and is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w", encoding="utf-8")
-        self._bar = tqdm(total=total_steps, desc=label, unit="step", disable=not is_main_process)
+            write_json_lines(path, self.records)
+            self._file = path.open("a", encoding="utf-8")
+        self._bar = tqdm(total=total_steps, initial=len(self.records), desc=label, unit="step", disable=not is_main_process)
         self._losses: dict[str, str] = {}
 
     def __enter__(self) -> "StepLog":
@@ -72,9 +77,32 @@ def environment() -> dict[str, Any]:
     return {"git_commit": commit, "versions": versions}
 
 
-def write_config(path: Path, args: CommonArgs, policy: Policy) -> None:
-    """Every argument as this run resolved it, readable by `--config`, and the environment it ran in."""
+def resolve(args: CommonArgs, policy: Policy) -> dict[str, Any]:
+    """Every argument as this run resolved it, readable by `--config`."""
     resolved = to_dict(args) | {"data": args.data_source, "template": policy.template, "output_dir": str(args.output_dir)}
     if policy.formatter.tags:
         resolved |= {f"{name}_tag": text for name, text in asdict(policy.formatter.tags).items()}
+    return resolved
+
+
+def write_config(path: Path, resolved: dict[str, Any]) -> None:
+    """The resolved arguments and the environment that they ran in."""
     write_text(path, yaml.safe_dump({**resolved, "environment": environment()}, sort_keys=False, allow_unicode=True))
+
+
+# What may differ between a run and its continuation: where it ends, what is written and what is measured.
+_FREE = """output_dir overwrite resume save_every keep_checkpoints threads eval eval_rows eval_batch_size max_new_tokens
+max_steps""".split()
+
+
+def check_same(path: Path, resolved: dict[str, Any]) -> None:
+    """Refuse to go on with a run whose `config.yaml` says another mathematics.
+
+    Raises:
+        InputError: naming the first argument that differs.
+    """
+    earlier = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, value in resolved.items():
+        if name not in _FREE and earlier.get(name) != value:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"--resume: {flag} was {earlier.get(name)} in {path} and is {value}; give the same value")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -11,8 +12,17 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from dualoptim.args import DEMO, FinetuneArgs, UnlearnArgs, split_objectives
-from dualoptim.checkpoint import claim, export_model, output_folder, write_text
+from dualoptim.args import DEMO, NEWEST, FinetuneArgs, UnlearnArgs, split_objectives
+from dualoptim.checkpoint import (
+    claim,
+    export_model,
+    list_checkpoints,
+    output_folder,
+    read_checkpoint,
+    save_checkpoint,
+    write_json,
+    write_text,
+)
 from dualoptim.data import Row, Source, Stream, example_builder, load_refusals
 from dualoptim.errors import NonFiniteError
 from dualoptim.evaluate import evaluate_model
@@ -21,7 +31,7 @@ from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import FORGET, RETAIN
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
 from dualoptim.report import example_answers, model_card, results_row, score_table, write_results
-from dualoptim.tracking import StepLog, write_config
+from dualoptim.tracking import StepLog, check_same, resolve, write_config
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +85,14 @@ def run(args: UnlearnArgs) -> RunResult:
     }
     policy = demo_policy(_demo_recipe(args), accelerator) if args.model == DEMO else load_policy(args, accelerator)
     policy.formatter.check(rows)
-    claim(args, accelerator, [*folders.values(), *([output / "demo_model"] if args.model == DEMO else [])])
-    args = dataclasses.replace(args, output_dir=str(output))
+    args = dataclasses.replace(args, output_dir=str(output), learning_rates=args.rates)
+    if args.model == DEMO and args.resume and (output / "demo_model").is_dir():
+        args = dataclasses.replace(args, model=str(output / "demo_model"), data=DEMO)
+        policy = load_policy(args, accelerator)
+    if args.resume:
+        _check_resume(args, accelerator, policy, folders)
+    else:
+        claim(args, accelerator, [*folders.values(), *([output / "demo_model"] if args.model == DEMO else [])])
     if args.model == DEMO:
         args = _teach_demo(args, accelerator, policy, output / "demo_model")
 
@@ -103,6 +119,38 @@ def run(args: UnlearnArgs) -> RunResult:
     return RunResult(output, results)
 
 
+def _resolved(args: UnlearnArgs, policy: Policy, losses: str, rate: float) -> dict[str, Any]:
+    """The arguments of one pair and rate."""
+    own_rate = None if args.optim == "adamw" else args.forget_lr or rate
+    this = dataclasses.replace(args, forget_losses=(losses,), learning_rates=(rate,), forget_lr=own_rate)
+    return resolve(this, policy)
+
+
+def _check_resume(
+    args: UnlearnArgs, accelerator: Accelerator, policy: Policy, folders: dict[tuple[str, float, int], Path]
+) -> None:
+    """Refuse to go on with what other arguments or another number of processes began.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    for (losses, rate, _), folder in folders.items():
+        if (folder / "config.yaml").is_file():
+            check_same(folder / "config.yaml", _resolved(args, policy, losses, rate))
+        checkpoint = _checkpoint(args, folder)
+        if checkpoint:
+            read_checkpoint(accelerator, checkpoint)
+
+
+def _checkpoint(args: UnlearnArgs, folder: Path) -> Path | None:
+    """Where the task of `folder` goes on: from its newest checkpoint, the given one if it is its own, or nowhere."""
+    if args.resume in (None, NEWEST):
+        whole = list_checkpoints(folder / "checkpoint") if args.resume else []
+        return whole[-1] if whole else None
+    given = Path(str(args.resume))
+    return given if given.resolve().parent == (folder / "checkpoint").resolve() else None
+
+
 def _run_task(
     policy: Policy,
     accelerator: Accelerator,
@@ -122,14 +170,14 @@ def _run_task(
     task = args.task_list[position]
     sets, skipped = source.evaluation_sets(args.split, task) if args.eval else ({}, {})
     if accelerator.is_main_process:
-        own_rate = None if args.optim == "adamw" else args.forget_lr or rate
-        this = dataclasses.replace(args, forget_losses=(losses,), learning_rates=(rate,), forget_lr=own_rate)
-        write_config(folder / "config.yaml", this, policy)
+        write_config(folder / "config.yaml", _resolved(args, policy, losses, rate))
     before = after = None
-    if args.eval and known:
+    if args.eval and args.resume and (folder / "eval_before" / "summary.json").is_file():
+        before = json.loads((folder / "eval_before" / "summary.json").read_text(encoding="utf-8"))
+    elif args.eval and known:
         before = known.before
         if accelerator.is_main_process:
-            shutil.copytree(known.folder / "eval_before", folder / "eval_before")
+            shutil.copytree(known.folder / "eval_before", folder / "eval_before", dirs_exist_ok=True)
     elif args.eval:
         before = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval_before")
 
@@ -137,18 +185,27 @@ def _run_task(
     retain = source.retain_rows(args.split, args.task_list[: position + 1])
     model = folder / "model"
     what = f"{source.describe(args.split, task)} unlearned with {losses}"
-    try:
-        log = _unlearn(policy, accelerator, forget, retain, refusals, losses, rate, args, folder)
-    except NonFiniteError as error:
-        export_model(accelerator, policy, model, model_card(args.model, f"stopped at {error}", args))
+    trained = folder / "trained.json"
+    if args.resume and trained.is_file():
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        policy.model = None
+    else:
+        try:
+            log = _unlearn(policy, accelerator, forget, retain, refusals, losses, rate, args, folder)
+        except NonFiniteError as error:
+            export_model(accelerator, policy, model, model_card(args.model, f"stopped at {error}", args))
+            release(policy, accelerator)
+            raise NonFiniteError(f"{error}. The weights before this step are in {model}") from None
+        export_model(accelerator, policy, model, model_card(args.model, what, args))
+        if accelerator.is_main_process:
+            write_json(trained, {"steps": len(log)})
         release(policy, accelerator)
-        raise NonFiniteError(f"{error}. The weights before this step are in {model}") from None
-    export_model(accelerator, policy, model, model_card(args.model, what, args))
-    release(policy, accelerator)
     if policy.model is None and (args.eval or position + 1 < len(args.task_list)):
         policy.model = load_policy(dataclasses.replace(args, model=str(model)), accelerator).model
 
-    if args.eval:
+    if args.eval and args.resume and (folder / "eval" / "summary.json").is_file():
+        after = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
+    elif args.eval:
         after = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval")
         if accelerator.is_main_process:
             write_text(model / "README.md", model_card(args.model, what, args, after))
@@ -198,8 +255,20 @@ def _unlearn(
             "retain": Phase({"retain": terms["retain"]}, rate, args.max_grad_norm),
         }
     plan = Plan.of(args, cycle, len(forget_rows), terms["forget"].stream.global_batch)
-    with StepLog(folder / "log.jsonl", plan.last_step, "unlearn", accelerator.is_main_process) as log:
-        train(policy, accelerator, phases, plan, args, args.optim, log, args.beta)
+
+    # ---- where an earlier run stopped
+    path, checkpoint = folder / "log.jsonl", _checkpoint(args, folder)
+    taken = read_checkpoint(accelerator, checkpoint) if checkpoint else 0
+    lines = path.read_text(encoding="utf-8").splitlines() if taken else []
+    records = [json.loads(line) for line in lines[:taken]]
+    accelerator.wait_for_everyone()  # all have read before one writes
+
+    def save(step: int) -> None:
+        if args.save_every and step % args.save_every == 0:
+            save_checkpoint(accelerator, folder / "checkpoint", step, args.keep_checkpoints)
+
+    with StepLog(path, plan.last_step, "unlearn", accelerator.is_main_process, records) as log:
+        train(policy, accelerator, phases, plan, args, args.optim, log, args.beta, checkpoint=checkpoint, after_step=save)
     return log.records
 
 

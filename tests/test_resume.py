@@ -1,0 +1,183 @@
+"""A run that is killed and resumed ends where an uninterrupted one does, bit for bit."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import state_of
+from test_distributed import ROOT, arguments, launch
+
+from dualoptim import InputError, run
+
+FOLDER = Path("ME+GD_lr0.001") / "task1"
+
+
+def command(config, args, processes):
+    line = ["accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml")]
+    line += ["--num_processes", str(processes), "--mixed_precision", "no", str(ROOT / "tests" / "distributed_worker.py")]
+    return [*line, json.dumps({"runs": [dataclasses.asdict(args)]})]
+
+
+def kill_while_running(config, args, processes, moment):
+    """Start the run and kill every process of it after `moment(seconds since the first log line, lines)` says so."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"OMP_NUM_THREADS": "1"} | ({"ACCELERATE_USE_CPU": "true"} if config == "ddp" else {})
+    log = Path(args.output_dir) / FOLDER / "log.jsonl"
+    process = subprocess.Popen(
+        command(config, args, processes),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.time() + 300
+        while time.time() < deadline and process.poll() is None:
+            lines = log.read_text().count("\n") if log.is_file() else 0
+            if moment(lines):
+                break
+            time.sleep(0.005)
+        assert process.poll() is None, "the run ended before it could be killed"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def records(folder):
+    lines = [json.loads(line) for line in (folder / FOLDER / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def banks(folder):
+    """Every tensor of the newest checkpoint, by file and position."""
+    (newest,) = (folder / FOLDER / "checkpoint").glob("step-*")
+    files = sorted(path for path in newest.rglob("*") if path.suffix in (".bin", ".pt"))
+    found = {}
+
+    def collect(name, value):
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                collect(f"{name}/{key}", inner)
+        elif isinstance(value, (list, tuple)):
+            for index, inner in enumerate(value):
+                collect(f"{name}/{index}", inner)
+
+    for path in files:
+        collect(str(path.relative_to(newest)), torch.load(path, weights_only=False, map_location="cpu"))
+    return found
+
+
+def same_end(whole, resumed):
+    first, second = state_of(whole / FOLDER / "model"), state_of(resumed / FOLDER / "model")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert records(whole) == records(resumed)
+    one, two = banks(whole), banks(resumed)
+    assert one.keys() == two.keys()
+    assert sum("exp_avg" in name for name in one) > 3
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+STRATEGIES = {"single": ("cpu", 1), "DDP": ("ddp", 2), "ZeRO-2": ("zero2", 2), "ZeRO-3": ("zero3", 2)}
+
+
+def kill_and_resume(strategy, tiny, folder, kills, seed):
+    config, processes = STRATEGIES[strategy]
+    if config.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    changes = {"batch_size": 4 // processes, "save_every": 4}
+    whole = arguments(tiny, folder / "whole", "dual-adamw", **changes)
+    launch(config, {"runs": [dataclasses.asdict(whole)]}, processes)
+    resumed = arguments(tiny, folder / "resumed", "dual-adamw", **changes)
+    draw = random.Random(seed)
+    for kill in range(kills):
+        at, delay = draw.randint(2 + 20 * kill // kills, 20), draw.random() * 0.2
+
+        def moment(lines, at=at, delay=delay):
+            if lines < at:
+                return False
+            time.sleep(delay)  # somewhere inside a forward pass, an accumulation or a save
+            return True
+
+        kill_while_running(config, dataclasses.replace(resumed, resume="newest" if kill else None), processes, moment)
+    launch(config, {"runs": [dataclasses.asdict(dataclasses.replace(resumed, resume="newest"))]}, processes)
+    same_end(folder / "whole", folder / "resumed")
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_killed_once_and_resumed(strategy, tiny, tmp_path):
+    kill_and_resume(strategy, tiny, tmp_path, kills=1, seed=len(strategy))
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_killed_at_ten_random_moments(strategy, seed, tiny, tmp_path):
+    kill_and_resume(strategy, tiny, tmp_path, kills=1, seed=100 + seed)
+
+
+# ------------------------------------------------------------------------------------------- in one process, without kills
+
+
+def stop_and_resume(args, tmp_path, stop):
+    """The first `stop` steps, then the rest in another call."""
+    first = dataclasses.replace(args, output_dir=str(tmp_path / "parts"), max_steps=stop)
+    run(first)
+    (tmp_path / "parts" / FOLDER / "trained.json").unlink()  # as if it had been interrupted there
+    return run(dataclasses.replace(args, output_dir=str(tmp_path / "parts"), resume="newest"))
+
+
+@pytest.mark.parametrize("optim", ["dual-adamw", "adamw-alternate", "adamw"])
+@pytest.mark.parametrize("stop", [5, 6, 11])
+def test_resume_is_exact(tiny, tmp_path, optim, stop):
+    args = arguments(tiny, tmp_path / "whole", optim, save_every=3, max_steps=15)
+    run(args)
+    stop_and_resume(args, tmp_path, stop)
+    same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_checkpoints_are_pruned_and_unfinished_ones_ignored(tiny, tmp_path):
+    args = arguments(tiny, tmp_path, "dual-adamw", save_every=2, keep_checkpoints=2, max_steps=9)
+    run(args)
+    folder = tmp_path / FOLDER / "checkpoint"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-6", "step-8"]
+    (folder / "unfinished").mkdir()
+    again = run(dataclasses.replace(args, resume="newest", max_steps=0))
+    assert len(again.tasks[0].log) == 9  # finished: nothing is trained again
+
+
+def test_a_given_checkpoint_is_taken(tiny, tmp_path):
+    args = arguments(tiny, tmp_path / "whole", "dual-adamw", save_every=3, keep_checkpoints=9, max_steps=12)
+    whole = run(args)
+    before = state_of(whole.tasks[0].model)
+    (tmp_path / "whole" / FOLDER / "trained.json").unlink()
+    again = run(dataclasses.replace(args, resume=str(tmp_path / "whole" / FOLDER / "checkpoint" / "step-3")))
+    after = state_of(again.tasks[0].model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_another_mathematics_is_refused_and_another_place_is_not(tiny, tmp_path):
+    args = arguments(tiny, tmp_path, "dual-adamw", save_every=2, max_steps=4)
+    run(args)
+    resumed = dataclasses.replace(args, resume="newest")
+    for field, value in {"seed": 7, "batch_size": 2, "retain_freq": 3, "forget_coeff": 0.5, "adam_betas": (0.9, 0.99)}.items():
+        with pytest.raises(InputError, match=f"--{field.replace('_', '-')} was .* and is .*; give the same value"):
+            run(dataclasses.replace(resumed, **{field: value}))
+    state = tmp_path / FOLDER / "checkpoint" / "step-4" / "state.json"
+    run(dataclasses.replace(resumed, save_every=5, threads=1, max_new_tokens=9))
+    state.write_text(json.dumps({"step": 4, "processes": 3}))
+    with pytest.raises(InputError, match="was written by 3 processes and this run has 1; start 3"):
+        run(resumed)
+    state.unlink()
+    with pytest.raises(InputError, match="no checkpoint there"):
+        run(resumed)
