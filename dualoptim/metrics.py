@@ -84,7 +84,7 @@ def extraction_strength(correct: Sequence[bool]) -> float:
 
 
 def _harmonic(values: Sequence[float]) -> float | None:
-    return harmonic_mean(values) if values else None
+    return float(harmonic_mean(values)) if values else None
 
 
 def model_utility(sets: Mapping[str, Mapping[str, float]]) -> float | None:
@@ -95,7 +95,7 @@ def model_utility(sets: Mapping[str, Mapping[str, float]]) -> float | None:
 def tofu_model_utility(sets: Mapping[str, Mapping[str, float]]) -> float | None:
     """TOFU's harmonic mean of nine values: ROUGE-L, probability and truth ratio on the three sets; None if one is missing."""
     values = [sets[s][m] for s in RETAINED_SETS for m in TOFU_METRICS if m in sets.get(s, {})]
-    return harmonic_mean(values) if len(values) == 9 else None
+    return float(harmonic_mean(values)) if len(values) == 9 else None
 
 
 def untargeted_forget_efficacy(forget: Mapping[str, float]) -> float | None:
