@@ -156,6 +156,10 @@ UNLEARN = [
     ("--model {m} --data demo --attn-implementation flash_attention_2", "needs CUDA"),
     ("--model {m} --data demo --output-dir {d}/used", "is an earlier result"),
     ("--model {m} --data demo --output-dir {d}/a_file", "a_file"),
+    ("--resume", "--resume needs the folder of the run to go on with; give --output-dir"),
+    ("--resume --output-dir {d}/used --overwrite", "give one of them"),
+    ("--save-every -1", "--save-every -1 is out of range"),
+    ("--keep-checkpoints 0", "--keep-checkpoints 0 is out of range"),
     # parsed by tyro, which draws its own box
     ("--num-epochs many", "--num-epochs"),
     ("--optim sgd", "dual-adamw"),
