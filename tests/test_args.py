@@ -13,7 +13,7 @@ import yaml
 from dualoptim import EvalArgs, FinetuneArgs, InputError, UnlearnArgs, preset
 from dualoptim.args import PRESETS, load_yaml, parse, to_dict
 from dualoptim.data import Tags
-from dualoptim.tracking import write_config
+from dualoptim.tracking import resolve, write_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -111,7 +111,7 @@ def test_presets_are_diffs_that_flags_override(name):
 def test_yaml_out_and_in(tmp_path):
     args = UnlearnArgs(model="org/name", learning_rates=(1e-5, 2e-6), forget_lr=3e-6, answer_tag="\n", output_dir="x")
     policy = SimpleNamespace(template="qa", formatter=SimpleNamespace(tags=Tags("Question: ", "\n", "\n")))
-    write_config(tmp_path / "config.yaml", args, policy)
+    write_config(tmp_path / "config.yaml", resolve(args, policy))
     args = dataclasses.replace(
         args, template="qa", question_start_tag="Question: ", question_end_tag="\n", data="locuslab/TOFU"
     )
