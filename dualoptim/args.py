@@ -6,6 +6,7 @@ of them is a property.
 
 import argparse
 import dataclasses
+import importlib.util
 import inspect
 import math
 import sys
@@ -132,6 +133,23 @@ class TrainArgs(CommonArgs):
     """Epochs of linear warm-up before the linear decay. 1 as published."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
+    optim_bits: Literal[32, 8] = 32
+    """Bits of the optimizer states. 8 (bitsandbytes) holds about a quarter; embeddings, norms, biases and tensors of fewer than
+    4,096 elements stay in 32."""
+    quantize_embeddings: bool = False
+    """With --optim-bits 8, keep the states of embeddings in 8 bits as well. They are the least stable ones."""
+    use_lora: bool = False
+    """Train a low-rank adapter instead of the weights, and save it alone."""
+    lora_rank: int = 8
+    """Rank of the adapter. 8 as in TOFU."""
+    lora_alpha: float = 32.0
+    """The adapter's output is scaled by this over the rank. 32 as in TOFU."""
+    lora_dropout: float = 0.0
+    """Dropout on the adapter's input, from 0 up to but not 1. 0, because dropout differs with the number of processes."""
+    lora_target_modules: tuple[str, ...] = ("all-linear",)
+    """Modules that get an adapter, by name (q_proj v_proj ...). `all-linear`: every linear layer but the output head."""
+    load_in_4bit: bool = False
+    """Hold the frozen weights in 4 bits (QLoRA). Needs CUDA, bitsandbytes and --use-lora."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -147,6 +165,18 @@ class TrainArgs(CommonArgs):
         for beta in self.adam_betas:
             if not 0 <= beta < 1:
                 raise InputError(f"--adam-betas {beta:g} is out of range; give two numbers from 0 up to but not 1")
+        if self.optim_bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
+            raise InputError("--optim-bits 8 needs the package bitsandbytes; pip install 'dualoptim[bitsandbytes]'")
+        if self.quantize_embeddings and self.optim_bits != 8:
+            raise InputError("--quantize-embeddings has no effect with --optim-bits 32; give --optim-bits 8")
+        check_range("--lora-rank", self.lora_rank, 1)
+        check_range("--lora-alpha", self.lora_alpha, 0, above=True)
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"--lora-dropout {self.lora_dropout:g} is out of range; give a number from 0 up to but not 1")
+        if not self.lora_target_modules:
+            raise InputError("--lora-target-modules is empty; give all-linear or names of modules")
+        if self.load_in_4bit and not self.use_lora:
+            raise InputError("--load-in-4bit freezes the weights, so that only an adapter can learn; add --use-lora")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast_object_list
+from peft import PeftModel
 
 from dualoptim.args import CommonArgs
 from dualoptim.data import PROMPT_FILE
@@ -82,7 +83,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(beside))
+    accelerator.save_state(str(beside), **({"exclude_frozen_parameters": True} if _leaves_out_frozen(accelerator) else {}))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_json(beside / "state.json", {"step": step, "processes": accelerator.num_processes})
@@ -91,6 +92,17 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
+    """Put what `save_checkpoint` wrote back into everything that is prepared."""
+    accelerator.load_state(str(path), **({"load_module_strict": False} if _leaves_out_frozen(accelerator) else {}))
+
+
+def _leaves_out_frozen(accelerator: Accelerator) -> bool:
+    """Whether checkpoints hold the trained weights alone: under DeepSpeed, with an adapter."""
+    frozen = any(not parameter.requires_grad for model in accelerator._models for parameter in model.parameters())
+    return frozen and accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -126,7 +138,9 @@ def export_model(accelerator: Accelerator, policy: Policy, folder: Path, card: s
         # gathered weights are copies, in which tied ones no longer show; save_pretrained pops entries from what it is given
         tied = getattr(model, "all_tied_weights_keys", None) or {}
         state = {name: value for name, value in state.items() if name not in tied}
-        model.save_pretrained(beside, state_dict=state, safe_serialization=True)
+        # an adapter would ask the hub whether the base's vocabulary has been changed
+        adapter = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+        model.save_pretrained(beside, state_dict=state, safe_serialization=True, **adapter)
         policy.tokenizer.save_pretrained(beside)
         tags = policy.formatter.tags
         write_json(beside / PROMPT_FILE, {"template": policy.template, "tags": asdict(tags) if tags else None})

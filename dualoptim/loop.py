@@ -17,11 +17,12 @@ from accelerate import Accelerator, DistributedType
 from torch.optim import Optimizer
 
 from dualoptim.args import TrainArgs
+from dualoptim.checkpoint import load_checkpoint
 from dualoptim.data import Stream
 from dualoptim.errors import NonFiniteError
 from dualoptim.losses import Objective
 from dualoptim.modeling import Policy
-from dualoptim.optim import adamw, decay_groups, make_optimizer, set_phase
+from dualoptim.optim import adamw, decay_groups, make_optimizer, measure_state, set_phase
 from dualoptim.schedule import Cycle, lr_factor, phase_at, phase_step, steps_per_epoch
 from dualoptim.scores import score
 from dualoptim.tracking import StepLog
@@ -89,7 +90,9 @@ def train(
     torch.manual_seed(args.seed)
     raw_model = policy.model
     raw_optimizer = make_optimizer(
-        optimizer_kind, decay_groups(raw_model, args.weight_decay), adamw(base_rate, args.adam_betas)
+        optimizer_kind,
+        decay_groups(raw_model, args.weight_decay, args.optim_bits, args.quantize_embeddings),
+        adamw(base_rate, args.adam_betas, bits=args.optim_bits),
     )
     if args.gradient_checkpointing:
         raw_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -98,7 +101,7 @@ def train(
         assert policy.model.basic_optimizer is raw_optimizer, "DeepSpeed has replaced the optimizer"
     policy.model.train()
     if checkpoint:
-        accelerator.load_state(str(checkpoint))
+        load_checkpoint(accelerator, checkpoint)
     try:
         for step in range(len(log.records), plan.last_step):
             started = time.perf_counter()
@@ -110,6 +113,8 @@ def train(
             )
             seconds = time.perf_counter() - started
             epoch = (step + 1) / plan.steps_per_epoch
+            if step == 0:
+                record |= _held(accelerator, policy, raw_optimizer)
             log.add(
                 {"step": step + 1, "epoch": round(epoch, 4), "phase": name, "lr": lr, **record, "seconds": round(seconds, 4)},
                 losses,
@@ -185,3 +190,21 @@ def _step(
     if len(losses) > 1:
         record |= {f"{name}_loss": value for name, value in losses.items()}
     return record, losses
+
+
+def _held(accelerator: Accelerator, policy: Policy, optimizer: Optimizer) -> dict[str, Any]:
+    """What this run really holds, measured: types of the weights and of their masters, bytes of state per parameter.
+
+    The masters are what the optimizer updates: the weights themselves, or (DeepSpeed under bf16) copies of them in float32.
+    """
+    size = measure_state(optimizer)
+    sizes = torch.tensor([size.bytes_32, size.parameters_32, size.bytes_8, size.parameters_8], device=accelerator.device)
+    bytes_32, parameters_32, bytes_8, parameters_8 = accelerator.reduce(sizes, "sum").tolist()
+    weights = {str(p.dtype).removeprefix("torch.") for p in policy.model.parameters() if p.requires_grad}
+    held: dict[str, Any] = {"weights": "+".join(sorted(weights)), "masters": "+".join(sorted(size.dtypes))}
+    if parameters_32:
+        held["state_bytes_per_parameter"] = round(bytes_32 / parameters_32, 4)
+    if parameters_8:
+        held["state_bytes_per_quantized_parameter"] = round(bytes_8 / parameters_8, 4)
+        held["quantized_share"] = round(parameters_8 / (parameters_8 + parameters_32), 4)
+    return held

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import is_flash_attn_2_available
 
-from dualoptim.args import CommonArgs
+from dualoptim.args import CommonArgs, TrainArgs
 from dualoptim.data import Example, Formatter, choose_template, pack, pad
 from dualoptim.errors import InputError
 from dualoptim.scores import Batch
@@ -77,27 +78,88 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
         InputError: if the model cannot be found or read, is not a decoder-only language model, or its tokenizer cannot give
             character offsets or has no end-of-sequence token.
     """
-    source, options = _source(args.model)
-    config = _from_hub(args.model, AutoConfig, source, **options)
+    folder = Path(args.model).expanduser()
+    adapter = folder if (folder / "adapter_config.json").is_file() else None
+    base = _from_hub(args.model, PeftConfig, str(folder)).base_model_name_or_path if adapter else args.model
+    source, options = _source(base)
+    config = _from_hub(base, AutoConfig, source, **options)
     if config.is_encoder_decoder or (config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder):
         raise InputError(
             f"--model {args.model}: {config.model_type} is not a decoder-only language model; unlearning here needs one that "
             "predicts the next token, such as Llama, Phi, Qwen or GPT"
         )
-    tokenizer = _from_hub(args.model, AutoTokenizer, source, **options)
+    tokenizer = (
+        _from_hub(args.model, AutoTokenizer, str(folder)) if adapter else _from_hub(base, AutoTokenizer, source, **options)
+    )
     formatter, template = make_formatter(args, tokenizer)
     attention = attention_implementation(args, accelerator)
-    model = _from_hub(args.model, AutoModelForCausalLM, source, **options, dtype=torch.float32, attn_implementation=attention)
+    in_4bit = isinstance(args, TrainArgs) and args.load_in_4bit
+    if in_4bit:
+        options = {**options, **four_bit_options(accelerator)}
+    model = _from_hub(base, AutoModelForCausalLM, source, **options, dtype=torch.float32, attn_implementation=attention)
     if "gguf_file" in options:  # weights were widened to float32 on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
+    use_lora = isinstance(args, TrainArgs) and args.use_lora
+    if adapter:
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=use_lora)
+        if not use_lora:
+            model = model.merge_and_unload()
+    elif use_lora:
+        model = add_adapter(args, model)
     return assemble(args, model, formatter, template, accelerator)
+
+
+def add_adapter(args: TrainArgs, model: Any) -> Any:
+    """`model` with a fresh low-rank adapter (LoRA, arXiv 2106.09685), which alone trains. At first it changes nothing.
+
+    Raises:
+        InputError: if `--lora-target-modules` names no module of the model.
+    """
+    targets = list(args.lora_target_modules)
+    config = LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(args.seed)  # every process draws the same adapter
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError:
+        leaves = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        raise InputError(
+            f"--lora-target-modules {' '.join(targets)}: not in this model; choose from {', '.join(sorted(leaves))} or all-linear"
+        ) from None
+    # what loads the adapter has to find its base again, from any folder
+    path = Path(args.model).expanduser()
+    config.base_model_name_or_path = str(path.resolve()) if path.exists() else args.model
+    return adapted
+
+
+def four_bit_options(accelerator: Accelerator) -> dict[str, Any]:
+    """How `from_pretrained` loads frozen weights in 4 bits (QLoRA, arXiv 2305.14314): NF4, double quantization, bf16 products.
+
+    Raises:
+        InputError: without CUDA.
+    """
+    if accelerator.device.type != "cuda":
+        raise InputError("--load-in-4bit needs CUDA, and this run has none; drop the flag, or start it on a GPU")
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": settings, "device_map": {"": accelerator.device}}
 
 
 def assemble(args: CommonArgs, model: Any, formatter: Formatter, template: str, accelerator: Accelerator) -> Policy:
     """A `Policy` of a loaded model, which is moved to its device and probed for packed rows."""
-    model.to(accelerator.device)
+    if not getattr(model, "is_loaded_in_4bit", False):  # those lie there already and cannot be moved
+        model.to(accelerator.device)
     with accelerator.autocast():
         packed = args.packing and takes_packed_rows(model)
     if args.packing and not packed:

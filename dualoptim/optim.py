@@ -10,8 +10,10 @@ Two optimizer objects over one model would be simpler to write, and break under 
 last one, FSDP fails to save them, and fp16 unscales the gradients once for each.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ MakeOptimizer = Callable[[Groups], Optimizer]
 PHASES = ("forget", "retain")
 _NOT_FROM_ZERO = ("ASGD", "NAdam", "Rprop")  # a step at rate zero does not leave these as they start
 _OWN_KEYS = ("params", "group_id", "phase")
+_SMALLEST_QUANTIZED = 4096  # elements; smaller tensors save nothing
 
 
 class DualOptimizer(Optimizer):
@@ -187,30 +190,88 @@ def _with_prefix(entries: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
 
 
-def decay_groups(model: torch.nn.Module, weight_decay: float) -> Groups:
-    """The trainable parameters in two groups: weights with `weight_decay`, and biases and norms without."""
-    undecayed = {
-        id(parameter)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if name.endswith("bias") or "norm" in type(module).__name__.lower()
-    }
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if id(p) not in undecayed], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if id(p) in undecayed], "weight_decay": 0.0},
+def decay_groups(model: torch.nn.Module, weight_decay: float, bits: int = 32, quantize_embeddings: bool = False) -> Groups:
+    """The trainable parameters in groups: weights with `weight_decay`, biases and norms without.
+
+    With `bits` 8 a group says in `bits` whether its states may be quantized: not those of biases, norms, tensors of fewer than
+    4,096 elements and (unless `quantize_embeddings`) embeddings. It has to be a property of the group, because ZeRO lays all
+    tensors of a group end to end before the optimizer sees them.
+    """
+    undecayed, embeddings = set(), set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name.endswith("bias") or "norm" in type(module).__name__.lower():
+                undecayed.add(id(parameter))
+            if isinstance(module, torch.nn.Embedding):
+                embeddings.add(id(parameter))
+    groups: dict[tuple[bool, int], list[torch.nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decayed = id(parameter) not in undecayed
+            wide = not decayed or parameter.numel() < _SMALLEST_QUANTIZED
+            wide = wide or (id(parameter) in embeddings and not quantize_embeddings)
+            groups.setdefault((decayed, 32 if wide else bits), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "bits": own_bits}
+        for (decayed, own_bits), parameters in sorted(groups.items(), key=lambda item: (not item[0][0], item[0][1]))
     ]
-    return [group for group in groups if group["params"]]
 
 
-def adamw(lr: float, betas: tuple[float, float], eps: float = 1e-8) -> MakeOptimizer:
-    """A factory of torch's AdamW, fused where every parameter lies on a device that has the fused kernel."""
+def adamw(lr: float, betas: tuple[float, float], eps: float = 1e-8, bits: int = 32) -> MakeOptimizer:
+    """A factory of AdamW: torch's, fused where every parameter lies on a device that has the fused kernel, or with `bits` 8
+    bitsandbytes', which keeps the states of groups with `bits` 8 as bytes.
+
+    Block-wise quantization (Dettmers et al., arXiv 2110.02861): 256 values share one float32 scale.
+    """
 
     def make(groups: Groups) -> Optimizer:
+        if bits == 8:
+            return _adamw_8bit()(groups, lr=lr, betas=betas, eps=eps, min_8bit_size=_SMALLEST_QUANTIZED)
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
         return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=devices <= {"cpu", "cuda"})
 
     return make
+
+
+@functools.cache
+def _adamw_8bit() -> type[Optimizer]:
+    """bitsandbytes' AdamW8bit, which otherwise cannot be told group by group what to quantize."""
+    from bitsandbytes.optim import AdamW8bit
+
+    class GroupwiseAdamW8bit(AdamW8bit):
+        def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+            return super().get_config(gindex, pindex, group) | {"optim_bits": group["bits"]}
+
+    return GroupwiseAdamW8bit
+
+
+@dataclass(frozen=True)
+class StateSize:
+    """What an optimizer holds on this process, in bytes and numbers of parameters; quantized tensors apart from the others."""
+
+    dtypes: frozenset[str]  # of what the optimizer updates
+    bytes_32: int
+    parameters_32: int
+    bytes_8: int
+    parameters_8: int
+
+
+def measure_state(optimizer: Optimizer) -> StateSize:
+    """Count the optimizer's state as it lies in memory. A tensor that several entries share counts once."""
+    seen: set[int] = set()
+    held, parameters = {True: 0, False: 0}, {True: 0, False: 0}
+    dtypes = set()
+    for parameter, entries in optimizer.state.items():
+        tensors = [value for value in entries.values() if isinstance(value, torch.Tensor)]
+        quantized = any(tensor.dtype == torch.uint8 for tensor in tensors)
+        dtypes.add(str(parameter.dtype).removeprefix("torch."))
+        parameters[quantized] += parameter.numel()
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                held[quantized] += storage.nbytes()
+    return StateSize(frozenset(dtypes), held[False], parameters[False], held[True], parameters[True])
 
 
 def make_optimizer(kind: str, groups: Groups, make: MakeOptimizer) -> Optimizer:

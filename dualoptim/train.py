@@ -95,6 +95,8 @@ def run(args: UnlearnArgs) -> RunResult:
         claim(args, accelerator, [*folders.values(), *([output / "demo_model"] if args.model == DEMO else [])])
     if args.model == DEMO:
         args = _teach_demo(args, accelerator, policy, output / "demo_model")
+        if args.use_lora:
+            policy = load_policy(args, accelerator)
 
     # ---- one run per pair of objectives and rate; its tasks follow one another on the same weights
     results: list[TaskResult] = []

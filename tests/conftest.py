@@ -61,7 +61,8 @@ def small_args(taught, tmp_path):
 
 
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a saved model."""
+    """The weights of a saved model, or of an adapter."""
     from safetensors.torch import load_file
 
-    return load_file(folder / "model.safetensors")
+    (path,) = folder.glob("*model.safetensors")
+    return load_file(path)

@@ -66,7 +66,9 @@ def difference(ours, reference):
 def single(tiny, tmp_path_factory):
     """The final weights of one process, by optimizer."""
     folder = tmp_path_factory.mktemp("single")
-    return {optim: state_of(run(arguments(tiny, folder / optim, optim)).tasks[0].model) for optim in OPTIMIZERS}
+    runs = {optim: run(arguments(tiny, folder / optim, optim)) for optim in OPTIMIZERS}
+    runs["lora"] = run(arguments(tiny, folder / "lora", "dual-adamw", use_lora=True))
+    return {name: state_of(result.tasks[0].model) for name, result in runs.items()}
 
 
 def test_evaluation_on_two_processes_equals_one_row_by_row(taught, tmp_path):
@@ -99,15 +101,21 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
     config, sub_group_size = STRATEGIES[strategy]
     pytest.importorskip("deepspeed")
     runs = [arguments(tiny, tmp_path / optim, optim, batch_size=2) for optim in OPTIMIZERS]
-    spec = {"runs": [dataclasses.asdict(args) for args in runs], "sub_group_size": sub_group_size}
+    adapter = arguments(tiny, tmp_path / "lora", "dual-adamw", batch_size=2, use_lora=True)
+    bytewise = arguments(tiny, tmp_path / "8bit", "dual-adamw", batch_size=2, optim_bits=8)
+    spec = {"runs": [dataclasses.asdict(args) for args in [*runs, adapter, bytewise]], "sub_group_size": sub_group_size}
     done = launch(config, spec)
     assert done.stdout.count("done") == 2
     assert "of 2:" in done.stdout
+    task = Path(f"ME+GD_lr{RATE:g}") / "task1"
     cells = {}
     for args in runs:
-        ours = state_of(tmp_path / args.optim / f"ME+GD_lr{RATE:g}" / "task1" / "model")
+        ours = state_of(tmp_path / args.optim / task / "model")
         cells[args.optim] = {other: difference(ours, single[other]) for other in OPTIMIZERS}
-    print(strategy, json.dumps(cells))
+    cells["lora"] = {"lora": difference(state_of(tmp_path / "lora" / task / "model"), single["lora"])}
+    cells["8bit"] = {"dual-adamw": difference(state_of(tmp_path / "8bit" / task / "model"), single["dual-adamw"])}
+    held = [json.loads((tmp_path / name / task / "log.jsonl").read_text().splitlines()[0]) for name in ("dual-adamw", "8bit")]
+    print(strategy, json.dumps(cells), held)
     for optim in OPTIMIZERS:
         largest, mean = cells[optim][optim]
         assert largest <= 0.01 * RATE, optim
