@@ -3,13 +3,13 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import is_flash_attn_2_available
@@ -45,6 +45,9 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
     """The process group and device of this run; on a CPU also its share of the cores.
 
     `accelerate launch` leaves a CPU process with one thread unless told otherwise, which costs half the speed on two cores.
+
+    Raises:
+        InputError: if the launch asks for the first version of FSDP.
     """
     on_cpu = not torch.accelerator.is_available()
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
@@ -63,6 +66,15 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
             "zero_force_ds_cpu_optimizer": False,  # unset, offloading replaces our optimizer by another without a word
             "data_types": {"grad_accum_dtype": "fp32"},
         }
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if not accelerator.is_fsdp2:
+            raise InputError("the launch asks for FSDP version 1; set fsdp_version: 2, as accelerate_configs/fsdp2.yaml does")
+        # the other processes would have an empty model until it is prepared, and it is evaluated before that
+        disable_fsdp_ram_efficient_loading()
+        plugin.cpu_ram_efficient_loading = False
+        if plugin.mixed_precision_policy:  # unset, gradients are accumulated and averaged in bf16
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
     if accelerator.device.type == "cpu":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
