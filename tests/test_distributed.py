@@ -126,3 +126,35 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
         assert mean <= 1e-4 * RATE, optim
         wrong = [cells[optim][other] for other in OPTIMIZERS if other != optim]
         assert all(other_largest > 10 * 0.01 * RATE for other_largest, _ in wrong), "mixed-up banks would pass"
+
+
+@pytest.mark.parametrize(
+    ("version", "printed"),
+    [("2", "sums in torch.float32, whole models: True"), ("1", "the launch asks for FSDP version 1; set fsdp_version: 2")],
+)
+def test_fsdp_settings_that_would_spoil_a_run(version, printed):
+    """bf16 sums, empty models on all processes but the first, and the first version, from which parameters come flattened."""
+    script = """
+import os
+import torch
+from distributed_worker import UnlearnArgs, main, start_accelerator, switch_fsdp_on
+
+def check(args):
+    switch_fsdp_on(start_accelerator(args))
+    plugin = start_accelerator(args).state.fsdp_plugin
+    whole = not plugin.cpu_ram_efficient_loading and os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "False"
+    print(f"sums in {plugin.mixed_precision_policy.reduce_dtype}, whole models: {whole}")
+
+torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+main(UnlearnArgs, check)
+"""
+    settings = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "bf16", "FSDP_VERSION": version}
+    settings |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    if version == "2":
+        settings["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**environment("fsdp2"), **settings}, timeout=120
+    )
+    assert done.returncode == (0 if version == "2" else 2)
+    assert printed in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
