@@ -142,7 +142,7 @@ class TrainArgs(CommonArgs):
     """Train a low-rank adapter instead of the weights, and save it alone."""
     lora_rank: int = 8
     """Rank of the adapter. 8 as in TOFU."""
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     """The adapter's output is scaled by this over the rank. 32 as in TOFU."""
     lora_dropout: float = 0.0
     """Dropout on the adapter's input, from 0 up to but not 1. 0, because dropout differs with the number of processes."""
@@ -170,7 +170,7 @@ class TrainArgs(CommonArgs):
         if self.quantize_embeddings and self.optim_bits != 8:
             raise InputError("--quantize-embeddings has no effect with --optim-bits 32; give --optim-bits 8")
         check_range("--lora-rank", self.lora_rank, 1)
-        check_range("--lora-alpha", self.lora_alpha, 0, above=True)
+        check_range("--lora-alpha", self.lora_alpha, 1)
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"--lora-dropout {self.lora_dropout:g} is out of range; give a number from 0 up to but not 1")
         if not self.lora_target_modules:

@@ -22,7 +22,7 @@ from dualoptim.data import Stream
 from dualoptim.errors import NonFiniteError
 from dualoptim.losses import Objective
 from dualoptim.modeling import Policy
-from dualoptim.optim import adamw, decay_groups, make_optimizer, measure_state, set_phase
+from dualoptim.optim import DualOptimizer, adamw, decay_groups, make_optimizer, measure_state, set_phase
 from dualoptim.schedule import Cycle, lr_factor, phase_at, phase_step, steps_per_epoch
 from dualoptim.scores import score
 from dualoptim.tracking import StepLog
@@ -99,6 +99,8 @@ def train(
     policy.model, optimizer = accelerator.prepare(raw_model, raw_optimizer)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         assert policy.model.basic_optimizer is raw_optimizer, "DeepSpeed has replaced the optimizer"
+    if accelerator.distributed_type == DistributedType.FSDP and isinstance(raw_optimizer, DualOptimizer):
+        raw_optimizer.materialize()  # its checkpoints fill only the state that exists when they are loaded
     policy.model.train()
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)

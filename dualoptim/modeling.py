@@ -3,13 +3,13 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -46,6 +46,9 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
     """The process group and device of this run; on a CPU also its share of the cores.
 
     `accelerate launch` leaves a CPU process with one thread unless told otherwise, which costs half the speed on two cores.
+
+    Raises:
+        InputError: if the launch asks for the first version of FSDP.
     """
     on_cpu = not torch.accelerator.is_available()
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
@@ -64,6 +67,15 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
             "zero_force_ds_cpu_optimizer": False,  # unset, offloading replaces our optimizer by another without a word
             "data_types": {"grad_accum_dtype": "fp32"},
         }
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if not accelerator.is_fsdp2:
+            raise InputError("the launch asks for FSDP version 1; set fsdp_version: 2, as accelerate_configs/fsdp2.yaml does")
+        # the other processes would have an empty model until it is prepared, and it is evaluated before that
+        disable_fsdp_ram_efficient_loading()
+        plugin.cpu_ram_efficient_loading = False
+        if plugin.mixed_precision_policy:  # unset, gradients are accumulated and averaged in bf16
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
     if accelerator.device.type == "cpu":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -93,21 +105,21 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
     )
     formatter, template = make_formatter(args, tokenizer)
     attention = attention_implementation(args, accelerator)
-    in_4bit = isinstance(args, TrainArgs) and args.load_in_4bit
-    if in_4bit:
-        options = {**options, **four_bit_options(accelerator)}
-    model = _from_hub(base, AutoModelForCausalLM, source, **options, dtype=torch.float32, attn_implementation=attention)
+    quantization = four_bit_options(accelerator) if isinstance(args, TrainArgs) and args.load_in_4bit else {}
+    model = _from_hub(
+        base, AutoModelForCausalLM, source, **options, **quantization, dtype=torch.float32, attn_implementation=attention
+    )
     if "gguf_file" in options:  # weights were widened to float32 on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-    use_lora = isinstance(args, TrainArgs) and args.use_lora
+    learner = args if isinstance(args, TrainArgs) and args.use_lora else None
     if adapter:
-        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=use_lora)
-        if not use_lora:
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=learner is not None)
+        if learner is None:
             model = model.merge_and_unload()
-    elif use_lora:
-        model = add_adapter(args, model)
+    elif learner:
+        model = add_adapter(learner, model)
     return assemble(args, model, formatter, template, accelerator)
 
 
@@ -131,7 +143,8 @@ def add_adapter(args: TrainArgs, model: Any) -> Any:
     except ValueError:
         leaves = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
         raise InputError(
-            f"--lora-target-modules {' '.join(targets)}: not in this model; choose from {', '.join(sorted(leaves))} or all-linear"
+            f"--lora-target-modules {' '.join(targets)}: not in this model; "
+            f"choose from {', '.join(sorted(leaves))} or all-linear"
         ) from None
     # what loads the adapter has to find its base again, from any folder
     path = Path(args.model).expanduser()

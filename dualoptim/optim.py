@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 Groups = list[dict[str, Any]]
@@ -208,7 +209,8 @@ def decay_groups(model: torch.nn.Module, weight_decay: float, bits: int = 32, qu
     for parameter in model.parameters():
         if parameter.requires_grad:
             decayed = id(parameter) not in undecayed
-            wide = not decayed or parameter.numel() < _SMALLEST_QUANTIZED
+            size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 may have divided it already, and left 0 here
+            wide = not decayed or size < _SMALLEST_QUANTIZED
             wide = wide or (id(parameter) in embeddings and not quantize_embeddings)
             groups.setdefault((decayed, 32 if wide else bits), []).append(parameter)
     return [
@@ -234,7 +236,7 @@ def adamw(lr: float, betas: tuple[float, float], eps: float = 1e-8, bits: int = 
 
 
 @functools.cache
-def _adamw_8bit() -> type[Optimizer]:
+def _adamw_8bit() -> Any:
     """bitsandbytes' AdamW8bit, which otherwise cannot be told group by group what to quantize."""
     from bitsandbytes.optim import AdamW8bit
 
@@ -262,16 +264,21 @@ def measure_state(optimizer: Optimizer) -> StateSize:
     held, parameters = {True: 0, False: 0}, {True: 0, False: 0}
     dtypes = set()
     for parameter, entries in optimizer.state.items():
-        tensors = [value for value in entries.values() if isinstance(value, torch.Tensor)]
+        tensors = [_own_part(value) for value in entries.values() if isinstance(value, torch.Tensor)]
         quantized = any(tensor.dtype == torch.uint8 for tensor in tensors)
         dtypes.add(str(parameter.dtype).removeprefix("torch."))
-        parameters[quantized] += parameter.numel()
+        parameters[quantized] += _own_part(parameter).numel()
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in seen:
                 seen.add(storage.data_ptr())
                 held[quantized] += storage.nbytes()
     return StateSize(frozenset(dtypes), held[False], parameters[False], held[True], parameters[True])
+
+
+def _own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What lies on this process: FSDP's tensors speak for all of them."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def make_optimizer(kind: str, groups: Groups, make: MakeOptimizer) -> Optimizer:

@@ -4,16 +4,30 @@
 """
 
 import json
+import os
 import sys
+
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 
 from dualoptim import UnlearnArgs, run
 from dualoptim.args import main
 from dualoptim.modeling import start_accelerator
 
 
+def switch_fsdp_on(accelerator: Accelerator) -> None:
+    """What Accelerate does for FSDP where there are GPUs, and leaves out on a CPU; later accelerators share this state."""
+    state = accelerator.state
+    state.fsdp_plugin = FullyShardedDataParallelPlugin()  # reads what `accelerate launch` made of the configuration
+    if accelerator.mixed_precision != "no":
+        state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
+    state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+
+
 def work(spec: dict) -> None:
     runs = [UnlearnArgs(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}) for fields in spec["runs"]]
     accelerator = start_accelerator(runs[0])
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        switch_fsdp_on(accelerator)
     if spec.get("sub_group_size"):
         accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["sub_group_size"] = spec["sub_group_size"]
     for args in runs:

@@ -21,7 +21,8 @@ COMMON = """model data template question_start_tag question_end_tag answer_tag m
 overwrite threads""".split()
 MEASURE = "split eval_rows eval_batch_size max_new_tokens".split()
 TRAIN = """seed num_epochs max_steps batch_size gradient_accumulation_steps weight_decay adam_betas max_grad_norm warmup_epochs
-gradient_checkpointing""".split()
+gradient_checkpointing optim_bits quantize_embeddings use_lora lora_rank lora_alpha lora_dropout lora_target_modules
+load_in_4bit""".split()
 UNLEARN = """forget_losses task_list optim learning_rates forget_lr forget_freq retain_freq forget_coeff regularization_coeff
 forget_max_grad_norm beta mask idk_file eval save_every keep_checkpoints resume""".split()
 
@@ -45,7 +46,7 @@ def test_every_flag_has_help_and_stands_in_the_readme(capsys):
     assert end.value.code == 0
     help_text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `--")]
-    in_table = {flag for line in table for flag in re.findall(r"`(--[a-z-]+)`", line.split("|")[1])}
+    in_table = {flag for line in table for flag in re.findall(r"`(--[a-z0-9-]+)`", line.split("|")[1])}
     for name in COMMON + MEASURE + TRAIN + UNLEARN:
         flag = f"--{name.replace('_', '-')}"
         assert flag in help_text

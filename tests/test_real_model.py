@@ -136,7 +136,7 @@ def test_the_real_job(gguf, tmp_path):
     measure = {"eval_rows": 40, "max_new_tokens": 64}
     unlearning = {
         "ME+GD": {"learning_rates": (5e-5,), "num_epochs": 4, "batch_size": 8, "retain_freq": 3, **measure},
-        "IDK+AP": {"learning_rates": (4e-5,), "forget_lr": 1e-4, "num_epochs": 3, "retain_freq": 1, **measure},
+        "IDK+AP": {"learning_rates": (6e-5,), "forget_lr": 1e-4, "num_epochs": 6, "retain_freq": 1, **measure},
     }
     _, tasks = job(gguf, tmp_path, rows, finetuning, unlearning)
     check(tasks)

@@ -6,14 +6,14 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import state_of
-from test_distributed import ROOT, arguments, launch
+from test_distributed import ROOT, arguments, environment, launch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from dualoptim import InputError, run
 
@@ -28,12 +28,10 @@ def command(config, args, processes):
 
 def kill_while_running(config, args, processes, moment):
     """Start the run and kill every process of it after `moment(seconds since the first log line, lines)` says so."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    environment |= {"OMP_NUM_THREADS": "1"} | ({"ACCELERATE_USE_CPU": "true"} if config == "ddp" else {})
     log = Path(args.output_dir) / FOLDER / "log.jsonl"
     process = subprocess.Popen(
         command(config, args, processes),
-        env=environment,
+        env=environment(config),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -59,6 +57,8 @@ def records(folder):
 def banks(folder):
     """Every tensor of the newest checkpoint, by file and position."""
     (newest,) = (folder / FOLDER / "checkpoint").glob("step-*")
+    for metadata in newest.rglob(".metadata"):  # FSDP2: each process has written its part of one logical file
+        dcp_to_torch_save(metadata.parent, metadata.parent.with_suffix(".pt"))
     files = sorted(path for path in newest.rglob("*") if path.suffix in (".bin", ".pt"))
     found = {}
 
@@ -88,7 +88,7 @@ def same_end(whole, resumed):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-STRATEGIES = {"single": ("cpu", 1), "DDP": ("ddp", 2), "ZeRO-2": ("zero2", 2), "ZeRO-3": ("zero3", 2)}
+STRATEGIES = {"single": ("cpu", 1), "DDP": ("ddp", 2), "ZeRO-2": ("zero2", 2), "ZeRO-3": ("zero3", 2), "FSDP2": ("fsdp2", 2)}
 
 
 def kill_and_resume(strategy, tiny, folder, kills, seed):
