@@ -117,7 +117,7 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
     if adapter:
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=learner is not None)
         if learner is None:
-            model = model.merge_and_unload()
+            model = model.merge_and_unload().requires_grad_(True)  # loading the adapter froze what is now all there is
     elif learner:
         model = add_adapter(learner, model)
     return assemble(args, model, formatter, template, accelerator)

@@ -148,7 +148,7 @@ def test_flags_that_make_no_sense(changes, message):
 def test_modules_that_are_not_there_and_4_bit_without_cuda(tiny, tmp_path):
     args = UnlearnArgs(model=str(tiny), data="demo", use_lora=True, output_dir=str(tmp_path))
     accelerator = start_accelerator(args)
-    with pytest.raises(InputError, match="--lora-target-modules query: not in this model; choose from .*q_proj"):
+    with pytest.raises(InputError, match=r"--lora-target-modules query: not in this model; choose from .*q_proj"):
         load_policy(dataclasses.replace(args, lora_target_modules=("query",)), accelerator)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="--load-in-4bit needs CUDA"):
