@@ -70,12 +70,11 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
     return accelerator
 
 
-def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
-    """Model (float32 weights), tokenizer and template of `args.model`, on the accelerator's device and not yet prepared.
+def load_config(args: CommonArgs) -> tuple[Any, str, dict[str, str]]:
+    """The configuration of `args.model`, and what else `from_pretrained` takes to load from there.
 
     Raises:
-        InputError: if the model cannot be found or read, is not a decoder-only language model, or its tokenizer cannot give
-            character offsets or has no end-of-sequence token.
+        InputError: if it cannot be found or read, or is not of a decoder-only language model.
     """
     source, options = _source(args.model)
     config = _from_hub(args.model, AutoConfig, source, **options)
@@ -84,6 +83,17 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
             f"--model {args.model}: {config.model_type} is not a decoder-only language model; unlearning here needs one that "
             "predicts the next token, such as Llama, Phi, Qwen or GPT"
         )
+    return config, source, options
+
+
+def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
+    """Model (float32 weights), tokenizer and template of `args.model`, on the accelerator's device and not yet prepared.
+
+    Raises:
+        InputError: if the model cannot be found or read, is not a decoder-only language model, or its tokenizer cannot give
+            character offsets or has no end-of-sequence token.
+    """
+    _, source, options = load_config(args)
     tokenizer = _from_hub(args.model, AutoTokenizer, source, **options)
     formatter, template = make_formatter(args, tokenizer)
     attention = attention_implementation(args, accelerator)

@@ -23,7 +23,7 @@ MEASURE = "split eval_rows eval_batch_size max_new_tokens".split()
 TRAIN = """seed num_epochs max_steps batch_size gradient_accumulation_steps weight_decay adam_betas max_grad_norm warmup_epochs
 gradient_checkpointing""".split()
 UNLEARN = """forget_losses task_list optim learning_rates forget_lr forget_freq retain_freq forget_coeff regularization_coeff
-forget_max_grad_norm beta mask idk_file eval save_every keep_checkpoints resume""".split()
+forget_max_grad_norm beta mask idk_file eval save_every keep_checkpoints resume dry_run""".split()
 
 
 @pytest.mark.parametrize(
