@@ -127,7 +127,7 @@ def activation_bytes(shape: Shape, tokens: int, half: bool, checkpointing: bool)
 
         layers * tokens * (48 h + 16 i) in float32, (38 h + 8 i) in 16 bits, where norms and the residual stay wider.
 
-    Measured within 2 % for Llama in float32; GPT-2, with dropout and an unfused activation, takes 1.8 times that. With
+    Measured within 10 % for Llama in float32; GPT-2, with dropout and an unfused activation, takes 1.8 times that. With
     checkpointing each layer keeps its input alone (4 h), and one layer at a time is recomputed. Attention is taken to be sdpa
     or flash; eager adds scores that grow with the square of an example's length.
     """
