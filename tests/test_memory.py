@@ -105,7 +105,7 @@ def _bytes(tensors):
 def test_two_processes_hold_what_the_plan_says(stage, tiny):
     pytest.importorskip("deepspeed")
     done = _launch(f"zero{stage}", [str(ROOT / "tests" / "test_memory.py"), str(tiny)], "--mixed_precision", "bf16")
-    planned, measured = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[")))
+    planned, measured = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[{")))
     assert planned.keys() == measured.keys()
     for name in planned:
         assert planned[name] == pytest.approx(measured[name], rel=0.05), name
