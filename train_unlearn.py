@@ -5,5 +5,15 @@ from dualoptim.args import main
 
 __all__ = ["UnlearnArgs", "run"]
 
+
+def action(args: UnlearnArgs) -> object:
+    """Run, or with `--dry-run` say what running would take."""
+    if args.dry_run:
+        from dualoptim.memory import dry_run
+
+        return dry_run(args)
+    return run(args)
+
+
 if __name__ == "__main__":
-    main(UnlearnArgs, run)
+    main(UnlearnArgs, action)

@@ -224,6 +224,8 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     resume: str | None = None
     """Continue what an earlier run left in --output-dir: finished tasks are kept, an interrupted one goes on from its newest
     checkpoint, or from the one whose folder is given."""
+    dry_run: bool = False
+    """Only print what the run would take in memory, from the model's configuration, and whether that fits."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -83,16 +83,13 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
     return accelerator
 
 
-def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
-    """Model (float32 weights), tokenizer and template of `args.model`, on the accelerator's device and not yet prepared.
+def load_config(args: CommonArgs) -> tuple[Any, str, dict[str, str]]:
+    """The configuration of `args.model`, and what else `from_pretrained` takes to load from there.
 
     Raises:
-        InputError: if the model cannot be found or read, is not a decoder-only language model, or its tokenizer cannot give
-            character offsets or has no end-of-sequence token.
+        InputError: if it cannot be found or read, or is not of a decoder-only language model.
     """
-    folder = Path(args.model).expanduser()
-    adapter = folder if (folder / "adapter_config.json").is_file() else None
-    base = _from_hub(args.model, PeftConfig, str(folder)).base_model_name_or_path if adapter else args.model
+    _, base = _adapter_of(args.model)
     source, options = _source(base)
     config = _from_hub(base, AutoConfig, source, **options)
     if config.is_encoder_decoder or (config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder):
@@ -100,9 +97,19 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
             f"--model {args.model}: {config.model_type} is not a decoder-only language model; unlearning here needs one that "
             "predicts the next token, such as Llama, Phi, Qwen or GPT"
         )
-    tokenizer = (
-        _from_hub(args.model, AutoTokenizer, str(folder)) if adapter else _from_hub(base, AutoTokenizer, source, **options)
-    )
+    return config, source, options
+
+
+def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
+    """Model (float32 weights), tokenizer and template of `args.model`, on the accelerator's device and not yet prepared.
+
+    Raises:
+        InputError: if the model cannot be found or read, is not a decoder-only language model, or its tokenizer cannot give
+            character offsets or has no end-of-sequence token.
+    """
+    adapter, base = _adapter_of(args.model)
+    _, source, options = load_config(args)
+    tokenizer = _from_hub(args.model, AutoTokenizer, adapter) if adapter else _from_hub(base, AutoTokenizer, source, **options)
     formatter, template = make_formatter(args, tokenizer)
     attention = attention_implementation(args, accelerator)
     quantization = four_bit_options(accelerator) if isinstance(args, TrainArgs) and args.load_in_4bit else {}
@@ -115,12 +122,20 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
             del model.config.quantization_config
     learner = args if isinstance(args, TrainArgs) and args.use_lora else None
     if adapter:
-        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=learner is not None)
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=learner is not None)
         if learner is None:
             model = model.merge_and_unload().requires_grad_(True)  # loading the adapter froze what is now all there is
     elif learner:
         model = add_adapter(learner, model)
     return assemble(args, model, formatter, template, accelerator)
+
+
+def _adapter_of(name: str) -> tuple[str | None, str]:
+    """The folder of an adapter and the model that it belongs to, or None and the model itself."""
+    folder = Path(name).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        return None, name
+    return str(folder), _from_hub(name, PeftConfig, str(folder)).base_model_name_or_path
 
 
 def add_adapter(args: TrainArgs, model: Any) -> Any:

@@ -24,7 +24,7 @@ from dualoptim.checkpoint import (
     write_text,
 )
 from dualoptim.data import Row, Source, Stream, example_builder, load_refusals
-from dualoptim.errors import NonFiniteError
+from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.evaluate import evaluate_model
 from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
 from dualoptim.loop import Phase, Plan, Term, train
@@ -65,6 +65,8 @@ def run(args: UnlearnArgs) -> RunResult:
         InputError: for anything that is wrong with the arguments, the data or the model; nothing has been written then.
         NonFiniteError: if a loss or gradient is not finite; the weights before that step are in the task's `model/`.
     """
+    if args.dry_run:
+        raise InputError("dry_run trains nothing; call dualoptim.memory.dry_run(args), or run without it")
     accelerator = start_accelerator(args)
     output = output_folder(args, accelerator)
     say = accelerator.print

@@ -24,7 +24,7 @@ TRAIN = """seed num_epochs max_steps batch_size gradient_accumulation_steps weig
 gradient_checkpointing optim_bits quantize_embeddings use_lora lora_rank lora_alpha lora_dropout lora_target_modules
 load_in_4bit""".split()
 UNLEARN = """forget_losses task_list optim learning_rates forget_lr forget_freq retain_freq forget_coeff regularization_coeff
-forget_max_grad_norm beta mask idk_file eval save_every keep_checkpoints resume""".split()
+forget_max_grad_norm beta mask idk_file eval save_every keep_checkpoints resume dry_run""".split()
 
 
 @pytest.mark.parametrize(
