@@ -12,6 +12,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import is_flash_attn_2_available
 
@@ -107,6 +108,9 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
         InputError: if the model cannot be found or read, is not a decoder-only language model, or its tokenizer cannot give
             character offsets or has no end-of-sequence token.
     """
+    # in a ZeRO-3 launch transformers would divide the model while it loads, whatever zero3_init_flag says, and under bf16 round
+    # its weights before the float32 masters are copied from them
+    unset_hf_deepspeed_config()
     adapter, base = _adapter_of(args.model)
     _, source, options = load_config(args)
     tokenizer = _from_hub(args.model, AutoTokenizer, adapter) if adapter else _from_hub(base, AutoTokenizer, source, **options)
