@@ -163,7 +163,7 @@ def test_each_phase_has_its_rate_and_its_clipping(small_args):
 def test_clipping_is_torchs_own(small_args, tiny, monkeypatch, clip, limit):
     """One forget step by plain SGD at rate 1 moves the weights by the gradient, so by exactly what clipping leaves of it."""
 
-    def plain_sgd(lr, betas):
+    def plain_sgd(lr, betas, bits):
         return lambda groups: torch.optim.SGD([{**group, "weight_decay": 0.0} for group in groups], lr=lr)
 
     monkeypatch.setattr("dualoptim.loop.adamw", plain_sgd)
@@ -226,5 +226,7 @@ def test_log_lines_are_what_the_readme_says(small_args):
     lines = [json.loads(line) for line in (result.tasks[0].folder / "log.jsonl").read_text().splitlines()]
     assert lines == result.tasks[0].log
     assert [line["step"] for line in lines] == list(range(1, 8))
-    assert set(lines[0]) == {"step", "epoch", "phase", "loss", "lr", "grad_norm", "count", "tokens", "seconds"}
+    fields = {"step", "epoch", "phase", "loss", "lr", "grad_norm", "count", "tokens", "seconds"}
+    assert set(lines[1]) == fields
+    assert set(lines[0]) == fields | {"weights", "masters", "state_bytes_per_parameter"}
     assert "".join(line["phase"][0] for line in lines) == "frrrrrf"
