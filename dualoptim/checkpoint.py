@@ -11,7 +11,6 @@ from typing import Any
 
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast_object_list
-from peft import PeftModel
 
 from dualoptim.args import CommonArgs
 from dualoptim.data import PROMPT_FILE
@@ -139,7 +138,7 @@ def export_model(accelerator: Accelerator, policy: Policy, folder: Path, card: s
         tied = getattr(model, "all_tied_weights_keys", None) or {}
         state = {name: value for name, value in state.items() if name not in tied}
         # an adapter would ask the hub whether the base's vocabulary has been changed
-        adapter = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+        adapter = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
         model.save_pretrained(beside, state_dict=state, safe_serialization=True, **adapter)
         policy.tokenizer.save_pretrained(beside)
         tags = policy.formatter.tags

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -126,12 +125,19 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
             del model.config.quantization_config
     learner = args if isinstance(args, TrainArgs) and args.use_lora else None
     if adapter:
-        model = PeftModel.from_pretrained(model, adapter, is_trainable=learner is not None)
-        if learner is None:
-            model = model.merge_and_unload().requires_grad_(True)  # loading the adapter froze what is now all there is
+        model = _load_adapter(model, adapter, is_trainable=learner is not None)
     elif learner:
         model = add_adapter(learner, model)
     return assemble(args, model, formatter, template, accelerator)
+
+
+def _load_adapter(model: Any, folder: str, is_trainable: bool) -> Any:
+    """`model` with the adapter of `folder`: to be trained on, or merged into the weights, which then train themselves."""
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
+    # loading the adapter froze what is all there is once it is merged
+    return adapted if is_trainable else adapted.merge_and_unload().requires_grad_(True)
 
 
 def _adapter_of(name: str) -> tuple[str | None, str]:
@@ -139,6 +145,8 @@ def _adapter_of(name: str) -> tuple[str | None, str]:
     folder = Path(name).expanduser()
     if not (folder / "adapter_config.json").is_file():
         return None, name
+    from peft import PeftConfig
+
     return str(folder), _from_hub(name, PeftConfig, str(folder)).base_model_name_or_path
 
 
@@ -148,6 +156,8 @@ def add_adapter(args: TrainArgs, model: Any) -> Any:
     Raises:
         InputError: if `--lora-target-modules` names no module of the model.
     """
+    from peft import LoraConfig, get_peft_model  # takes seconds and loads bitsandbytes, so only those wait who use it
+
     targets = list(args.lora_target_modules)
     config = LoraConfig(
         r=args.lora_rank,

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 Groups = list[dict[str, Any]]
@@ -278,7 +277,7 @@ def measure_state(optimizer: Optimizer) -> StateSize:
 
 def _own_part(tensor: torch.Tensor) -> torch.Tensor:
     """What lies on this process: FSDP's tensors speak for all of them."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # importing DTensor to ask for it costs a second
 
 
 def make_optimizer(kind: str, groups: Groups, make: MakeOptimizer) -> Optimizer:
