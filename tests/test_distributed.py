@@ -41,12 +41,18 @@ def environment(config):
     return {**os.environ, **changes}
 
 
+def command(config, spec, processes=2):
+    """The line that runs the worker under one of the shipped configurations."""
+    line = ["accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml")]
+    line += ["--num_processes", str(processes), "--mixed_precision", "no"]
+    return [*line, str(ROOT / "tests" / "distributed_worker.py"), json.dumps(spec)]
+
+
 def launch(config, spec, processes=2, timeout=600):
-    """Run the worker under one of the shipped configurations, on the CPU."""
-    command = ["accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml")]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no"]
-    command += [str(ROOT / "tests" / "distributed_worker.py"), json.dumps(spec)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(config))
+    """Run the worker on the CPU, to its end."""
+    done = subprocess.run(
+        command(config, spec, processes), capture_output=True, text=True, timeout=timeout, env=environment(config)
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from conftest import state_of
+from test_distributed import arguments
 from test_resume import FOLDER, same_end, stop_and_resume
 
 from dualoptim import EvalArgs, InputError, UnlearnArgs, demo, run
@@ -53,10 +54,7 @@ def test_bytes_per_parameter(kind, bytes_32, bytes_8, quantize_embeddings, share
 def test_8_bit_resume_is_exact(tiny, tmp_path):
     for optim in ("dual-adamw", "adamw"):
         place = tmp_path / optim
-        args = UnlearnArgs(
-            model=str(tiny), data="demo", learning_rates=(1e-3,), optim=optim, optim_bits=8, save_every=3, max_steps=9,
-            retain_freq=2, eval=False, output_dir=str(place / "whole"),
-        )  # fmt: skip
+        args = arguments(tiny, place / "whole", optim, optim_bits=8, save_every=3, max_steps=9)
         run(args)
         stop_and_resume(args, place, 4)
         first, second = state_of(place / "whole" / FOLDER / "model"), state_of(place / "parts" / FOLDER / "model")
@@ -119,10 +117,8 @@ def test_gradient_checkpointing_changes_no_gradient_of_an_adapter(adapted, tmp_p
 
 
 def test_lora_resume_is_exact(tiny, tmp_path):
-    args = UnlearnArgs(
-        model=str(tiny), data="demo", learning_rates=(1e-3,), use_lora=True, lora_dropout=0.1, save_every=3, max_steps=9,
-        retain_freq=2, eval=False, output_dir=str(tmp_path / "whole"),
-    )  # fmt: skip
+    changes = {"use_lora": True, "lora_dropout": 0.1, "save_every": 3, "max_steps": 9}
+    args = arguments(tiny, tmp_path / "whole", "dual-adamw", **changes)
     run(args)
     stop_and_resume(args, tmp_path, 4)
     same_end(tmp_path / "whole", tmp_path / "parts")

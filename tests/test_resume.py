@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import state_of
-from test_distributed import ROOT, arguments, environment, launch
+from test_distributed import arguments, command, environment, launch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from dualoptim import InputError, run
@@ -20,17 +20,11 @@ from dualoptim import InputError, run
 FOLDER = Path("ME+GD_lr0.001") / "task1"
 
 
-def command(config, args, processes):
-    line = ["accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml")]
-    line += ["--num_processes", str(processes), "--mixed_precision", "no", str(ROOT / "tests" / "distributed_worker.py")]
-    return [*line, json.dumps({"runs": [dataclasses.asdict(args)]})]
-
-
 def kill_while_running(config, args, processes, moment):
-    """Start the run and kill every process of it after `moment(seconds since the first log line, lines)` says so."""
+    """Start the run and kill every process of it once `moment(lines in the log)` says so."""
     log = Path(args.output_dir) / FOLDER / "log.jsonl"
     process = subprocess.Popen(
-        command(config, args, processes),
+        command(config, {"runs": [dataclasses.asdict(args)]}, processes),
         env=environment(config),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
