@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from dualoptim import demo
-from dualoptim.args import DEMO, CommonArgs
+from dualoptim.args import DEMO, CommonArgs, TrainArgs
 from dualoptim.errors import InputError
 from dualoptim.scores import Batch
 
@@ -510,6 +510,13 @@ class Stream:
     process: int = 0
     processes: int = 1
     _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+
+    @staticmethod
+    def of(
+        args: TrainArgs, name: str, rows: int, build: Callable[[int, int], list[Example]], process: int, processes: int
+    ) -> "Stream":
+        """The share of process `process` of `processes` in a run with `args`."""
+        return Stream(name, rows, build, args.seed, args.batch_size, args.gradient_accumulation_steps, process, processes)
 
     @property
     def global_batch(self) -> int:

@@ -79,16 +79,7 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train on `rows` with one phase until the last epoch, or until `target_loss` is reached; the steps' records."""
     builder = example_builder(rows, policy.formatter, ("answer",), (), args.seed)
-    stream = Stream(
-        name="retain",
-        rows=len(rows),
-        build=builder,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        accumulation=args.gradient_accumulation_steps,
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
-    )
+    stream = Stream.of(args, "retain", len(rows), builder, accelerator.process_index, accelerator.num_processes)
     phases = {"retain": Phase({"retain": Term(RETAIN["GD"], stream)}, args.learning_rate, args.max_grad_norm)}
     plan = Plan.of(args, (("retain", 1),), len(rows), stream.global_batch)
 

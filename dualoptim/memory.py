@@ -5,7 +5,7 @@ with the settings that `start_accelerator` gives it. Everything is per process a
 """
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -260,14 +260,10 @@ def plan(args: UnlearnArgs, accelerator: Accelerator) -> MemoryPlan:
     pairs = [split_objectives(pair) for pair in args.forget_losses]
     texts = args.batch_size * max(len(o.reads) for forget, retain in pairs for o in (FORGET[forget], RETAIN[retain]))
     tokens = texts * args.max_length
-    device = Parts(
-        device.weights,
-        device.gradients,
-        device.masters,
-        device.optimizer,
-        device.buffers,
-        activation_bytes(shape, tokens, layout.half, args.gradient_checkpointing),
-        tokens * shape.vocabulary * 4 * LOGIT_COPIES,
+    device = replace(
+        device,
+        activations=activation_bytes(shape, tokens, layout.half, args.gradient_checkpointing),
+        logits=tokens * shape.vocabulary * 4 * LOGIT_COPIES,
     )
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     share = ram // int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))

@@ -236,16 +236,7 @@ def _unlearn(
     ):
         score_question = name == "forget" and not args.mask
         build = example_builder(rows, policy.formatter, objective.reads, refusals, args.seed, score_question)
-        stream = Stream(
-            name=name,
-            rows=len(rows),
-            build=build,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-        )
+        stream = Stream.of(args, name, len(rows), build, accelerator.process_index, accelerator.num_processes)
         terms[name] = Term(objective, stream, coefficient)
 
     if args.optim == "adamw":
