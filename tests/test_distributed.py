@@ -41,18 +41,17 @@ def environment(config):
     return {**os.environ, **changes}
 
 
-def command(config, spec, processes=2):
-    """The line that runs the worker under one of the shipped configurations."""
+def command(config, spec, processes=2, script="distributed_worker.py", precision="no"):
+    """The line that runs a script of the tests, which gets `spec` as JSON, under one of the shipped configurations."""
     line = ["accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml")]
-    line += ["--num_processes", str(processes), "--mixed_precision", "no"]
-    return [*line, str(ROOT / "tests" / "distributed_worker.py"), json.dumps(spec)]
+    line += ["--num_processes", str(processes), "--mixed_precision", precision]
+    return [*line, str(ROOT / "tests" / script), json.dumps(spec)]
 
 
-def launch(config, spec, processes=2, timeout=600):
-    """Run the worker on the CPU, to its end."""
-    done = subprocess.run(
-        command(config, spec, processes), capture_output=True, text=True, timeout=timeout, env=environment(config)
-    )
+def launch(config, spec, processes=2, timeout=600, **options):
+    """Run it on the CPU, to its end."""
+    line = command(config, spec, processes, **options)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment(config))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_distributed import ROOT, launch
 from transformers import LlamaConfig
 
 from dualoptim import InputError, UnlearnArgs, run
@@ -17,7 +17,6 @@ from dualoptim.memory import Layout, Parts, Shape, activation_bytes, describe, d
 from dualoptim.modeling import start_accelerator
 from dualoptim.optim import adamw, decay_groups, make_optimizer
 
-ROOT = Path(__file__).resolve().parents[1]
 SHAPE = Shape(quantizable=800, other=200, frozen=100, layers=2, hidden=8, intermediate=16, vocabulary=50)
 
 
@@ -104,20 +103,11 @@ def _bytes(tensors):
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_processes_hold_what_the_plan_says(stage, tiny):
     pytest.importorskip("deepspeed")
-    done = _launch(f"zero{stage}", [str(ROOT / "tests" / "test_memory.py"), str(tiny)], "--mixed_precision", "bf16")
+    done = launch(f"zero{stage}", str(tiny), script="test_memory.py", precision="bf16")
     planned, measured = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[{")))
     assert planned.keys() == measured.keys()
     for name in planned:
         assert planned[name] == pytest.approx(measured[name], rel=0.05), name
-
-
-def _launch(config, command, *flags):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = ["accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml"), *flags]
-    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done
 
 
 def _measure_partition(folder):
@@ -143,6 +133,8 @@ def _measure_partition(folder):
         "optimizer": _bytes(value for state in optimizer.state.values() for value in state.values()),
     }
     accelerator.print(json.dumps([{name: getattr(planned.device, name) for name in measured}, measured]))
+    accelerator.wait_for_everyone()
+    accelerator.free_memory(model, optimizer)  # a process that leaves with its engine alive aborts now and then
 
 
 @pytest.fixture
@@ -201,5 +193,5 @@ def test_mistakes_are_one_line(tmp_path):
 
 
 if __name__ == "__main__":
-    folder = sys.argv.pop()
+    folder = json.loads(sys.argv.pop())
     main(UnlearnArgs, lambda _: _measure_partition(folder))
