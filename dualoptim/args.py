@@ -27,6 +27,7 @@ DEMO = "demo"
 NEWEST = "newest"
 HUB_DATA = "locuslab/TOFU"
 SPLITS = ("forget01", "forget05", "forget10", "forget")
+TRACKERS = ("wandb", "tensorboard", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio")
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,9 @@ class TrainArgs(CommonArgs):
     """Modules that get an adapter, by name (q_proj v_proj ...). `all-linear`: every linear layer but the output head."""
     load_in_4bit: bool = False
     """Hold the frozen weights in 4 bits (QLoRA). Needs CUDA, bitsandbytes and --use-lora."""
+    log_with: tuple[str, ...] = ()
+    """Trackers that also get every step and score, through Accelerate: wandb, tensorboard, mlflow, comet_ml, aim, clearml,
+    dvclive, swanlab, trackio. None by default: nothing leaves the machine unless you ask for it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -177,6 +181,13 @@ class TrainArgs(CommonArgs):
             raise InputError("--lora-target-modules is empty; give all-linear or names of modules")
         if self.load_in_4bit and not self.use_lora:
             raise InputError("--load-in-4bit freezes the weights, so that only an adapter can learn; add --use-lora")
+        check_unique("--log-with", self.log_with)
+        for tracker in self.log_with:
+            if tracker not in TRACKERS:
+                raise InputError(f"--log-with {tracker} is unknown; choose from {', '.join(TRACKERS)}")
+            if not _can_track(tracker):
+                extra = " or 'dualoptim[track]'" if tracker in ("wandb", "tensorboard") else ""
+                raise InputError(f"--log-with {tracker} needs its package; pip install {tracker}{extra}")
 
 
 @dataclass(frozen=True)
@@ -308,6 +319,13 @@ def check_range(flag: str, value: float, minimum: float, above: bool = False) ->
     if not (math.isfinite(value) and (value > minimum if above else value >= minimum)):
         bound = f"a number above {minimum:g}" if above else f"{minimum:g} or more"
         raise InputError(f"{flag} {value:g} is out of range; give {bound}")
+
+
+def _can_track(name: str) -> bool:
+    """Whether the package of a tracker is there; Accelerate leaves a missing one out without a word."""
+    from accelerate.tracking import get_available_trackers
+
+    return name in map(str, get_available_trackers())
 
 
 def check_unique(flag: str, values: Sequence[object]) -> None:

@@ -1,5 +1,6 @@
 """Writing results so that a reader never sees half of one: beside the target, then renamed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast_object_list
 
@@ -69,6 +71,16 @@ def write_json(path: Path, value: Any) -> None:
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON value per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over name, type, shape and bytes of every tensor of a whole (not divided) model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:

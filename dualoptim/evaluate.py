@@ -4,6 +4,9 @@ Every text of a row (its answer, the paraphrase, the wrong ones) is scored once,
 memorization scores come from that. Answers are generated greedily, in order of length, and stop at the end token.
 """
 
+import dataclasses
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -14,13 +17,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from dualoptim import metrics
+from dualoptim import __version__, metrics
 from dualoptim.args import DEMO, EvalArgs, MeasureArgs
-from dualoptim.checkpoint import claim, output_folder, write_json, write_json_lines
+from dualoptim.checkpoint import claim, output_folder, weights_hash, write_json, write_json_lines
 from dualoptim.data import Example, Row, Source
 from dualoptim.errors import InputError
 from dualoptim.modeling import Policy, load_policy, start_accelerator
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 OPTION_SETS = ("real_authors", "world_facts")
 """Sets with short answers, whose probability is normalized over the options and whose answer is its own paraphrase."""
+
+FINISHED = "finished.json"
 
 _NOT_RUN = {
     "cosine_similarity": "needs a sentence encoder, which this evaluation does not run",
@@ -66,24 +71,31 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Evaluate on every set, write `folder`, and return the summary (the same on all processes).
 
-    `skipped` names what the data could not give, and why. Rows are shared among processes and gathered in order.
+    `skipped` names what the data could not give, and why. Rows are shared among processes and gathered in order. A set that an
+    interrupted evaluation of the same weights and texts has finished in `folder` is read from there.
     """
     model = policy.model
     was_training = model.training
     model.eval()
+    sets = {name: rows[: args.eval_rows or None] for name, rows in sets.items()}
+    marks = _marks(policy, accelerator, sets, args)
+    finished = _Finished(folder)
+    known = broadcast_object_list([finished.matching(marks) if accelerator.is_main_process else None])[0]
     summary: dict[str, Any] = {"sets": {}, "rows": {}, "skipped": {**skipped, **_NOT_RUN}}
     try:
         for name, rows in sets.items():
-            rows = rows[: args.eval_rows or None]
-            mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-            with accelerator.autocast():
-                records = _evaluate_rows(policy, accelerator, name, [rows[index] for index in mine], args)
-            gathered = gather_object(list(zip(mine, records, strict=True)))
-            ordered = [record for _, record in sorted(gathered, key=lambda item: item[0])]
+            if name in known:
+                ordered = known[name]
+            else:
+                mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
+                with accelerator.autocast():
+                    records = _evaluate_rows(policy, accelerator, name, [rows[index] for index in mine], args)
+                gathered = gather_object(list(zip(mine, records, strict=True)))
+                ordered = [record for _, record in sorted(gathered, key=lambda item: item[0])]
+                if accelerator.is_main_process:
+                    finished.add(name, ordered, marks[name])
             summary["sets"][name] = _aggregate(name, ordered, summary["skipped"])
             summary["rows"][name] = len(ordered)
-            if accelerator.is_main_process:
-                write_json_lines(folder / f"{name}.jsonl", ordered)
     finally:
         model.train(was_training)
 
@@ -102,6 +114,59 @@ def evaluate_model(
     if accelerator.is_main_process:
         write_json(folder / "summary.json", summary)
     return summary
+
+
+class _Finished:
+    """The sets that an evaluation in `folder` has finished, each with what it was computed from."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            self._marks = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            self._marks = {}
+
+    def matching(self, marks: dict[str, dict[str, str]]) -> dict[str, list[dict[str, Any]]]:
+        """The rows of every set that was computed from `marks` and lies there as it was written."""
+        return {
+            name: [json.loads(line) for line in self._path(name).read_text(encoding="utf-8").splitlines()]
+            for name, mark in marks.items()
+            if self._path(name).is_file() and self._marks.get(name) == {**mark, "file": self._hash(name)}
+        }
+
+    def contradicts(self, marks: dict[str, dict[str, str]]) -> bool:
+        """Whether some set there was computed from anything else."""
+        return len(self.matching(marks)) < len(self._marks)
+
+    def add(self, name: str, rows: list[dict[str, Any]], mark: dict[str, str]) -> None:
+        """Write the rows of a set, and then that it is finished."""
+        write_json_lines(self._path(name), rows)
+        self._marks[name] = {**mark, "file": self._hash(name)}
+        write_json(self._folder / FINISHED, self._marks)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.jsonl"
+
+    def _hash(self, name: str) -> str:
+        return hashlib.sha256(self._path(name).read_bytes()).hexdigest()
+
+
+def _marks(
+    policy: Policy, accelerator: Accelerator, sets: dict[str, list[Row]], args: MeasureArgs
+) -> dict[str, dict[str, str]]:
+    """What decides the scores of every set: hashes of the weights, and of texts, token ids and settings (main process only)."""
+    if not accelerator.is_main_process:
+        return {}
+    weights = weights_hash(accelerator.unwrap_model(policy.model))
+    settings = [__version__, args.max_new_tokens, _ends(policy, accelerator), accelerator.mixed_precision]
+    marks = {}
+    for name, rows in sets.items():
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        for row in rows:
+            examples = [policy.formatter.example(row.question, text) for text in row.texts()]
+            digest.update(json.dumps([dataclasses.asdict(row), [(e.ids, e.start) for e in examples]]).encode())
+        marks[name] = {"weights": weights, "inputs": digest.hexdigest()}
+    return marks
 
 
 def _evaluate_rows(
@@ -197,16 +262,13 @@ def _generate(
     """Greedy answers to token prompts, in their order."""
     tokenizer = policy.tokenizer
     model = accelerator.unwrap_model(policy.model)
-    # the end token that was learned, and those that the model's own configuration stops at (Phi-3 and Gemma end turns so)
-    own = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])}
     settings = GenerationConfig(
         max_new_tokens=args.max_new_tokens,
         do_sample=False,
         num_beams=1,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
-        eos_token_id=sorted(ends),
+        eos_token_id=_ends(policy, accelerator),
         pad_token_id=tokenizer.pad_token_id,
     )
     answers = [""] * len(prompts)
@@ -227,6 +289,12 @@ def _generate(
     return answers
 
 
+def _ends(policy: Policy, accelerator: Accelerator) -> list[int]:
+    """The end token that was learned, and those that the model's own configuration stops at (Phi-3 and Gemma end turns so)."""
+    own = accelerator.unwrap_model(policy.model).generation_config.eos_token_id
+    return sorted({policy.tokenizer.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])})
+
+
 def _progress(label: str, total: int, accelerator: Accelerator) -> Any:
     return tqdm(total=total, desc=label, unit="text", leave=False, disable=not accelerator.is_main_process)
 
@@ -234,7 +302,7 @@ def _progress(label: str, total: int, accelerator: Accelerator) -> Any:
 def evaluate(args: EvalArgs) -> dict[str, Any]:
     """Evaluate a model on disk or from the hub; writes `<output_dir>/eval/` and returns the summary.
 
-    Raises:
+    An evaluation of the same weights and texts that was interrupted there is continued. Raises:
         InputError: for anything that is wrong with the arguments, the data or the model.
     """
     if args.model == DEMO:
@@ -245,7 +313,18 @@ def evaluate(args: EvalArgs) -> dict[str, Any]:
     sets, skipped = source.evaluation_sets(args.split, args.task)
     policy = load_policy(args, accelerator)
     policy.formatter.check(row for rows in sets.values() for row in rows)
-    claim(args, accelerator, [folder])
+    if args.overwrite or not _interrupted(policy, accelerator, sets, args, folder):
+        claim(args, accelerator, [folder])
     summary = evaluate_model(policy, accelerator, sets, skipped, args, folder)
     accelerator.print(f"\n{score_table({'score': summary}, full=True)}\n\nrows and summary: {folder}")
     return summary
+
+
+def _interrupted(policy: Policy, accelerator: Accelerator, sets: dict[str, list[Row]], args: MeasureArgs, folder: Path) -> bool:
+    """Whether `folder` holds the beginning of just this evaluation."""
+    begun = (folder / FINISHED).is_file() and not (folder / "summary.json").is_file()
+    answer = [begun]
+    if begun and accelerator.is_main_process:
+        sets = {name: rows[: args.eval_rows or None] for name, rows in sets.items()}
+        answer = [not _Finished(folder).contradicts(_marks(policy, accelerator, sets, args))]
+    return bool(broadcast_object_list(answer)[0])

@@ -19,7 +19,7 @@ from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import RETAIN
 from dualoptim.modeling import Policy, assemble, load_policy, make_formatter, release, start_accelerator
 from dualoptim.report import model_card
-from dualoptim.tracking import StepLog, resolve, write_config
+from dualoptim.tracking import StepLog, resolve, trackers, write_config
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,14 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
         rows = [row for row in rows if row.task is None or row.task in args.tasks]
     policy = demo_policy(args, accelerator) if args.model == DEMO else load_policy(args, accelerator)
     policy.formatter.check(rows)
-    claim(args, accelerator, [folder / name for name in ("config.yaml", "log.jsonl", "model")])
+    claim(args, accelerator, [folder / name for name in ("config.yaml", "log.jsonl", "model", "trackers")])
+    resolved = resolve(args, policy)
     if accelerator.is_main_process:
-        write_config(folder / "config.yaml", resolve(args, policy))
+        write_config(folder / "config.yaml", resolved)
     what = f"fine-tuned on {', '.join(args.splits)} of {args.data_source}"
     try:
-        log = fit(policy, accelerator, rows, args, folder / "log.jsonl", "fine-tune")
+        with trackers(args, accelerator, folder, folder.name, resolved):
+            log = fit(policy, accelerator, rows, args, folder / "log.jsonl", "fine-tune")
     except NonFiniteError as error:
         export_model(accelerator, policy, folder / "model", model_card(args.model, f"{what}, stopped at {error}", args))
         release(policy, accelerator)
@@ -87,7 +89,7 @@ def fit(
         tokens = sum(record["count"] for record in records)
         return sum(record["loss"] * record["count"] for record in records) / tokens < args.target_loss
 
-    with StepLog(log_path, plan.last_step, label, accelerator.is_main_process) as log:
+    with StepLog(log_path, plan.last_step, label, accelerator) as log:
         train(policy, accelerator, phases, plan, args, "adamw", log, after_epoch=knows_enough)
     return log.records
 

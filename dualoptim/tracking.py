@@ -1,33 +1,41 @@
-"""What a run tells while it goes: one line per optimizer step in `log.jsonl`, and a progress bar with both losses."""
+"""What a run tells while it goes: a line per step in `log.jsonl`, a progress bar with both losses, and trackers if asked."""
 
+import contextlib
 import importlib.metadata
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import yaml
+from accelerate import Accelerator
 from tqdm import tqdm
 
-from dualoptim.args import CommonArgs, to_dict
+from dualoptim.args import CommonArgs, TrainArgs, to_dict
 from dualoptim.checkpoint import write_json_lines, write_text
 from dualoptim.errors import InputError
 from dualoptim.modeling import Policy
 
 
 class StepLog:
-    """Records of optimizer steps: kept in memory, written to `path` as they come, and shown as a progress bar.
+    """Records of optimizer steps: kept in memory, written to `path` as they come, shown as a progress bar, and tracked.
 
     Only the main process writes and shows; a `path` of None keeps the records in memory alone.
     """
 
     def __init__(
-        self, path: Path | None, total_steps: int, label: str, is_main_process: bool, records: Sequence[dict[str, Any]] = ()
+        self,
+        path: Path | None,
+        total_steps: int,
+        label: str,
+        accelerator: Accelerator,
+        records: Sequence[dict[str, Any]] = (),
     ) -> None:
         """Start a log, or go on with one whose first steps are `records`."""
+        self._accelerator, is_main_process = accelerator, accelerator.is_main_process
         self.records: list[dict[str, Any]] = list(records)
         self._file = None
         if path is not None and is_main_process:
@@ -53,6 +61,51 @@ class StepLog:
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+        numbers = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != "step"}
+        self._accelerator.log({f"{record['phase']}/{name}": value for name, value in numbers.items()}, step=record["step"])
+
+
+@contextlib.contextmanager
+def trackers(args: TrainArgs, accelerator: Accelerator, folder: Path, name: str, config: Mapping[str, Any]) -> Iterator[None]:
+    """Have the trackers of `--log-with` follow one task, called `name`; those that write files write to `folder`/trackers.
+
+    Raises:
+        InputError: if one of them cannot start, for example because nobody is logged in.
+    """
+    if not args.log_with:
+        yield
+        return
+    local = folder / "trackers"
+    accelerator.project_configuration.logging_dir = str(local)
+    accelerator.log_with = list(args.log_with)
+    options: dict[str, dict[str, Any]] = {
+        "wandb": {"name": name, "dir": str(local)},
+        "mlflow": {"run_name": name},
+        "trackio": {"name": name},
+        "swanlab": {"experiment_name": name, "logdir": str(local / "swanlab")},
+        "dvclive": {"dir": str(local / "dvclive")},
+    }
+    try:
+        if accelerator.is_main_process:
+            local.mkdir(parents=True, exist_ok=True)
+        plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
+        accelerator.init_trackers("dualoptim", plain, options)
+    except Exception as error:  # every tracker has kinds of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"--log-with {' '.join(args.log_with)}: cannot start ({reason[:300]}); log in, or drop it") from None
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers.clear()  # Accelerate's own way of ending them ends the process group too
+
+
+def track_scores(accelerator: Accelerator, label: str, summary: Mapping[str, Any], step: int) -> None:
+    """Give the scores of an evaluation to the trackers, as they stood after `step` steps."""
+    scores = {f"{label}/{name}/{metric}": value for name, values in summary["sets"].items() for metric, value in values.items()}
+    scores |= {f"{label}/{name}": value for name, value in summary.items() if isinstance(value, float)}
+    accelerator.log(scores, step=step)
 
 
 def environment() -> dict[str, Any]:
@@ -92,7 +145,7 @@ def write_config(path: Path, resolved: dict[str, Any]) -> None:
 
 # What may differ between a run and its continuation: where it ends, what is written and what is measured.
 _FREE = """output_dir overwrite resume save_every keep_checkpoints threads eval eval_rows eval_batch_size max_new_tokens
-max_steps""".split()
+max_steps log_with""".split()
 
 
 def check_same(path: Path, resolved: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import FORGET, RETAIN
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
 from dualoptim.report import example_answers, model_card, results_row, score_table, write_results
-from dualoptim.tracking import StepLog, check_same, resolve, write_config
+from dualoptim.tracking import StepLog, check_same, resolve, track_scores, trackers, write_config
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,11 @@ def run(args: UnlearnArgs) -> RunResult:
             say(f"{losses}, rate {rate:g}, {args.optim}: {source.describe(args.split, task)} -> {folder}")
             # every pair and rate starts from the same weights, which are evaluated once
             known = results[0] if results and position == 0 else None
-            result = _run_task(policy, accelerator, source, refusals, args, (losses, rate, position), folder, known)
+            resolved = _resolved(args, policy, losses, rate)
+            if accelerator.is_main_process:
+                write_config(folder / "config.yaml", resolved)
+            with trackers(args, accelerator, folder, f"{losses}_lr{rate:g}_task{task}", resolved):
+                result = _run_task(policy, accelerator, source, refusals, args, (losses, rate, position), folder, known)
             results.append(result)
             if accelerator.is_main_process:
                 write_results(
@@ -173,17 +177,15 @@ def _run_task(
     losses, rate, position = which
     task = args.task_list[position]
     sets, skipped = source.evaluation_sets(args.split, task) if args.eval else ({}, {})
-    if accelerator.is_main_process:
-        write_config(folder / "config.yaml", _resolved(args, policy, losses, rate))
     before = after = None
-    if args.eval and args.resume and (folder / "eval_before" / "summary.json").is_file():
-        before = json.loads((folder / "eval_before" / "summary.json").read_text(encoding="utf-8"))
-    elif args.eval and known:
+    if args.eval and known:
         before = known.before
         if accelerator.is_main_process:
             shutil.copytree(known.folder / "eval_before", folder / "eval_before", dirs_exist_ok=True)
     elif args.eval:
         before = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval_before")
+    if before:
+        track_scores(accelerator, "eval", before, 0)
 
     forget = source.task_rows(args.split, task)
     retain = source.retain_rows(args.split, args.task_list[: position + 1])
@@ -207,10 +209,9 @@ def _run_task(
     if policy.model is None and (args.eval or position + 1 < len(args.task_list)):
         policy.model = load_policy(dataclasses.replace(args, model=str(model)), accelerator).model
 
-    if args.eval and args.resume and (folder / "eval" / "summary.json").is_file():
-        after = json.loads((folder / "eval" / "summary.json").read_text(encoding="utf-8"))
-    elif args.eval:
+    if args.eval:
         after = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval")
+        track_scores(accelerator, "eval", after, len(log))
         if accelerator.is_main_process:
             write_text(model / "README.md", model_card(args.model, what, args, after))
     return TaskResult(losses, rate, task, folder, model, log, before, after)
@@ -262,7 +263,7 @@ def _unlearn(
         if args.save_every and step % args.save_every == 0:
             save_checkpoint(accelerator, folder / "checkpoint", step, args.keep_checkpoints)
 
-    with StepLog(path, plan.last_step, "unlearn", accelerator.is_main_process, records) as log:
+    with StepLog(path, plan.last_step, "unlearn", accelerator, records) as log:
         train(policy, accelerator, phases, plan, args, args.optim, log, args.beta, checkpoint=checkpoint, after_step=save)
     return log.records
 

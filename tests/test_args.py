@@ -22,7 +22,7 @@ overwrite threads""".split()
 MEASURE = "split eval_rows eval_batch_size max_new_tokens".split()
 TRAIN = """seed num_epochs max_steps batch_size gradient_accumulation_steps weight_decay adam_betas max_grad_norm warmup_epochs
 gradient_checkpointing optim_bits quantize_embeddings use_lora lora_rank lora_alpha lora_dropout lora_target_modules
-load_in_4bit""".split()
+load_in_4bit log_with""".split()
 UNLEARN = """forget_losses task_list optim learning_rates forget_lr forget_freq retain_freq forget_coeff regularization_coeff
 forget_max_grad_norm beta mask idk_file eval save_every keep_checkpoints resume dry_run""".split()
 

@@ -86,6 +86,8 @@ def bad(tmp_path, tiny):
 
 # flags for train_unlearn.py, and a part of the line that a user must see. {d} is the folder above, {m} a good model.
 UNLEARN = [
+    ("--log-with paper", "--log-with paper is unknown; choose from wandb, tensorboard"),
+    ("--log-with aim", "--log-with aim needs its package; pip install aim"),
     ("--num-epochs 0", "--num-epochs 0 is out of range; give 1 or more"),
     ("--batch-size -2", "--batch-size -2 is out of range; give 1 or more"),
     ("--gradient-accumulation-steps 0", "--gradient-accumulation-steps 0 is out of range"),

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dualoptim import EvalArgs
+import dualoptim.evaluate as evaluation
+from dualoptim import EvalArgs, InputError
 from dualoptim.evaluate import evaluate
 from dualoptim.metrics import exact_memorization, extraction_strength, rouge_l_recall
 
@@ -27,6 +28,7 @@ def evaluated(taught, tmp_path_factory):
 def test_the_files_and_the_summary(evaluated):
     folder, summary = evaluated
     assert sorted(path.name for path in (folder / "eval").iterdir()) == [
+        "finished.json",
         "forget.jsonl",
         "real_authors.jsonl",
         "retain.jsonl",
@@ -148,3 +150,32 @@ def test_a_broken_model_is_reported_not_averaged(taught, tmp_path):
     )
     assert "probability" not in summary["sets"]["forget"]
     assert summary["skipped"]["forget.probability"] == "the model's losses are not finite"
+
+
+def test_a_finished_set_is_kept_and_never_for_other_weights(taught, tiny, tmp_path, monkeypatch):
+    args = EvalArgs(model=str(taught), data="demo", eval_rows=3, output_dir=str(tmp_path))
+    whole = evaluate(args)
+    folder, computed = tmp_path / "eval", []
+    compute = evaluation._evaluate_rows
+
+    def counted(policy, accelerator, name, rows, args):
+        computed.append(name)
+        return compute(policy, accelerator, name, rows, args)
+
+    monkeypatch.setattr(evaluation, "_evaluate_rows", counted)
+    with pytest.raises(InputError, match="is an earlier result"):
+        evaluate(args)  # it had ended
+    (folder / "summary.json").unlink()  # as if it had been interrupted after three sets
+    marks = json.loads((folder / "finished.json").read_text())
+    (folder / "finished.json").write_text(json.dumps({name: marks[name] for name in ("forget", "retain", "real_authors")}))
+    assert evaluate(args) == whole
+    assert computed == ["world_facts"]
+    (folder / "summary.json").unlink()
+    for changed in ({"model": str(tiny)}, {"eval_rows": 2}, {"max_new_tokens": 5}):
+        with pytest.raises(InputError, match="is an earlier result"):
+            evaluate(dataclasses.replace(args, **changed))
+    rows = (folder / "retain.jsonl").read_text()
+    (folder / "retain.jsonl").write_text(rows.replace("0.", "1.", 1))
+    with pytest.raises(InputError, match="is an earlier result"):
+        evaluate(args)
+    assert evaluate(dataclasses.replace(args, overwrite=True)) == whole

@@ -36,7 +36,7 @@ def one_step(taught, batch_size, accumulation, name="ME", packing=True, max_grad
         parameter.register_post_accumulate_grad_hook(lambda p, name=name: gradients.update({name: p.grad.clone()}))
         for name, parameter in policy.model.named_parameters()
     ]
-    with StepLog(None, 1, "test", False) as log:
+    with StepLog(None, 1, "test", accelerator) as log:
         train(policy, accelerator, phases, Plan((("forget", 1),), 1, 1, 1, 0), args, "dual-adamw", log, beta=0.1)
     for handle in handles:
         handle.remove()

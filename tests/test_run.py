@@ -46,7 +46,7 @@ def test_the_demo_leaves_the_folder_that_the_readme_describes(demo_run):
     sets = ("forget", "retain", "real_authors", "world_facts")
     expected = {"results.csv", "results.md", f"{task}/config.yaml", f"{task}/log.jsonl", f"{task}/trained.json"}
     expected |= {f"{task}/{folder}/{name}.jsonl" for folder in ("eval_before", "eval") for name in sets}
-    expected |= {f"{task}/{folder}/summary.json" for folder in ("eval_before", "eval")}
+    expected |= {f"{task}/{folder}/{name}.json" for folder in ("eval_before", "eval") for name in ("summary", "finished")}
     models = (
         "README.md",
         "config.json",
@@ -225,3 +225,26 @@ def test_finetune_teaches_and_stops_when_it_knows(tiny, tmp_path):
     assert len(result.log) % 2 == 0
     assert len(result.log) < 120
     assert {record["phase"] for record in result.log} == {"retain"}
+
+
+def test_trackers_follow_every_step_and_score(small_args, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    args = dataclasses.replace(
+        small_args, log_with=("tensorboard",), eval=True, eval_rows=2, max_new_tokens=4, task_list=(1, 2)
+    )
+    for task in run(args).tasks:
+        events = EventAccumulator(str(task.folder / "trackers" / "dualoptim"))
+        events.Reload()
+        for phase in ("forget", "retain"):
+            steps = [record for record in task.log if record["phase"] == phase]
+            for name in ("loss", "lr", "grad_norm"):
+                points = [(event.step, event.value) for event in events.Scalars(f"{phase}/{name}")]
+                assert points == [(record["step"], pytest.approx(record[name], rel=1e-6)) for record in steps]
+        points = [(event.step, event.value) for event in events.Scalars("eval/forget/probability")]
+        scores = [summary["sets"]["forget"]["probability"] for summary in (task.before, task.after)]
+        assert points == [(0, pytest.approx(scores[0])), (len(task.log), pytest.approx(scores[1]))]
+
+
+def test_nothing_is_tracked_by_default(demo_run):
+    assert not list(demo_run.folder.rglob("trackers"))
