@@ -168,11 +168,16 @@ def test_fsdp_settings_that_would_spoil_a_run(version, printed):
 import os
 import torch
 from distributed_worker import UnlearnArgs, main, start_accelerator, switch_fsdp_on
+from dualoptim import InputError
 
 def check(args):
     switch_fsdp_on(start_accelerator(args))
     plugin = start_accelerator(args).state.fsdp_plugin
     whole = not plugin.cpu_ram_efficient_loading and os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "False"
+    try:
+        start_accelerator(UnlearnArgs(optim_bits=8))
+    except InputError as error:
+        print(error)
     print(f"sums in {plugin.mixed_precision_policy.reduce_dtype}, whole models: {whole}")
 
 torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
@@ -187,4 +192,5 @@ main(UnlearnArgs, check)
     )
     assert done.returncode == (0 if version == "2" else 2)
     assert printed in done.stdout + done.stderr
+    assert ("--optim-bits 8 cannot divide its states under FSDP" in done.stdout) == (version == "2")
     assert "Traceback" not in done.stderr
