@@ -13,3 +13,8 @@ class NonFiniteError(RuntimeError):
 
     The step was not taken: the weights are those that the step before left.
     """
+
+
+def reason(error: BaseException) -> str:
+    """What a library's error says, in one line of at most 300 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -4,6 +4,7 @@ Every text of a row (its answer, the paraphrase, the wrong ones) is scored once,
 memorization scores come from that. Answers are generated greedily, in order of length, and stop at the end token.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -68,34 +69,28 @@ def evaluate_model(
     skipped: dict[str, str],
     args: MeasureArgs,
     folder: Path,
+    finished: "_Finished | None" = None,
 ) -> dict[str, Any]:
     """Evaluate on every set, write `folder`, and return the summary (the same on all processes).
 
     `skipped` names what the data could not give, and why. Rows are shared among processes and gathered in order. A set that an
-    interrupted evaluation of the same weights and texts has finished in `folder` is read from there.
+    interrupted evaluation of the same weights and texts has finished in `folder` is read from there; `finished` names these
+    sets where the caller has looked already.
     """
     model = policy.model
     was_training = model.training
     model.eval()
-    sets = {name: rows[: args.eval_rows or None] for name, rows in sets.items()}
-    marks = _marks(policy, accelerator, sets, args)
-    finished = _Finished(folder)
-    known = broadcast_object_list([finished.matching(marks) if accelerator.is_main_process else None])[0]
+    finished = finished or _Finished(policy, accelerator, sets, args, folder)
+    gathered = broadcast_object_list([finished.rows])[0]
     summary: dict[str, Any] = {"sets": {}, "rows": {}, "skipped": {**skipped, **_NOT_RUN}}
     try:
         for name, rows in sets.items():
-            if name in known:
-                ordered = known[name]
-            else:
-                mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-                with accelerator.autocast():
-                    records = _evaluate_rows(policy, accelerator, name, [rows[index] for index in mine], args)
-                gathered = gather_object(list(zip(mine, records, strict=True)))
-                ordered = [record for _, record in sorted(gathered, key=lambda item: item[0])]
+            if name not in gathered:
+                gathered[name] = _evaluate_set(policy, accelerator, name, rows[: args.eval_rows or None], args)
                 if accelerator.is_main_process:
-                    finished.add(name, ordered, marks[name])
-            summary["sets"][name] = _aggregate(name, ordered, summary["skipped"])
-            summary["rows"][name] = len(ordered)
+                    finished.add(name, gathered[name])
+            summary["sets"][name] = _aggregate(name, gathered[name], summary["skipped"])
+            summary["rows"][name] = len(gathered[name])
     finally:
         model.train(was_training)
 
@@ -117,56 +112,69 @@ def evaluate_model(
 
 
 class _Finished:
-    """The sets that an evaluation in `folder` has finished, each with what it was computed from."""
+    """The sets that an evaluation of these weights and texts has finished in `folder`; the main process reads and writes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, policy: Policy, accelerator: Accelerator, sets: dict[str, list[Row]], args: MeasureArgs, folder: Path
+    ) -> None:
         self._folder = folder
-        try:
-            self._marks = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            self._marks = {}
+        self._marks: dict[str, dict[str, str]] = {}
+        self._recorded: dict[str, dict[str, str]] = {}
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        if not accelerator.is_main_process:
+            return
+        self._marks = _marks(policy, accelerator, sets, args)
+        with contextlib.suppress(OSError, json.JSONDecodeError):
+            self._recorded = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+        for name in self._marks:
+            # the file's own hash tells when a kill or an edit has left other rows than those recorded
+            if self._path(name).is_file() and self._recorded.get(name) == self._mark(name):
+                lines = self._path(name).read_text(encoding="utf-8").splitlines()
+                self.rows[name] = [json.loads(line) for line in lines]
 
-    def matching(self, marks: dict[str, dict[str, str]]) -> dict[str, list[dict[str, Any]]]:
-        """The rows of every set that was computed from `marks` and lies there as it was written."""
-        return {
-            name: [json.loads(line) for line in self._path(name).read_text(encoding="utf-8").splitlines()]
-            for name, mark in marks.items()
-            if self._path(name).is_file() and self._marks.get(name) == {**mark, "file": self._hash(name)}
-        }
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything recorded in the folder belongs to this evaluation."""
+        return len(self.rows) == len(self._recorded)
 
-    def contradicts(self, marks: dict[str, dict[str, str]]) -> bool:
-        """Whether some set there was computed from anything else."""
-        return len(self.matching(marks)) < len(self._marks)
-
-    def add(self, name: str, rows: list[dict[str, Any]], mark: dict[str, str]) -> None:
+    def add(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write the rows of a set, and then that it is finished."""
         write_json_lines(self._path(name), rows)
-        self._marks[name] = {**mark, "file": self._hash(name)}
-        write_json(self._folder / FINISHED, self._marks)
+        self._recorded[name] = self._mark(name)
+        write_json(self._folder / FINISHED, self._recorded)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.jsonl"
 
-    def _hash(self, name: str) -> str:
-        return hashlib.sha256(self._path(name).read_bytes()).hexdigest()
+    def _mark(self, name: str) -> dict[str, str]:
+        return {**self._marks[name], "file": hashlib.sha256(self._path(name).read_bytes()).hexdigest()}
 
 
 def _marks(
     policy: Policy, accelerator: Accelerator, sets: dict[str, list[Row]], args: MeasureArgs
 ) -> dict[str, dict[str, str]]:
-    """What decides the scores of every set: hashes of the weights, and of texts, token ids and settings (main process only)."""
-    if not accelerator.is_main_process:
-        return {}
+    """What decides the scores of every set: hashes of the weights, and of texts, token ids and settings."""
     weights = weights_hash(accelerator.unwrap_model(policy.model))
     settings = [__version__, args.max_new_tokens, _ends(policy, accelerator), accelerator.mixed_precision]
     marks = {}
     for name, rows in sets.items():
         digest = hashlib.sha256(json.dumps(settings).encode())
-        for row in rows:
+        for row in rows[: args.eval_rows or None]:
             examples = [policy.formatter.example(row.question, text) for text in row.texts()]
             digest.update(json.dumps([dataclasses.asdict(row), [(e.ids, e.start) for e in examples]]).encode())
         marks[name] = {"weights": weights, "inputs": digest.hexdigest()}
     return marks
+
+
+def _evaluate_set(
+    policy: Policy, accelerator: Accelerator, name: str, rows: Sequence[Row], args: MeasureArgs
+) -> list[dict[str, Any]]:
+    """One record per row, in order, on all processes, each of which computes its share."""
+    mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
+    with accelerator.autocast():
+        records = _evaluate_rows(policy, accelerator, name, [rows[index] for index in mine], args)
+    gathered = gather_object(list(zip(mine, records, strict=True)))
+    return [record for _, record in sorted(gathered, key=lambda item: item[0])]
 
 
 def _evaluate_rows(
@@ -313,18 +321,11 @@ def evaluate(args: EvalArgs) -> dict[str, Any]:
     sets, skipped = source.evaluation_sets(args.split, args.task)
     policy = load_policy(args, accelerator)
     policy.formatter.check(row for rows in sets.values() for row in rows)
-    if args.overwrite or not _interrupted(policy, accelerator, sets, args, folder):
+    finished = None
+    if (folder / FINISHED).is_file() and not (folder / "summary.json").is_file() and not args.overwrite:
+        finished = _Finished(policy, accelerator, sets, args, folder)
+    if finished is None or not broadcast_object_list([finished.is_whole])[0]:
         claim(args, accelerator, [folder])
-    summary = evaluate_model(policy, accelerator, sets, skipped, args, folder)
+    summary = evaluate_model(policy, accelerator, sets, skipped, args, folder, finished)
     accelerator.print(f"\n{score_table({'score': summary}, full=True)}\n\nrows and summary: {folder}")
     return summary
-
-
-def _interrupted(policy: Policy, accelerator: Accelerator, sets: dict[str, list[Row]], args: MeasureArgs, folder: Path) -> bool:
-    """Whether `folder` holds the beginning of just this evaluation."""
-    begun = (folder / FINISHED).is_file() and not (folder / "summary.json").is_file()
-    answer = [begun]
-    if begun and accelerator.is_main_process:
-        sets = {name: rows[: args.eval_rows or None] for name, rows in sets.items()}
-        answer = [not _Finished(folder).contradicts(_marks(policy, accelerator, sets, args))]
-    return bool(broadcast_object_list(answer)[0])

@@ -17,7 +17,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from dualoptim.args import CommonArgs, TrainArgs
 from dualoptim.data import Example, Formatter, choose_template, pack, pad
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, reason
 from dualoptim.scores import Batch
 
 logger = logging.getLogger(__name__)
@@ -284,9 +284,8 @@ def _from_hub(name: str, kind: Any, source: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(source, **options)
     except Exception as error:  # OSError, ValueError, KeyError, JSON and safetensors errors, by the library's version
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"--model {name}: {kind.__name__} cannot load it ({reason[:300]}); give a folder written by save_pretrained, "
+            f"--model {name}: {kind.__name__} cannot load it ({reason(error)}); give a folder written by save_pretrained, "
             "a .gguf file, or a hub id that this machine can reach"
         ) from None
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dualoptim.args import CommonArgs, TrainArgs, to_dict
 from dualoptim.checkpoint import write_json_lines, write_text
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, reason
 from dualoptim.modeling import Policy
 
 
@@ -91,8 +91,7 @@ def trackers(args: TrainArgs, accelerator: Accelerator, folder: Path, name: str,
         plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
         accelerator.init_trackers("dualoptim", plain, options)
     except Exception as error:  # every tracker has kinds of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"--log-with {' '.join(args.log_with)}: cannot start ({reason[:300]}); log in, or drop it") from None
+        raise InputError(f"--log-with {' '.join(args.log_with)}: cannot start ({reason(error)}); log in, or drop it") from None
     try:
         yield
     finally:
