@@ -30,6 +30,7 @@ from dualoptim.errors import InputError
 from dualoptim.modeling import Policy, load_policy, start_accelerator
 from dualoptim.report import score_table
 from dualoptim.scores import score
+from dualoptim.tracking import say
 
 logger = logging.getLogger(__name__)
 
@@ -327,5 +328,5 @@ def evaluate(args: EvalArgs) -> dict[str, Any]:
     if finished is None or not broadcast_object_list([finished.is_whole])[0]:
         claim(args, accelerator, [folder])
     summary = evaluate_model(policy, accelerator, sets, skipped, args, folder, finished)
-    accelerator.print(f"\n{score_table({'score': summary}, full=True)}\n\nrows and summary: {folder}")
+    say(accelerator, f"\n{score_table({'score': summary}, full=True)}\n\nrows and summary: {folder}")
     return summary

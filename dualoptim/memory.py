@@ -18,6 +18,7 @@ from dualoptim.errors import InputError
 from dualoptim.losses import FORGET, RETAIN
 from dualoptim.modeling import add_adapter, load_config, start_accelerator
 from dualoptim.optim import decay_groups
+from dualoptim.tracking import say
 
 BLOCK = 256  # values that share one absmax in 8-bit state
 LOGIT_COPIES = 5  # logits, the softmax's input in float32, and their gradients: measured, in float32 and in bfloat16
@@ -326,5 +327,5 @@ def dry_run(args: UnlearnArgs) -> MemoryPlan:
     """
     accelerator = start_accelerator(args)
     result = plan(args, accelerator)
-    accelerator.print(describe(result, args))
+    say(accelerator, describe(result, args))
     return result

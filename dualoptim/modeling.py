@@ -134,10 +134,20 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
 
 
 def _load_adapter(model: Any, folder: str, is_trainable: bool) -> Any:
-    """`model` with the adapter of `folder`: to be trained on, or merged into the weights, which then train themselves."""
+    """`model` with the adapter of `folder`: to be trained on, or merged into the weights, which then train themselves.
+
+    Raises:
+        InputError: if its weights are missing, or are not of this model.
+    """
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
+    except Exception as error:  # a folder without weights is looked up on the hub, where its path is no valid name
+        raise InputError(
+            f"--model {folder}: its adapter cannot be loaded ({reason(error)}); give the whole folder "
+            "that a --use-lora run wrote"
+        ) from None
     # loading the adapter froze what is all there is once it is merged
     return adapted if is_trainable else adapted.merge_and_unload().requires_grad_(True)
 

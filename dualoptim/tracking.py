@@ -65,6 +65,12 @@ class StepLog:
         self._accelerator.log({f"{record['phase']}/{name}": value for name, value in numbers.items()}, step=record["step"])
 
 
+def say(accelerator: Accelerator, text: str) -> None:
+    """Print on the main process alone. Accelerate's own `print` goes by the local rank, which spawned processes may lack."""
+    if accelerator.is_main_process:
+        print(text)
+
+
 @contextlib.contextmanager
 def trackers(args: TrainArgs, accelerator: Accelerator, folder: Path, name: str, config: Mapping[str, Any]) -> Iterator[None]:
     """Have the trackers of `--log-with` follow one task, called `name`; those that write files write to `folder`/trackers.

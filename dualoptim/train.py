@@ -31,7 +31,7 @@ from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import FORGET, RETAIN
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
 from dualoptim.report import example_answers, model_card, results_row, score_table, write_results
-from dualoptim.tracking import StepLog, check_same, resolve, track_scores, trackers, write_config
+from dualoptim.tracking import StepLog, check_same, resolve, say, track_scores, trackers, write_config
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,6 @@ def run(args: UnlearnArgs) -> RunResult:
         raise InputError("dry_run trains nothing; call dualoptim.memory.dry_run(args), or run without it")
     accelerator = start_accelerator(args)
     output = output_folder(args, accelerator)
-    say = accelerator.print
 
     # ---- read everything that can be wrong before anything is written
     source = Source(args.data_source)
@@ -107,7 +106,7 @@ def run(args: UnlearnArgs) -> RunResult:
             policy = load_policy(args, accelerator)
         for position, task in enumerate(args.task_list):
             folder = folders[losses, rate, task]
-            say(f"{losses}, rate {rate:g}, {args.optim}: {source.describe(args.split, task)} -> {folder}")
+            say(accelerator, f"{losses}, rate {rate:g}, {args.optim}: {source.describe(args.split, task)} -> {folder}")
             # every pair and rate starts from the same weights, which are evaluated once
             known = results[0] if results and position == 0 else None
             resolved = _resolved(args, policy, losses, rate)
@@ -121,9 +120,9 @@ def run(args: UnlearnArgs) -> RunResult:
                     output, [results_row(r.losses, r.learning_rate, r.task, r.before, r.after, r.folder) for r in results]
                 )
             if result.before and result.after:
-                say("\n" + score_table({"before": result.before, "after": result.after}) + "\n")
-                say(example_answers(folder / "eval_before", folder / "eval", {"forget": 2, "retain": 2}) + "\n")
-            say(f"model: {result.model}")
+                say(accelerator, "\n" + score_table({"before": result.before, "after": result.after}) + "\n")
+                say(accelerator, example_answers(folder / "eval_before", folder / "eval", {"forget": 2, "retain": 2}) + "\n")
+            say(accelerator, f"model: {result.model}")
     return RunResult(output, results)
 
 
@@ -276,8 +275,8 @@ def _demo_recipe(args: UnlearnArgs) -> FinetuneArgs:
 
 def _teach_demo(args: UnlearnArgs, accelerator: Accelerator, policy: Policy, folder: Path) -> UnlearnArgs:
     """Train the demo's tiny model until it knows its rows, save it, and return the arguments that name it."""
-    accelerator.print("The demo: a tiny model first learns 400 invented facts about twenty authors and some real ones,")
-    accelerator.print("then it is made to forget one author.")
+    say(accelerator, "The demo: a tiny model first learns 400 invented facts about twenty authors and some real ones,")
+    say(accelerator, "then it is made to forget one author.")
     recipe, source = _demo_recipe(args), Source(DEMO)
     rows = [row for split in recipe.splits for row in source.rows(split)]
     fit(policy, accelerator, rows, recipe, None, "learn")

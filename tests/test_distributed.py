@@ -159,6 +159,47 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("processes", "ways"), [(1, ("plain", "notebook", "spawn", "launch")), (2, ("spawn", "launch"))], ids=["one", "two"]
+)
+def test_every_way_of_starting_a_run_behaves_the_same(processes, ways, taught, tmp_path):
+    """Weights, log, evaluation and what is printed, from plain Python, from a notebook's launchers and `accelerate launch`."""
+    found = {}
+    for way in ways:
+        changes = {
+            "batch_size": 4 // processes,
+            "max_steps": 6,
+            "eval": True,
+            "eval_rows": 3,
+            "max_new_tokens": 8,
+            "threads": 1,
+        }
+        args = arguments(taught, tmp_path / way, "dual-adamw", **changes)
+        if way == "launch":
+            config = "ddp" if processes > 1 else "cpu"
+            line, variables = command(config, {"runs": [dataclasses.asdict(args)]}, processes), environment(config)
+        else:
+            fields = json.dumps(dataclasses.asdict(args))
+            line = [sys.executable, str(ROOT / "tests" / "spawning_worker.py"), way, str(processes), fields]
+            variables = environment("cpu")
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=variables)
+        assert done.returncode == 0, done.stderr[-4000:]
+        task = tmp_path / way / f"ME+GD_lr{RATE:g}" / "task1"
+        assert done.stdout.count(f"model: {task / 'model'}") == 1, "printed by one process, once"
+        records = [json.loads(line) for line in (task / "log.jsonl").read_text().splitlines()]
+        found[way] = (
+            state_of(task / "model"),
+            [{key: value for key, value in record.items() if key != "seconds"} for record in records],
+            [(task / "eval" / f"{name}.jsonl").read_text() for name in ("forget", "retain")],
+            json.loads((task / "eval" / "summary.json").read_text())["sets"],
+        )
+    weights, *rest = found.pop("launch")
+    for way, (others, *other_rest) in found.items():
+        assert weights.keys() == others.keys()
+        assert all(torch.equal(weights[name], others[name]) for name in weights), way
+        assert rest == other_rest, way
+
+
+@pytest.mark.parametrize(
     ("version", "printed"),
     [("2", "sums in torch.float32, whole models: True"), ("1", "the launch asks for FSDP version 1; set fsdp_version: 2")],
 )

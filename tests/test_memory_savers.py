@@ -1,11 +1,12 @@
 """8-bit optimizer states and low-rank adapters: what they hold, what they save, and that they learn."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
 from conftest import state_of
-from test_distributed import arguments
+from test_distributed import arguments, launch
 from test_resume import FOLDER, same_end, stop_and_resume
 
 from dualoptim import EvalArgs, InputError, UnlearnArgs, demo, run
@@ -106,6 +107,16 @@ def test_evaluation_and_training_take_an_adapter_folder(adapted, tmp_path):
     assert not any("lora_" in name for name in state_of(without.tasks[0].model))
 
 
+def test_an_adapter_folder_without_weights_is_refused_in_one_line(adapted, tmp_path):
+    args, result = adapted
+    shutil.copytree(result.tasks[0].model, tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"adapter: its adapter cannot be loaded .* give the whole folder") as error:
+        run(dataclasses.replace(args, model=str(tmp_path / "adapter"), output_dir=str(tmp_path / "out")))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_gradient_checkpointing_changes_no_gradient_of_an_adapter(adapted, tmp_path):
     args, result = adapted
     again = run(
@@ -122,6 +133,22 @@ def test_lora_resume_is_exact(tiny, tmp_path):
     run(args)
     stop_and_resume(args, tmp_path, 4)
     same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_lora_resume_is_exact_under_deepspeed_and_keeps_the_adapter_alone(config, tiny, tmp_path):
+    pytest.importorskip("deepspeed")
+    changes = {"use_lora": True, "lora_dropout": 0.1, "save_every": 3, "batch_size": 2}
+    whole = arguments(tiny, tmp_path / "whole", "dual-adamw", max_steps=9, **changes)
+    first = dataclasses.replace(whole, output_dir=str(tmp_path / "parts"), max_steps=4)
+    launch(config, {"runs": [dataclasses.asdict(whole), dataclasses.asdict(first)]})
+    (tmp_path / "parts" / FOLDER / "trained.json").unlink()  # as if it had been interrupted there
+    rest = dataclasses.replace(whole, output_dir=str(tmp_path / "parts"), resume="newest")
+    launch(config, {"runs": [dataclasses.asdict(rest)]})
+    same_end(tmp_path / "whole", tmp_path / "parts")
+    saved = sum(path.stat().st_size for path in (tmp_path / "whole" / FOLDER / "checkpoint").rglob("*") if path.is_file())
+    base = sum(path.stat().st_size for path in tiny.glob("*.safetensors"))
+    assert saved < base, "a checkpoint holds the frozen weights"
 
 
 @pytest.mark.parametrize(
