@@ -21,7 +21,7 @@ import tyro
 import yaml
 
 from dualoptim.errors import InputError, NonFiniteError
-from dualoptim.losses import FORGET, RETAIN
+from dualoptim.losses import FORGET, RETAIN, Objective
 
 DEMO = "demo"
 NEWEST = "newest"
@@ -171,7 +171,7 @@ class TrainArgs(CommonArgs):
                 raise InputError(f"--adam-betas {beta:g} is out of range; give two numbers from 0 up to but not 1")
         if self.optim_bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
             raise InputError("--optim-bits 8 needs the package bitsandbytes; pip install 'dualoptim[bitsandbytes]'")
-        if self.quantize_embeddings and self.optim_bits != 8:
+        if self.quantize_embeddings and self.state_bits != 8:
             raise InputError("--quantize-embeddings has no effect with --optim-bits 32; give --optim-bits 8")
         check_range("--lora-rank", self.lora_rank, 1)
         check_range("--lora-alpha", self.lora_alpha, 1)
@@ -189,6 +189,11 @@ class TrainArgs(CommonArgs):
                 extra = " or 'dualoptim[track]'" if tracker in ("wandb", "tensorboard") else ""
                 raise InputError(f"--log-with {tracker} needs its package; pip install {tracker}{extra}")
 
+    @property
+    def state_bits(self) -> int:
+        """8 if any optimizer state is kept in bytes."""
+        return self.optim_bits
+
 
 @dataclass(frozen=True)
 class UnlearnArgs(TrainArgs, MeasureArgs):
@@ -198,14 +203,37 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     """
 
     forget_losses: tuple[str, ...] = ("ME+GD",)
-    """Objectives as FORGET+RETAIN; each pair is a run of its own. Forget: GA (gradient ascent), ME (maximum entropy),
-    IDK (learn a refusal). Retain: GD (learn the answer), AP (prefer the answer to a refusal)."""
+    """Objectives as FORGET+RETAIN; each pair is a run of its own. Forget: GA, ME, IDK, NPO, DPO, SimNPO, WGA, SatImp, UNDIAL,
+    CE-U, PDU, RMU, LLMU. Retain: GD, AP, KL (over the answer), KLQ (over the question too), EMBED (for RMU), none. README has
+    them in a table."""
     task_list: tuple[int, ...] = (1,)
     """Forget tasks, unlearned one after another, each from the weights the last one left. For data in the layout of
     locuslab/TOFU, task 0 is the hub's own forget set and 1 to 10 are the published cuts of its full set."""
-    optim: Literal["dual-adamw", "adamw-alternate", "adamw"] = "dual-adamw"
-    """dual-adamw: AdamW with one state per phase (DualOptim). adamw-alternate: the same phases over one shared state. adamw:
-    both losses in every step, one state."""
+    optim: Literal["dual-adamw", "dual-adamw-plus", "adamw-alternate", "adamw"] = "dual-adamw"
+    """dual-adamw: one optimizer state per phase (DualOptim). dual-adamw-plus: a base state that the phases share, and how each
+    differs from it (DualOptim+). adamw-alternate: the same phases over one shared state. adamw: both losses in every step, one
+    state."""
+    forget_optimizer: str | None = None
+    """With --optim dual-adamw: the optimizer of forget steps: adamw, adamw-8bit, sgd (momentum: the first of its betas),
+    signsgd, or an import path such as torch.optim.RMSprop, whose state starts at zero. Default: adamw, or adamw-8bit with
+    --optim-bits 8."""
+    retain_optimizer: str | None = None
+    """The same for retain steps."""
+    forget_adam_betas: tuple[float, float] | None = None
+    """Decay rates of the forget optimizer's moments. Default: --adam-betas."""
+    forget_weight_decay: float | None = None
+    """Weight decay of forget steps. Default: --weight-decay."""
+    decouple: Literal["both", "m", "v", "none"] = "both"
+    """With --optim dual-adamw: which of Adam's moments each phase has for itself; the other is shared (an ablation)."""
+    base_betas: tuple[float, float] | None = None
+    """With --optim dual-adamw-plus: decay rates of the base's moments. Default: --adam-betas."""
+    max_update: float = 0.0
+    """With --optim dual-adamw-plus: bound of the change of one weight in one step, in rates; 0 is the published form, which has
+    none (changes of more than 300 rates were measured; the log has the largest one of each step)."""
+    quantize_delta: bool = False
+    """With --optim dual-adamw-plus: keep each phase's own part in 8 bits. --optim-bits 8 sets this and --quantize-base."""
+    quantize_base: bool = False
+    """With --optim dual-adamw-plus: keep the shared base in 8 bits."""
     learning_rates: tuple[float, ...] = ()
     """Base rates; each is a run of its own. Default: 1e-5 as published, or 5e-4 for the demo's tiny model."""
     forget_lr: float | None = None
@@ -220,8 +248,16 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     """Factor of the retain loss."""
     forget_max_grad_norm: float | None = None
     """Clip the gradient of forget steps to this norm instead of --max-grad-norm; 0 switches it off."""
-    beta: float = 0.1
-    """Inverse temperature of AP. 0.1 as published."""
+    beta: float | None = None
+    """First constant of the objectives that have one. Default, as published: NPO, DPO and AP 0.1 (inverse temperature), SimNPO
+    2.5, WGA 1 and SatImp 5 (exponent of p), UNDIAL 10 (lowers the label's logit), RMU 2 (length of the steering vector)."""
+    gamma: float | None = None
+    """Second constant: SimNPO's margin (default 0), SatImp's exponent of 1-p (default 1)."""
+    layer: int | None = None
+    """Decoder layer that RMU and EMBED read, from 0. Default: 7 as published, or half the depth of a smaller model."""
+    fix_ref_model: bool = False
+    """The reference of NPO, DPO, KL, UNDIAL and EMBED: the model before the first task (on), or before the current one (off, as
+    published)."""
     mask: bool = True
     """Score only the answer in the forget loss; --no-mask scores the question too."""
     idk_file: str | None = None
@@ -266,7 +302,13 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
                 raise InputError(
                     f"{flag} {value:g} has no effect with --optim adamw, whose steps take both losses; give {flag} None"
                 )
-        check_range("--beta", self.beta, 0, above=True)
+        if self.beta is not None:
+            check_range("--beta", self.beta, 0, above=True)
+        if self.gamma is not None:
+            check_range("--gamma", self.gamma, 0)
+        if self.layer is not None:
+            check_range("--layer", self.layer, 0)
+        self._check_optimizers()
         check_range("--save-every", self.save_every, 0)
         check_range("--keep-checkpoints", self.keep_checkpoints, 1)
         if self.resume is not None:
@@ -274,6 +316,42 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
                 raise InputError("--resume needs the folder of the run to go on with; give --output-dir")
             if self.overwrite:
                 raise InputError("--resume keeps what --overwrite would remove; give one of them")
+
+    def _check_optimizers(self) -> None:
+        """Refuse settings of an optimizer that this run does not have."""
+        dual, plus = self.optim == "dual-adamw" and self.decouple == "both", self.optim == "dual-adamw-plus"
+        for name, fits, needed in (
+            ("forget_optimizer", dual, "dual-adamw with --decouple both"),
+            ("retain_optimizer", dual, "dual-adamw with --decouple both"),
+            ("forget_adam_betas", dual, "dual-adamw with --decouple both"),
+            ("forget_weight_decay", dual, "dual-adamw with --decouple both"),
+            ("decouple", self.optim == "dual-adamw", "dual-adamw"),
+            ("base_betas", plus, "dual-adamw-plus"),
+            ("max_update", plus, "dual-adamw-plus"),
+            ("quantize_delta", plus, "dual-adamw-plus"),
+            ("quantize_base", plus, "dual-adamw-plus"),
+        ):
+            value = getattr(self, name)
+            if not fits and value not in (None, "both", False, 0.0):
+                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise InputError(f"--{name.replace('_', '-')} {shown} has no effect here; it needs --optim {needed}")
+        check_range("--max-update", self.max_update, 0)
+        if self.forget_weight_decay is not None:
+            check_range("--forget-weight-decay", self.forget_weight_decay, 0)
+        for flag, betas in (("--forget-adam-betas", self.forget_adam_betas), ("--base-betas", self.base_betas)):
+            for beta in betas or ():
+                if not 0 <= beta < 1:
+                    raise InputError(f"{flag} {beta:g} is out of range; give two numbers from 0 up to but not 1")
+        if self.decouple in ("m", "v") and self.optim_bits == 8:
+            raise InputError(f"--decouple {self.decouple} has no 8-bit form; give --optim-bits 32")
+        if self.state_bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
+            raise InputError("8-bit states need the package bitsandbytes; pip install 'dualoptim[bitsandbytes]'")
+
+    @property
+    def state_bits(self) -> int:
+        """8 if any state is kept in bytes."""
+        in_bytes = "adamw-8bit" in (self.forget_optimizer, self.retain_optimizer) or self.quantize_delta or self.quantize_base
+        return 8 if in_bytes else self.optim_bits
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -335,15 +413,19 @@ def check_unique(flag: str, values: Sequence[object]) -> None:
             raise InputError(f"{flag} names {value} twice; give each value once")
 
 
-def split_objectives(pair: str) -> tuple[str, str]:
-    """`"ME+GD"` -> `("ME", "GD")`, both known."""
+def split_objectives(pair: str) -> tuple[Objective, Objective | None]:
+    """The two objectives of `"ME+GD"`; with `none` there is nothing to retain.
+
+    Raises:
+        InputError: if one of them is unknown.
+    """
     forget, plus, retain = pair.partition("+")
     if not plus or forget not in FORGET or retain not in RETAIN:
         raise InputError(
             f"--forget-losses {pair!r} is not FORGET+RETAIN; forget is one of {', '.join(FORGET)}, "
             f"retain one of {', '.join(RETAIN)}, for example ME+GD"
         )
-    return forget, retain
+    return FORGET[forget], RETAIN[retain]
 
 
 # ---------------------------------------------------------------------------------------------------------- presets

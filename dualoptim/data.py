@@ -490,6 +490,12 @@ def pad(examples: Sequence[Example]) -> Batch:
     )
 
 
+def in_length_order(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, the longest first, so that memory runs out at once if it does."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
 @dataclass
 class Stream:
     """The endless, seeded order in which one phase meets its rows.
@@ -531,6 +537,12 @@ class Stream:
             visits = (divmod(position, self.rows) for position in range(start, start + self.batch_size))
             yield [example for epoch, visit in visits for example in self.build(self._order(epoch)[visit], epoch)]
 
+    def visited(self, steps: int) -> Iterator[Example]:
+        """All examples that all processes meet in the phase's first `steps` steps."""
+        for position in range(steps * self.global_batch):
+            epoch, visit = divmod(position, self.rows)
+            yield from self.build(self._order(epoch)[visit], epoch)
+
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}
@@ -547,15 +559,25 @@ def example_builder(
     rows: Sequence[Row],
     formatter: Formatter,
     reads: Sequence[str],
-    refusals: Sequence[str],
     seed: int,
+    refusals: Sequence[str] = (),
+    others: Sequence[Row] = (),
     score_question: bool = False,
 ) -> Callable[[int, int], list[Example]]:
-    """`build` for a `Stream`: for each text that the objective `reads`, the row's answer or a refusal drawn for this visit."""
+    """`build` for a `Stream`: one example for each text that the objective `reads`.
+
+    `answer` is the row's own, `refusal` one of `refusals` and `mismatch` the answer of one of `others`, drawn for this visit.
+    """
+
+    def drawn(text: str, row: Row, index: int, epoch: int) -> str:
+        if text == "answer":
+            return row.answer
+        source = refusals if text == "refusal" else others
+        chosen = source[int(seeded(seed, text, epoch, index).integers(len(source)))]
+        return chosen if isinstance(chosen, str) else chosen.answer
 
     def build(index: int, epoch: int) -> list[Example]:
         row = rows[index]
-        refusal = refusals[int(seeded(seed, "refusal", epoch, index).integers(len(refusals)))] if "refusal" in reads else ""
-        return [formatter.example(row.question, row.answer if text == "answer" else refusal, score_question) for text in reads]
+        return [formatter.example(row.question, drawn(text, row, index, epoch), score_question) for text in reads]
 
     return build

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 from dualoptim import __version__, metrics
 from dualoptim.args import DEMO, EvalArgs, MeasureArgs
 from dualoptim.checkpoint import claim, output_folder, weights_hash, write_json, write_json_lines
-from dualoptim.data import Example, Row, Source
+from dualoptim.data import Example, Row, Source, in_length_order
 from dualoptim.errors import InputError
 from dualoptim.modeling import Policy, load_policy, start_accelerator
 from dualoptim.report import score_table
@@ -234,16 +234,10 @@ def _aggregate(name: str, records: list[dict[str, Any]], skipped: dict[str, str]
         elif not all(map(math.isfinite, measured)):
             skipped[f"{name}.{metric}"] = "the model's losses are not finite"
         elif metric == "truth_ratio":
-            values[metric] = (metrics.forget_truth_ratio if name == "forget" else metrics.retain_truth_ratio)(measured)
+            values[metric] = (metrics.forget_truth_ratio if name.startswith("forget") else metrics.retain_truth_ratio)(measured)
         else:
             values[metric] = fmean(measured)
     return values
-
-
-def _in_length_order(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, the longest first, so that memory runs out at once if it does."""
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    return (order[start : start + size] for start in range(0, len(order), size))
 
 
 @torch.no_grad()
@@ -254,7 +248,7 @@ def _score_texts(
     scores: list[TextScore | None] = [None] * len(examples)
     lengths = [len(example.ids) for example in examples]
     with _progress(f"score {name}", len(examples), accelerator) as bar:
-        for batch in _in_length_order(lengths, size):
+        for batch in in_length_order(lengths, size):
             result = score(policy.model, policy.batch([examples[index] for index in batch], accelerator.device))
             losses = (-result.per_sequence(result.log_prob) / result.lengths()).tolist()
             correct = result.correct.split([int(length) for length in result.lengths()])
@@ -282,7 +276,7 @@ def _generate(
     )
     answers = [""] * len(prompts)
     with _progress(f"answer {name}", len(prompts), accelerator) as bar:
-        for batch in _in_length_order([len(prompt) for prompt in prompts], args.eval_batch_size):
+        for batch in in_length_order([len(prompt) for prompt in prompts], args.eval_batch_size):
             longest = max(len(prompts[index]) for index in batch)
             ids = torch.full((len(batch), longest), tokenizer.pad_token_id)
             mask = torch.zeros_like(ids)

@@ -16,8 +16,9 @@ from dualoptim.checkpoint import claim, export_model, output_folder
 from dualoptim.data import Row, Source, Stream, example_builder
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.loop import Phase, Plan, Term, train
-from dualoptim.losses import RETAIN
+from dualoptim.losses import Objective, negative_log_likelihood
 from dualoptim.modeling import Policy, assemble, load_policy, make_formatter, release, start_accelerator
+from dualoptim.optim import adamw
 from dualoptim.report import model_card
 from dualoptim.tracking import StepLog, resolve, trackers, write_config
 
@@ -80,9 +81,11 @@ def fit(
     policy: Policy, accelerator: Accelerator, rows: Sequence[Row], args: FinetuneArgs, log_path: Path | None, label: str
 ) -> list[dict[str, Any]]:
     """Train on `rows` with one phase until the last epoch, or until `target_loss` is reached; the steps' records."""
-    builder = example_builder(rows, policy.formatter, ("answer",), (), args.seed)
+    builder = example_builder(rows, policy.formatter, ("answer",), args.seed)
     stream = Stream.of(args, "retain", len(rows), builder, accelerator.process_index, accelerator.num_processes)
-    phases = {"retain": Phase({"retain": Term(RETAIN["GD"], stream)}, args.learning_rate, args.max_grad_norm)}
+    phases = {
+        "retain": Phase({"retain": Term(Objective(negative_log_likelihood), stream)}, args.learning_rate, args.max_grad_norm)
+    }
     plan = Plan.of(args, (("retain", 1),), len(rows), stream.global_batch)
 
     def knows_enough(epoch: int, records: Sequence[dict[str, Any]]) -> bool:
@@ -90,7 +93,16 @@ def fit(
         return sum(record["loss"] * record["count"] for record in records) / tokens < args.target_loss
 
     with StepLog(log_path, plan.last_step, label, accelerator) as log:
-        train(policy, accelerator, phases, plan, args, "adamw", log, after_epoch=knows_enough)
+        train(
+            policy,
+            accelerator,
+            phases,
+            plan,
+            args,
+            adamw(args.learning_rate, args.adam_betas, bits=args.optim_bits),
+            log,
+            after_epoch=knows_enough,
+        )
     return log.records
 
 

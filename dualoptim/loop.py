@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from dualoptim.data import Stream
 from dualoptim.errors import NonFiniteError
 from dualoptim.losses import Objective
 from dualoptim.modeling import Policy
-from dualoptim.optim import DualOptimizer, adamw, decay_groups, make_optimizer, measure_state, set_phase
+from dualoptim.optim import MakeOptimizer, decay_groups, measure_state, set_phase
+from dualoptim.reference import Reader
 from dualoptim.schedule import Cycle, lr_factor, phase_at, phase_step, steps_per_epoch
 from dualoptim.scores import score
 from dualoptim.tracking import StepLog
@@ -30,11 +31,12 @@ from dualoptim.tracking import StepLog
 
 @dataclass(frozen=True)
 class Term:
-    """One objective, the examples it reads, and the factor of its loss."""
+    """One objective, the examples it reads, the factor of its loss, and what the frozen model says if it asks for that."""
 
     objective: Objective
     stream: Stream
     coefficient: float = 1.0
+    reference: Reader | None = None
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,8 @@ def train(
     phases: dict[str, Phase],
     plan: Plan,
     args: TrainArgs,
-    optimizer_kind: str,
+    make_optimizer: MakeOptimizer,
     log: StepLog,
-    beta: float = 1.0,
     after_epoch: Callable[[int, Sequence[dict[str, Any]]], bool] | None = None,
     checkpoint: Path | None = None,
     after_step: Callable[[int], None] | None = None,
@@ -86,20 +87,15 @@ def train(
     Raises:
         NonFiniteError: naming step and phase, before the step that would have spoiled the weights.
     """
-    base_rate = next(iter(phases.values())).learning_rate
     torch.manual_seed(args.seed)
     raw_model = policy.model
-    raw_optimizer = make_optimizer(
-        optimizer_kind,
-        decay_groups(raw_model, args.weight_decay, args.optim_bits, args.quantize_embeddings),
-        adamw(base_rate, args.adam_betas, bits=args.optim_bits),
-    )
+    raw_optimizer = make_optimizer(decay_groups(raw_model, args.weight_decay, args.state_bits, args.quantize_embeddings))
     if args.gradient_checkpointing:
         raw_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy.model, optimizer = accelerator.prepare(raw_model, raw_optimizer)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         assert policy.model.basic_optimizer is raw_optimizer, "DeepSpeed has replaced the optimizer"
-    if accelerator.distributed_type == DistributedType.FSDP and isinstance(raw_optimizer, DualOptimizer):
+    if accelerator.distributed_type == DistributedType.FSDP and hasattr(raw_optimizer, "materialize"):
         raw_optimizer.materialize()  # its checkpoints fill only the state that exists when they are loaded
     policy.model.train()
     if checkpoint:
@@ -111,10 +107,13 @@ def train(
             lr = phases[name].learning_rate * lr_factor(step, plan.total_steps, plan.warmup_steps)
             set_phase(raw_optimizer, name, lr)
             record, losses = _step(
-                policy, accelerator, optimizer, phases[name], phase_step(step, plan.cycle), beta, f"step {step + 1} ({name})"
+                policy, accelerator, optimizer, phases[name], phase_step(step, plan.cycle), f"step {step + 1} ({name})"
             )
             seconds = time.perf_counter() - started
             epoch = (step + 1) / plan.steps_per_epoch
+            if hasattr(raw_optimizer, "largest_update"):
+                largest = raw_optimizer.largest_update.to(accelerator.device).reshape(1)
+                record["largest_update"] = float(accelerator.gather(largest).max())
             if step == 0:
                 record |= _held(accelerator, policy, raw_optimizer)
             log.add(
@@ -132,7 +131,7 @@ def train(
 
 
 def _step(
-    policy: Policy, accelerator: Accelerator, optimizer: Optimizer, phase: Phase, phase_index: int, beta: float, place: str
+    policy: Policy, accelerator: Accelerator, optimizer: Optimizer, phase: Phase, phase_index: int, place: str
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """One optimizer step of one phase: its log record, and the loss of each term before its coefficient.
 
@@ -141,14 +140,14 @@ def _step(
     """
     # ---- the window: this process's micro-batches of this step
     window = [
-        (name, policy.batch(examples, accelerator.device))
+        (name, examples, policy.batch(examples, accelerator.device))
         for name, term in phase.terms.items()
         for examples in term.stream.window(phase_index)
     ]
     names = list(phase.terms)
     totals = torch.zeros(len(names) + 2, dtype=torch.int64)
     totals[-2] = phase_index
-    for name, batch in window:
+    for name, _, batch in window:
         totals[names.index(name)] += phase.terms[name].objective.count(batch)
         totals[-1] += batch.num_tokens
     *counts, indices, tokens = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
@@ -159,13 +158,16 @@ def _step(
     model = policy.model
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     sums = torch.zeros(len(names), device=accelerator.device)
-    for position, (name, batch) in enumerate(window):
+    for position, (name, examples, batch) in enumerate(window):
         is_last = position == len(window) - 1
         term, index = phase.terms[name], names.index(name)
         if deepspeed:
             model.set_gradient_accumulation_boundary(is_last)
         with contextlib.nullcontext() if is_last or deepspeed else accelerator.no_sync(model):
-            total, _ = term.objective.loss(score(model, batch), beta)
+            objective, scores = term.objective, score(model, batch, term.objective.layer)
+            if term.reference:
+                scores = replace(scores, reference=term.reference(examples, accelerator.device))
+            total, _ = objective.loss(scores, objective.beta, objective.gamma)
             # data-parallel processes average their gradients; times their number, the average is the sum again
             loss = term.coefficient * total * (accelerator.num_processes / counts[index])
             # accelerator.backward would take DeepSpeed's step at once, before anything is checked

@@ -15,7 +15,6 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from dualoptim import demo
 from dualoptim.args import DEMO, UnlearnArgs, split_objectives
 from dualoptim.errors import InputError
-from dualoptim.losses import FORGET, RETAIN
 from dualoptim.modeling import add_adapter, load_config, start_accelerator
 from dualoptim.optim import decay_groups
 from dualoptim.tracking import say
@@ -73,6 +72,7 @@ class Parts:
     buffers: int = 0  # of communication, gathered layers, and the 16-bit copies that autocast makes
     activations: int = 0
     logits: int = 0
+    reference: int = 0  # the frozen output head, for KL and UNDIAL
 
     @property
     def total(self) -> int:
@@ -254,17 +254,18 @@ def plan(args: UnlearnArgs, accelerator: Accelerator) -> MemoryPlan:
     if args.use_lora:
         model = add_adapter(args, model)
     shape = shape_of(model, args.quantize_embeddings)
-    banks = 2 if args.optim == "dual-adamw" else 1
+    banks = {"dual-adamw": 2, "dual-adamw-plus": 3}.get(args.optim, 1)
     optimizer = {bits: state_bytes(shape.quantizable, shape.other, banks, bits) for bits in (32, 8)}
     device, host = divide(shape, layout, optimizer[args.optim_bits])
 
-    pairs = [split_objectives(pair) for pair in args.forget_losses]
-    texts = args.batch_size * max(len(o.reads) for forget, retain in pairs for o in (FORGET[forget], RETAIN[retain]))
+    objectives = [objective for pair in args.forget_losses for objective in split_objectives(pair) if objective]
+    texts = args.batch_size * max(len(objective.reads) for objective in objectives)
     tokens = texts * args.max_length
     device = replace(
         device,
         activations=activation_bytes(shape, tokens, layout.half, args.gradient_checkpointing),
         logits=tokens * shape.vocabulary * 4 * LOGIT_COPIES,
+        reference=4 * shape.vocabulary * shape.hidden if any(o.reference == "logits" for o in objectives) else 0,
     )
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     share = ram // int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))

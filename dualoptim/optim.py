@@ -11,13 +11,16 @@ last one, FSDP fails to save them, and fp16 unscales the gradients once for each
 """
 
 import functools
+import importlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim import Optimizer
+
+from dualoptim.shared_state import SignSGD
 
 Groups = list[dict[str, Any]]
 MakeOptimizer = Callable[[Groups], Optimizer]
@@ -213,7 +216,7 @@ def decay_groups(model: torch.nn.Module, weight_decay: float, bits: int = 32, qu
             wide = wide or (id(parameter) in embeddings and not quantize_embeddings)
             groups.setdefault((decayed, 32 if wide else bits), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "bits": own_bits}
+        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "decayed": decayed, "bits": own_bits}
         for (decayed, own_bits), parameters in sorted(groups.items(), key=lambda item: (not item[0][0], item[0][1]))
     ]
 
@@ -232,6 +235,30 @@ def adamw(lr: float, betas: tuple[float, float], eps: float = 1e-8, bits: int = 
         return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=devices <= {"cpu", "cuda"})
 
     return make
+
+
+def named_optimizer(name: str, betas: tuple[float, float], weight_decay: float) -> MakeOptimizer:
+    """A factory of the optimizer called `name`: adamw, adamw-8bit, sgd, signsgd, or an import path (with its own defaults).
+
+    Groups that are `decayed` get `weight_decay`. SGD takes its momentum from the first of `betas`. Raises:
+        ImportError, AttributeError, TypeError: if a path leads to no optimizer.
+    """
+    make: Callable[..., Optimizer]
+    if name in ("adamw", "adamw-8bit"):
+        make = adamw(0.0, betas, bits=8 if name == "adamw-8bit" else 32)
+    elif name == "sgd":
+        make = functools.partial(torch.optim.SGD, lr=0.0, momentum=betas[0])
+    elif name == "signsgd":
+        make = functools.partial(SignSGD, lr=0.0)
+    else:
+        module, _, attribute = name.rpartition(".")
+        if not module:
+            raise ImportError(f"{name!r} is no optimizer's name")
+        kind = getattr(importlib.import_module(module), attribute)
+        if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+            raise TypeError(f"{name} is no torch optimizer")
+        make = functools.partial(cast(Any, kind), lr=0.0)
+    return lambda groups: make([{**group, "weight_decay": weight_decay if group["decayed"] else 0.0} for group in groups])
 
 
 @functools.cache
@@ -280,14 +307,9 @@ def _own_part(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # importing DTensor to ask for it costs a second
 
 
-def make_optimizer(kind: str, groups: Groups, make: MakeOptimizer) -> Optimizer:
-    """`dual-adamw`: one bank per phase. `adamw` and `adamw-alternate`: the same inner optimizer as it is, one bank."""
-    return DualOptimizer(groups, forget=make, retain=make) if kind == "dual-adamw" else make(groups)
-
-
 def set_phase(optimizer: Optimizer, phase: str, lr: float) -> None:
     """Choose the phase and its rate on an optimizer of either kind; one with a single bank takes the rate alone."""
-    if isinstance(optimizer, DualOptimizer):
+    if hasattr(optimizer, "use"):
         optimizer.use(phase, lr)
     else:
         for group in optimizer.param_groups:

@@ -110,6 +110,60 @@ def write_results(folder: Path, new_rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(folder / "results.md", markdown_table(table) + "\n")
 
 
+def write_sequence(folder: Path, results: Sequence[Any]) -> None:
+    """`tasks.csv`, `tasks.md` and `tasks.png`: every task so far, measured before the first one and after each.
+
+    `results` are `TaskResult`s of one pair and rate, in order. A line is a state of the model, a column a task: does it
+    remember task 1 again after task 5?
+    """
+    tasks = [result.task for result in results]
+    lines: list[dict[str, Any]] = []
+    for position, result in enumerate(results):
+        scores = result.after["sets"]
+        line: dict[str, Any] = {"after_task": result.task}
+        for task in tasks:
+            own = scores.get("forget" if task == result.task else f"forget_task{task}", {})
+            line |= {f"task{task}_{metric}": own.get(metric) for metric in ("probability", "rouge_l_recall")}
+        seen = [line[f"task{task}_probability"] for task in tasks[: position + 1]]
+        line["all_tasks_probability"] = sum(seen) / len(seen)
+        line["retain_probability"] = scores.get("retain", {}).get("probability")
+        for name in ("model_utility", "untargeted_forget_efficacy"):
+            line[name] = result.after.get(name)
+        lines.append(line)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(folder / "tasks.csv", text.getvalue())
+    shown = [name for name in lines[0] if not name.endswith("rouge_l_recall")]
+    table = [tuple(name.replace("_", " ") for name in shown)]
+    table += [tuple(_number(line[name]) for name in shown) for line in lines]
+    write_text(folder / "tasks.md", markdown_table(table) + "\n")
+    curves = {f"task {task}": [line[f"task{task}_probability"] for line in lines] for task in tasks}
+    curves |= {
+        "retain set": [line["retain_probability"] for line in lines],
+        "utility": [line["model_utility"] for line in lines],
+    }
+    plot_lines(folder / "tasks.png", [f"after {task}" for task in tasks], curves, "probability of the true answer")
+
+
+def plot_lines(path: Path, ticks: Sequence[str], curves: Mapping[str, Sequence[float | None]], title: str) -> None:
+    """A PNG with one line per curve over named places; what is None is left out."""
+    from matplotlib.figure import Figure  # half a second, and only for plots
+
+    figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, values in curves.items():
+        dashed = "--" if not name.startswith("task") else "-"
+        axes.plot([float("nan") if v is None else v for v in values], dashed, marker="o", markersize=3, label=name)
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
 def model_card(base: str, what: str, args: CommonArgs, summary: Mapping[str, Any] | None = None) -> str:
     """The README of a saved model: what was done to which model, with which settings, and how it scores."""
     settings = yaml.safe_dump(to_dict(args), sort_keys=False, allow_unicode=True)

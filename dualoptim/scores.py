@@ -47,7 +47,15 @@ class TokenScores:
     correct: Tensor  # [N] whether the label has the largest logit (no gradient)
     sequence: Tensor  # [N]
     num_sequences: int
-    vocab_size: int
+    labels: Tensor  # [N]
+    logits: Tensor  # [N, V], for the few objectives that compare whole distributions
+    hidden: Tensor | None = None  # [N, H] a layer's output at the scored tokens themselves, if it was asked for
+    reference: "Reference | None" = None  # what the frozen model says about the same tokens, if the objective needs it
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.logits.shape[-1]
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """Sums of `values` [N] over the tokens of each sequence: [S]."""
@@ -56,6 +64,15 @@ class TokenScores:
     def lengths(self) -> Tensor:
         """Scored tokens of each sequence: [S]."""
         return self.per_sequence(torch.ones_like(self.log_prob))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the model before unlearning says about the N scored tokens of a batch: the one of these that an objective needs."""
+
+    log_prob: Tensor | None = None  # [N]
+    logits: Tensor | None = None  # [N, V]
+    hidden: Tensor | None = None  # [N, H]
 
 
 def score_logits(logits: Tensor, batch: Batch) -> TokenScores:
@@ -72,17 +89,26 @@ def score_logits(logits: Tensor, batch: Batch) -> TokenScores:
         correct=selected.detach().argmax(-1) == batch.labels,
         sequence=batch.sequence,
         num_sequences=batch.num_sequences,
-        vocab_size=selected.shape[-1],
+        labels=batch.labels,
+        logits=selected,
     )
 
 
-def score(model: Any, batch: Batch) -> TokenScores:
-    """Run `model` over `batch`, computing logits only where a scored token is predicted."""
+def score(model: Any, batch: Batch, layer: int | None = None) -> TokenScores:
+    """Run `model` over `batch`, computing logits only where a scored token is predicted.
+
+    `layer` (from 0) also keeps that decoder layer's output at the scored tokens.
+    """
     output = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         attention_mask=batch.attention_mask,
         logits_to_keep=batch.keep,
         use_cache=False,
+        **({} if layer is None else {"output_hidden_states": True}),
     )
-    return score_logits(output.logits, batch)
+    scores = score_logits(output.logits, batch)
+    if layer is None:
+        return scores
+    states = output.hidden_states[layer + 1]  # the first is the embeddings
+    return dataclasses.replace(scores, hidden=states[batch.row, batch.keep[batch.column] + 1])

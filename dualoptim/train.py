@@ -5,12 +5,14 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch.optim import Optimizer
 
 from dualoptim.args import DEMO, NEWEST, FinetuneArgs, UnlearnArgs, split_objectives
 from dualoptim.checkpoint import (
@@ -23,14 +25,18 @@ from dualoptim.checkpoint import (
     write_json,
     write_text,
 )
-from dualoptim.data import Row, Source, Stream, example_builder, load_refusals
-from dualoptim.errors import InputError, NonFiniteError
+from dualoptim.data import Example, Row, Source, Stream, example_builder, load_refusals
+from dualoptim.errors import InputError, NonFiniteError, reason
 from dualoptim.evaluate import evaluate_model
 from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
 from dualoptim.loop import Phase, Plan, Term, train
-from dualoptim.losses import FORGET, RETAIN
+from dualoptim.losses import PUBLISHED_LAYER, Objective
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
-from dualoptim.report import example_answers, model_card, results_row, score_table, write_results
+from dualoptim.optim import DualOptimizer, Groups, MakeOptimizer, adamw, named_optimizer
+from dualoptim.reference import Frozen
+from dualoptim.report import example_answers, model_card, results_row, score_table, write_results, write_sequence
+from dualoptim.schedule import phase_at
+from dualoptim.shared_state import DualAdamWPlus, PartlyDecoupledAdamW
 from dualoptim.tracking import StepLog, check_same, resolve, say, track_scores, trackers, write_config
 
 logger = logging.getLogger(__name__)
@@ -78,6 +84,7 @@ def run(args: UnlearnArgs) -> RunResult:
         if args.eval:
             rows += [row for compared in source.evaluation_sets(args.split, task)[0].values() for row in compared]
     refusals = load_refusals(args.idk_file)
+    optimizer_of(args)
     folders = {
         (losses, rate, task): output / f"{losses}_lr{rate:g}" / f"task{task}"
         for losses in args.forget_losses
@@ -104,6 +111,8 @@ def run(args: UnlearnArgs) -> RunResult:
     for losses, rate in itertools.product(args.forget_losses, args.rates):
         if policy.model is None or results:  # released, or changed by the last pair or rate
             policy = load_policy(args, accelerator)
+        works = [_work(policy, accelerator, source, refusals, args, losses, rate, n) for n in range(len(args.task_list))]
+        first = _first_reference(policy, accelerator, works, output / "reference", args)
         for position, task in enumerate(args.task_list):
             folder = folders[losses, rate, task]
             say(accelerator, f"{losses}, rate {rate:g}, {args.optim}: {source.describe(args.split, task)} -> {folder}")
@@ -113,15 +122,20 @@ def run(args: UnlearnArgs) -> RunResult:
             if accelerator.is_main_process:
                 write_config(folder / "config.yaml", resolved)
             with trackers(args, accelerator, folder, f"{losses}_lr{rate:g}_task{task}", resolved):
-                result = _run_task(policy, accelerator, source, refusals, args, (losses, rate, position), folder, known)
+                result = _run_task(policy, accelerator, source, args, works[position], first, folder, known)
             results.append(result)
             if accelerator.is_main_process:
                 write_results(
                     output, [results_row(r.losses, r.learning_rate, r.task, r.before, r.after, r.folder) for r in results]
                 )
+                if args.eval and len(args.task_list) > 1:
+                    write_sequence(folder.parent, [r for r in results if (r.losses, r.learning_rate) == (losses, rate)])
             if result.before and result.after:
                 say(accelerator, "\n" + score_table({"before": result.before, "after": result.after}) + "\n")
-                say(accelerator, example_answers(folder / "eval_before", folder / "eval", {"forget": 2, "retain": 2}) + "\n")
+                say(
+                    accelerator,
+                    example_answers(folder / "eval_before", folder / "eval", {"forget": 2, "retain": 2}) + "\n",
+                )
             say(accelerator, f"model: {result.model}")
     return RunResult(output, results)
 
@@ -158,24 +172,120 @@ def _checkpoint(args: UnlearnArgs, folder: Path) -> Path | None:
     return given if given.resolve().parent == (folder / "checkpoint").resolve() else None
 
 
-def _run_task(
+@dataclass(frozen=True)
+class Work:
+    """What one task asks for: its rows as phases of terms, and the steps over them."""
+
+    losses: str
+    learning_rate: float
+    position: int  # of the task in the list
+    phases: dict[str, Phase]
+    plan: Plan
+
+    def referring(self) -> Iterator[tuple[str, str, Objective, Iterator[Example]]]:
+        """Phase, term, objective and all texts of each term that asks what the frozen model says."""
+        for phase_name, phase in self.phases.items():
+            steps = sum(phase_at(step, self.plan.cycle) == phase_name for step in range(self.plan.last_step))
+            for name, term in phase.terms.items():
+                if term.objective.reference:
+                    yield phase_name, name, term.objective, term.stream.visited(steps)
+
+    def with_reference(self, frozen: Frozen) -> "Work":
+        """The same with `frozen` as its reference."""
+        phases = dict(self.phases)
+        for phase, name, objective, _ in self.referring():
+            terms = phases[phase].terms
+            terms = terms | {name: dataclasses.replace(terms[name], reference=frozen.reader(objective))}
+            phases[phase] = dataclasses.replace(phases[phase], terms=terms)
+        return dataclasses.replace(self, phases=phases)
+
+
+def _work(
     policy: Policy,
     accelerator: Accelerator,
     source: Source,
     refusals: Sequence[str],
     args: UnlearnArgs,
-    which: tuple[str, float, int],
+    losses: str,
+    rate: float,
+    position: int,
+) -> Work:
+    """What the task at `position` of the list asks for, from its rows and the arguments.
+
+    Raises:
+        InputError: if an objective reads a layer that the model does not have.
+    """
+    forget_rows = source.task_rows(args.split, args.task_list[position])
+    retain_rows = source.retain_rows(args.split, args.task_list[: position + 1])
+    layers = policy.model.config.get_text_config().num_hidden_layers
+    layer = min(PUBLISHED_LAYER, layers // 2) if args.layer is None else args.layer
+    forget, retain = (objective and objective.resolved(args.beta, args.gamma, layer) for objective in split_objectives(losses))
+    assert forget is not None
+    if layer >= layers and any(objective and objective.needs_layer for objective in (forget, retain)):
+        raise InputError(f"--layer {layer}: the model has layers 0 to {layers - 1}; give one of them")
+    wanted = {"forget": forget, "mismatch": forget.also, "retain": retain}
+    terms = {}
+    for name, objective in wanted.items():
+        if objective is None:
+            continue
+        rows, coefficient = (retain_rows, args.regularization_coeff) if name == "retain" else (forget_rows, args.forget_coeff)
+        whole = objective.whole_text or (name != "retain" and not args.mask)
+        build = example_builder(rows, policy.formatter, objective.reads, args.seed, refusals, retain_rows, whole)
+        order = "retain" if name == "retain" else "forget"  # both losses of a phase meet the same rows
+        stream = Stream.of(args, order, len(rows), build, accelerator.process_index, accelerator.num_processes)
+        terms[name] = Term(objective, stream, coefficient)
+
+    kept = terms.pop("retain", None)
+    if args.optim == "adamw":
+        cycle: tuple[tuple[str, int], ...] = (("joint", 1),)
+        phases = {"joint": Phase(terms | ({"retain": kept} if kept else {}), rate, args.max_grad_norm)}
+    else:
+        forget_norm = args.max_grad_norm if args.forget_max_grad_norm is None else args.forget_max_grad_norm
+        cycle, phases = (("forget", args.forget_freq),), {"forget": Phase(terms, args.forget_lr or rate, forget_norm)}
+        if kept:
+            cycle += (("retain", args.retain_freq),)
+            phases["retain"] = Phase({"retain": kept}, rate, args.max_grad_norm)
+    plan = Plan.of(args, cycle, len(forget_rows), terms["forget"].stream.global_batch)
+    return Work(losses, rate, position, phases, plan)
+
+
+def _first_reference(
+    policy: Policy, accelerator: Accelerator, works: Sequence[Work], folder: Path, args: UnlearnArgs
+) -> Frozen | None:
+    """With `--fix-ref-model`: the model before all tasks as the reference of each, scored while it is here."""
+    if not args.fix_ref_model or not any(True for work in works for _ in work.referring()):
+        return None
+    frozen = Frozen(policy, accelerator, folder, [o for work in works for _, _, o, _ in work.referring()], args.eval_batch_size)
+    for work in works:
+        _score_reference(frozen, policy, work)
+    return frozen
+
+
+def _score_reference(frozen: Frozen, policy: Policy, work: Work) -> None:
+    for _, _, objective, texts in work.referring():
+        frozen.score(policy, objective, texts)
+
+
+def _run_task(
+    policy: Policy,
+    accelerator: Accelerator,
+    source: Source,
+    args: UnlearnArgs,
+    work: Work,
+    first: Frozen | None,
     folder: Path,
     known: TaskResult | None,
 ) -> TaskResult:
     """Evaluate, unlearn one task, save, evaluate again; `policy` then holds the new weights.
 
-    `which` is the pair of objectives, the rate, and the position of the task in the list. `known` is an earlier result that
-    started from the same weights.
+    `first` is the reference if that stays the same for all tasks. `known` is an earlier result that started from the same
+    weights.
     """
-    losses, rate, position = which
+    position = work.position
     task = args.task_list[position]
     sets, skipped = source.evaluation_sets(args.split, task) if args.eval else ({}, {})
+    for earlier in args.task_list[:position] if args.eval else ():  # is it remembered again?
+        sets[f"forget_task{earlier}"] = source.evaluation_sets(args.split, earlier)[0]["forget"]
     before = after = None
     if args.eval and known:
         before = known.before
@@ -186,17 +296,23 @@ def _run_task(
     if before:
         track_scores(accelerator, "eval", before, 0)
 
-    forget = source.task_rows(args.split, task)
-    retain = source.retain_rows(args.split, args.task_list[: position + 1])
     model = folder / "model"
-    what = f"{source.describe(args.split, task)} unlearned with {losses}"
+    what = f"{source.describe(args.split, task)} unlearned with {work.losses}"
     trained = folder / "trained.json"
     if args.resume and trained.is_file():
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         policy.model = None
     else:
+        objectives = [objective for _, _, objective, _ in work.referring()]
+        if objectives:
+            frozen = first
+            if frozen is None:
+                store = folder.parent.parent / "reference"
+                frozen = Frozen(policy, accelerator, store, objectives, args.eval_batch_size)
+                _score_reference(frozen, policy, work)
+            work = work.with_reference(frozen)
         try:
-            log = _unlearn(policy, accelerator, forget, retain, refusals, losses, rate, args, folder)
+            log = _unlearn(policy, accelerator, work, args, folder)
         except NonFiniteError as error:
             export_model(accelerator, policy, model, model_card(args.model, f"stopped at {error}", args))
             release(policy, accelerator)
@@ -213,45 +329,11 @@ def _run_task(
         track_scores(accelerator, "eval", after, len(log))
         if accelerator.is_main_process:
             write_text(model / "README.md", model_card(args.model, what, args, after))
-    return TaskResult(losses, rate, task, folder, model, log, before, after)
+    return TaskResult(work.losses, work.learning_rate, task, folder, model, log, before, after)
 
 
-def _unlearn(
-    policy: Policy,
-    accelerator: Accelerator,
-    forget_rows: Sequence[Row],
-    retain_rows: Sequence[Row],
-    refusals: Sequence[str],
-    losses: str,
-    rate: float,
-    args: UnlearnArgs,
-    folder: Path,
-) -> list[dict[str, Any]]:
-    """Unlearn one task in place and return the steps' records."""
-    forget, retain = split_objectives(losses)
-    terms = {}
-    for name, objective, rows, coefficient in (
-        ("forget", FORGET[forget], forget_rows, args.forget_coeff),
-        ("retain", RETAIN[retain], retain_rows, args.regularization_coeff),
-    ):
-        score_question = name == "forget" and not args.mask
-        build = example_builder(rows, policy.formatter, objective.reads, refusals, args.seed, score_question)
-        stream = Stream.of(args, name, len(rows), build, accelerator.process_index, accelerator.num_processes)
-        terms[name] = Term(objective, stream, coefficient)
-
-    if args.optim == "adamw":
-        cycle: tuple[tuple[str, int], ...] = (("joint", 1),)
-        phases = {"joint": Phase(terms, rate, args.max_grad_norm)}
-    else:
-        cycle = (("forget", args.forget_freq), ("retain", args.retain_freq))
-        forget_norm = args.max_grad_norm if args.forget_max_grad_norm is None else args.forget_max_grad_norm
-        phases = {
-            "forget": Phase({"forget": terms["forget"]}, args.forget_lr or rate, forget_norm),
-            "retain": Phase({"retain": terms["retain"]}, rate, args.max_grad_norm),
-        }
-    plan = Plan.of(args, cycle, len(forget_rows), terms["forget"].stream.global_batch)
-
-    # ---- where an earlier run stopped
+def _unlearn(policy: Policy, accelerator: Accelerator, work: Work, args: UnlearnArgs, folder: Path) -> list[dict[str, Any]]:
+    """Unlearn one task in place, from where an earlier run stopped, and return the steps' records."""
     path, checkpoint = folder / "log.jsonl", _checkpoint(args, folder)
     taken = read_checkpoint(accelerator, checkpoint) if checkpoint else 0
     lines = path.read_text(encoding="utf-8").splitlines() if taken else []
@@ -262,9 +344,51 @@ def _unlearn(
         if args.save_every and step % args.save_every == 0:
             save_checkpoint(accelerator, folder / "checkpoint", step, args.keep_checkpoints)
 
-    with StepLog(path, plan.last_step, "unlearn", accelerator, records) as log:
-        train(policy, accelerator, phases, plan, args, args.optim, log, args.beta, checkpoint=checkpoint, after_step=save)
+    with StepLog(path, work.plan.last_step, "unlearn", accelerator, records) as log:
+        train(
+            policy, accelerator, work.phases, work.plan, args, optimizer_of(args), log, checkpoint=checkpoint, after_step=save
+        )
     return log.records
+
+
+def optimizer_of(args: UnlearnArgs) -> MakeOptimizer:
+    """What builds the optimizer of a run from parameter groups. Its rates are set before each step.
+
+    Raises:
+        InputError: if an import path leads to no optimizer that can be one of two.
+    """
+    one = adamw(0.0, args.adam_betas, bits=args.optim_bits)
+    if args.optim in ("adamw", "adamw-alternate") or args.decouple == "none":
+        return one
+    if args.optim == "dual-adamw-plus":
+        whole = args.optim_bits == 8
+        return lambda groups: DualAdamWPlus(
+            groups,
+            lr=0.0,
+            betas=args.adam_betas,
+            base_betas=args.base_betas,
+            max_update=args.max_update,
+            quantize_delta=whole or args.quantize_delta,
+            quantize_base=whole or args.quantize_base,
+        )
+    if args.decouple != "both":
+        return lambda groups: PartlyDecoupledAdamW(groups, lr=0.0, betas=args.adam_betas, decouple=args.decouple)
+    decay = args.weight_decay if args.forget_weight_decay is None else args.forget_weight_decay
+    standard = "adamw-8bit" if args.optim_bits == 8 else "adamw"
+    try:
+        forget = named_optimizer(args.forget_optimizer or standard, args.forget_adam_betas or args.adam_betas, decay)
+        retain = named_optimizer(args.retain_optimizer or standard, args.adam_betas, args.weight_decay)
+
+        def make(groups: Groups) -> Optimizer:
+            return DualOptimizer(groups, forget=forget, retain=retain)
+
+        make([{"params": [torch.nn.Parameter(torch.zeros(1))], "decayed": True, "bits": 32}])
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"--forget-optimizer {args.forget_optimizer}, --retain-optimizer {args.retain_optimizer}: {reason(error)}; give "
+            "adamw, adamw-8bit, sgd, signsgd or the import path of a torch optimizer, such as torch.optim.RMSprop"
+        ) from None
+    return make
 
 
 def _demo_recipe(args: UnlearnArgs) -> FinetuneArgs:

@@ -23,8 +23,10 @@ MEASURE = "split eval_rows eval_batch_size max_new_tokens".split()
 TRAIN = """seed num_epochs max_steps batch_size gradient_accumulation_steps weight_decay adam_betas max_grad_norm warmup_epochs
 gradient_checkpointing optim_bits quantize_embeddings use_lora lora_rank lora_alpha lora_dropout lora_target_modules
 load_in_4bit log_with""".split()
-UNLEARN = """forget_losses task_list optim learning_rates forget_lr forget_freq retain_freq forget_coeff regularization_coeff
-forget_max_grad_norm beta mask idk_file eval save_every keep_checkpoints resume dry_run""".split()
+UNLEARN = """forget_losses task_list optim forget_optimizer retain_optimizer forget_adam_betas forget_weight_decay decouple
+base_betas max_update quantize_delta quantize_base learning_rates forget_lr forget_freq retain_freq forget_coeff
+regularization_coeff
+forget_max_grad_norm beta gamma layer fix_ref_model mask idk_file eval save_every keep_checkpoints resume dry_run""".split()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_presets_are_diffs_that_flags_override(name):
         0.01,
         1001,
         5,
-        0.1,
+        None,  # each objective's own
     )
     changed = parse(UnlearnArgs, [f"--preset={name}", "--num-epochs", "2", "--learning-rates", "7e-6"])
     assert changed == dataclasses.replace(by_flag, num_epochs=2, learning_rates=(7e-6,))

@@ -284,7 +284,7 @@ def test_an_end_token_of_the_tokenizers_own_is_not_doubled(tiny):
 def test_overlong_rows_are_cut_with_one_warning(tiny, caplog):
     formatter = Formatter(AutoTokenizer.from_pretrained(tiny), TEMPLATES["qa"], 40)
     rows = [Row("Why?", "word " * n) for n in (3, 50, 90)]
-    build = example_builder(rows, formatter, ("answer",), (), seed=0)
+    build = example_builder(rows, formatter, ("answer",), seed=0)
     with caplog.at_level(logging.WARNING):
         formatter.check(rows)
         formatter.check(rows)
@@ -342,9 +342,9 @@ def test_refusals_vary_over_rows_and_epochs_and_repeat_with_the_seed(tiny):
     formatter = Formatter(AutoTokenizer.from_pretrained(tiny), TEMPLATES["qa"], 200)
     rows = [Row(f"Question {n}?", "Answer.") for n in range(10)]
     refusals = load_refusals(None)
-    first = example_builder(rows, formatter, ("answer", "refusal"), refusals, seed=1)
-    again = example_builder(rows, formatter, ("answer", "refusal"), refusals, seed=1)
-    other = example_builder(rows, formatter, ("answer", "refusal"), refusals, seed=2)
+    first = example_builder(rows, formatter, ("answer", "refusal"), 1, refusals)
+    again = example_builder(rows, formatter, ("answer", "refusal"), 1, refusals)
+    other = example_builder(rows, formatter, ("answer", "refusal"), 2, refusals)
     drawn = [first(index, epoch)[1].ids for epoch in range(3) for index in range(10)]
     assert [again(index, epoch)[1].ids for epoch in range(3) for index in range(10)] == drawn
     assert [other(index, epoch)[1].ids for epoch in range(3) for index in range(10)] != drawn

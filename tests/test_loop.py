@@ -14,6 +14,7 @@ from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import FORGET, RETAIN
 from dualoptim.modeling import load_policy
 from dualoptim.tracking import StepLog
+from dualoptim.train import optimizer_of
 
 
 def one_step(taught, batch_size, accumulation, name="ME", packing=True, max_grad_norm=0.0):
@@ -27,8 +28,8 @@ def one_step(taught, batch_size, accumulation, name="ME", packing=True, max_grad
         *Source("demo").task_rows("forget05", 1)[:7],
         Row("Why is the author so silent?", "Because " + "of the rain and " * 9),
     ]
-    objective = {**FORGET, **RETAIN}[name]
-    build = example_builder(rows, policy.formatter, objective.reads, ["No.", "I really do not know that, sorry."], args.seed)
+    objective = {**FORGET, **RETAIN}[name].resolved(None, None, 0)
+    build = example_builder(rows, policy.formatter, objective.reads, args.seed, ["No.", "I really do not know that, sorry."])
     stream = Stream("forget", len(rows), build, args.seed, batch_size, accumulation)
     phases = {"forget": Phase({"forget": Term(objective, stream, 0.5)}, 1e-3, max_grad_norm)}
     gradients = {}
@@ -37,13 +38,13 @@ def one_step(taught, batch_size, accumulation, name="ME", packing=True, max_grad
         for name, parameter in policy.model.named_parameters()
     ]
     with StepLog(None, 1, "test", accelerator) as log:
-        train(policy, accelerator, phases, Plan((("forget", 1),), 1, 1, 1, 0), args, "dual-adamw", log, beta=0.1)
+        train(policy, accelerator, phases, Plan((("forget", 1),), 1, 1, 1, 0), args, optimizer_of(args), log)
     for handle in handles:
         handle.remove()
     return torch.cat([gradient.flatten() for gradient in gradients.values()]), log.records[0]
 
 
-@pytest.mark.parametrize("name", ["ME", "GD", "AP", "IDK"])
+@pytest.mark.parametrize("name", ["ME", "GD", "AP", "IDK", "SimNPO", "CE-U", "RMU"])
 def test_accumulation_and_padding_change_nothing(taught, name):
     reference, record = one_step(taught, 8, 1, name)
     assert record["grad_norm"] > 1e-3
@@ -87,7 +88,7 @@ def by_hand(small_args, optimizers):
     source = Source("demo")
     rows = {"forget": source.task_rows("forget05", 1), "retain": source.retain_rows("forget05", [1])}
     streams = {
-        name: Stream(name, len(rows[name]), example_builder(rows[name], policy.formatter, ("answer",), (), 1001), 1001, 4, 1)
+        name: Stream(name, len(rows[name]), example_builder(rows[name], policy.formatter, ("answer",), 1001), 1001, 4, 1)
         for name in rows
     }
     made = optimizers(policy.model.parameters())
@@ -182,16 +183,14 @@ def test_coefficients_scale_the_joint_loss(small_args):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(taught, tmp_path, monkeypatch):
-    from dualoptim import train as train_module
-
     calls = []
 
-    def spoiled(scores, beta):
+    def spoiled(scores, beta, gamma):
         calls.append(1)
         factor = float("inf") if len(calls) == 2 else 1.0
         return scores.log_prob.sum() * factor, len(scores.log_prob)
 
-    monkeypatch.setitem(train_module.FORGET, "GA", dataclasses.replace(FORGET["GA"], loss=spoiled))
+    monkeypatch.setitem(FORGET, "GA", dataclasses.replace(FORGET["GA"], loss=spoiled))
     common = {"model": str(taught), "data": "demo", "learning_rates": (5e-4,), "forget_losses": ("GA+GD",), "eval": False}
     args = UnlearnArgs(**common, output_dir=str(tmp_path / "stopped"))
     with pytest.raises(NonFiniteError, match=r"step 7 \(forget\): loss -?inf.*The weights before this step are in") as error:

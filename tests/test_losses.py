@@ -1,5 +1,6 @@
 """Objectives against the published code's numbers, closed forms, and their limits."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -9,9 +10,10 @@ from conftest import shared_json
 
 from dualoptim.data import Example, pack, pad
 from dualoptim.losses import FORGET, RETAIN
-from dualoptim.scores import TokenScores, score
+from dualoptim.scores import Reference, TokenScores, score
 
-OBJECTIVES = {**FORGET, **RETAIN}
+OBJECTIVES = {name: objective for name, objective in {**FORGET, **RETAIN}.items() if objective}
+NAN = math.nan
 
 
 class Bigram(torch.nn.Module):
@@ -21,8 +23,16 @@ class Bigram(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(weight)
 
-    def forward(self, input_ids, position_ids=None, attention_mask=None, logits_to_keep=None, use_cache=False):
-        return SimpleNamespace(logits=self.weight[input_ids][:, logits_to_keep])
+    def forward(
+        self,
+        input_ids,
+        position_ids=None,
+        attention_mask=None,
+        logits_to_keep=None,
+        use_cache=False,
+        output_hidden_states=False,
+    ):
+        return SimpleNamespace(logits=self.weight[input_ids][:, logits_to_keep], hidden_states=[self.weight[input_ids]] * 2)
 
 
 def examples_of(batch) -> list[Example]:
@@ -39,22 +49,45 @@ def examples_of(batch) -> list[Example]:
 def oracle_examples(name: str, oracle) -> list[Example]:
     side = "forget" if name in FORGET else "retain"
     answers, refusals = (examples_of(oracle["batches"][batch]) for batch in (side, f"{side}_idk"))
-    texts = {"answer": answers, "refusal": refusals}
+    texts = {"answer": answers, "refusal": refusals, "mismatch": examples_of(oracle["batches"]["forget_mismatch"])}
     return [texts[text][row] for row in range(len(answers)) for text in OBJECTIVES[name].reads]
 
 
-CASES = [("GA", "GA", 0.1), ("ME", "ME", 0.1), ("IDK", "IDK", 0.1), ("GD", "GD", 0.1)]
-CASES += [("AP", "AP_beta0.1", 0.1), ("AP", "AP_beta1", 1.0)]
+def loss_of(name, scores, beta=None, gamma=None):
+    objective = OBJECTIVES[name].resolved(beta, gamma, 0)
+    return objective.loss(scores, objective.beta, objective.gamma)
+
+
+def scores_with_reference(model, reference, batch, layer=None):
+    """What the loop gives an objective: scores, and all that a frozen model says about the same tokens."""
+    with torch.no_grad():
+        frozen = score(reference, batch, layer)
+    return dataclasses.replace(score(model, batch, layer), reference=Reference(frozen.log_prob, frozen.logits, frozen.hidden))
+
+
+CASES = [(name, name, None, None) for name in ("GA", "ME", "IDK", "GD")]
+CASES += [("AP", "AP_beta0.1", 0.1, None), ("AP", "AP_beta1", 1.0, None)]
+CASES += [("NPO", f"{prefix}NPO_beta0.1", None, None) for prefix in ("", "OU_")] + [("NPO", "NPO_beta1", 1.0, None)]
+CASES += [("DPO", f"{prefix}DPO_beta0.1", None, None) for prefix in ("", "OU_")] + [("DPO", "DPO_beta0.5", 0.5, None)]
+CASES += [("SimNPO", "SimNPO_beta2.5_gamma0", None, None), ("SimNPO", "SimNPO_beta4.5_gamma0.3", 4.5, 0.3)]
+CASES += [("WGA", "OU_WGA_beta1", None, None), ("WGA", "OU_WGA_beta0.5", 0.5, None)]
+CASES += [
+    ("SatImp", "OU_SatImp_5_1", None, None),
+    ("SatImp", "OU_SatImp_0.5_2", 0.5, 2.0),
+    ("CE-U", "OU_CEU_ignore1", None, None),
+]
+CASES += [("LLMU", "LLMU_forget", None, None)]
 
 
 @pytest.mark.parametrize("collate", [pack, pad])
-@pytest.mark.parametrize(("name", "key", "beta"), CASES)
+@pytest.mark.parametrize(("name", "key", "beta", "gamma"), CASES)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_objectives_equal_the_published_code(name, key, beta, dtype, collate):
+def test_objectives_equal_the_published_code(name, key, beta, gamma, dtype, collate):
     oracle = shared_json("oracles/losses_bigram.json")
     expected = oracle["losses"][key][dtype]
-    model = Bigram(torch.tensor(oracle["W"], dtype=getattr(torch, dtype)))
-    total, count = OBJECTIVES[name].loss(score(model, collate(oracle_examples(name, oracle))), beta)
+    model, frozen = (Bigram(torch.tensor(oracle[weight], dtype=getattr(torch, dtype))) for weight in ("W", "W_ref"))
+    scores = scores_with_reference(model, frozen, collate(oracle_examples(name, oracle)))
+    total, count = loss_of(name, scores, beta, gamma)
     (total / count).backward()
     assert float(total / count) == pytest.approx(expected["loss"], rel=1e-5)
     assert float(model.weight.grad.norm()) == pytest.approx(expected["grad_norm"], rel=1e-5)
@@ -62,11 +95,51 @@ def test_objectives_equal_the_published_code(name, key, beta, dtype, collate):
         assert torch.allclose(model.weight.grad, torch.tensor(expected["grad"], dtype=model.weight.dtype), rtol=1e-5, atol=1e-8)
 
 
+def every_position(rows):
+    """A padded batch of token ids with all its positions scored, which published code averages over in KL.
+
+    Position p is scored by the logits at p, so every text gets one more token at its end.
+    """
+    return pack([Example([*row, 0], 1) for row in rows])
+
+
+def one_later(rows):
+    """Texts whose answers' own tokens are the ones that predict, as published code takes them in PDU."""
+    return pack([Example([*text.ids, 0], text.start + 1) for text in rows])
+
+
+@pytest.mark.parametrize("key", ["KL", "OU_KL", "OU_PDU_forget"])
+def test_averages_over_other_positions_equal_the_published_code(key):
+    oracle = shared_json("oracles/losses_bigram.json")
+    expected = oracle["losses"][key]["float64"]
+    model, frozen = (Bigram(torch.tensor(oracle[weight], dtype=torch.float64)) for weight in ("W", "W_ref"))
+    batches = oracle["batches"]
+    positions = every_position(batches["retain"]["input_ids"]) if "KL" in key else one_later(examples_of(batches["forget"]))
+    total, count = loss_of("KL" if "KL" in key else "PDU", scores_with_reference(model, frozen, positions))
+    (total / count).backward()
+    assert float(total / count) == pytest.approx(expected["loss"], rel=1e-5)
+    assert float(model.weight.grad.norm()) == pytest.approx(expected["grad_norm"], rel=1e-5)
+
+
+def test_the_second_half_of_llmu_equals_the_published_code():
+    """Its regularization is the loss of another question's answer plus KL, each with a mean of its own."""
+    oracle = shared_json("oracles/losses_bigram.json")
+    model, frozen = (Bigram(torch.tensor(oracle[weight], dtype=torch.float64)) for weight in ("W", "W_ref"))
+    also = FORGET["LLMU"].also
+    total, count = also.loss(score(model, pack(examples_of(oracle["batches"]["forget_mismatch"]))), NAN, NAN)
+    assert also.reads == ("mismatch",)
+    assert float(total / count) == pytest.approx(oracle["losses"]["mismatch"]["float64"]["loss"], rel=1e-9)
+    kl, positions = loss_of(
+        "KL", scores_with_reference(model, frozen, every_position(oracle["batches"]["retain"]["input_ids"]))
+    )
+    assert float(total / count + kl / positions) == pytest.approx(oracle["losses"]["LLMU_reg"]["float64"]["loss"], rel=1e-9)
+
+
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_the_count_is_known_before_the_forward_pass(name):
     texts = [Example([1, 2, 3, 4], 2), Example([5, 6, 7], 1), Example([3, 1], 1), Example([9, 8, 7, 6, 5], 3)]
     batch = pack(texts)
-    _, count = OBJECTIVES[name].loss(score(Bigram(torch.randn(12, 12)), batch), 0.1)
+    _, count = loss_of(name, scores_with_reference(Bigram(torch.randn(12, 12)), Bigram(torch.randn(12, 12)), batch, 0))
     assert OBJECTIVES[name].count(batch) == count
 
 
@@ -76,33 +149,116 @@ def scores_of(logits, labels, sequence=None):
     logsumexp = logits.logsumexp(-1)
     log_prob = logits.gather(-1, torch.tensor(labels)[:, None])[:, 0] - logsumexp
     correct = logits.argmax(-1) == torch.tensor(labels)
-    return TokenScores(log_prob, logsumexp, logits.mean(-1), correct, sequence, int(sequence.max()) + 1, logits.shape[-1])
+    count = int(sequence.max()) + 1
+    return TokenScores(log_prob, logsumexp, logits.mean(-1), correct, sequence, count, torch.tensor(labels), logits)
 
 
 def test_maximum_entropy_is_the_divergence_from_uniform():
     logits = torch.tensor([[0.3, -1.2, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
-    total, count = FORGET["ME"].loss(scores_of(logits.tolist(), [0, 1]), 0.1)
+    total, count = loss_of("ME", scores_of(logits.tolist(), [0, 1]))
     uniform = torch.full_like(logits, 0.25)
     by_definition = (uniform * (uniform.log() - logits.log_softmax(-1))).sum()
     assert count == 2
     assert float(total) == pytest.approx(float(by_definition), abs=1e-12)
-    flat, _ = FORGET["ME"].loss(scores_of([[2.0] * 7], [3]), 0.1)
+    flat, _ = loss_of("ME", scores_of([[2.0] * 7], [3]))
     assert float(flat) == pytest.approx(0, abs=1e-12)  # the minimum: every token equally likely
 
 
 def test_gradient_ascent_is_minus_gradient_descent():
     scores = scores_of([[0.3, -1.2, 2.0], [1.0, 0.5, 0.1]], [0, 2])
-    assert FORGET["GA"].loss(scores, 0.1)[0] == -RETAIN["GD"].loss(scores, 0.1)[0]
+    assert loss_of("GA", scores)[0] == -loss_of("GD", scores)[0]
 
 
 def test_answer_preservation_by_hand_and_at_its_limits():
     # log p = log(3/4) for the answer's token and log(1/4) for the refusal's; beta 2: -1/2 log sigmoid(2 log 3)
     scores = scores_of([[math.log(3), 0.0], [0.0, math.log(3)]], [0, 0], sequence=[0, 1])
-    total, count = RETAIN["AP"].loss(scores, 2.0)
+    total, count = loss_of("AP", scores, 2.0)
     assert count == 1
     assert float(total) == pytest.approx(math.log(1 + 1 / 9) / 2)
-    even, _ = RETAIN["AP"].loss(scores_of([[0.0, 0.0], [0.0, 0.0]], [0, 1], sequence=[0, 1]), 0.1)
+    even, _ = loss_of("AP", scores_of([[0.0, 0.0], [0.0, 0.0]], [0, 1], sequence=[0, 1]))
     assert float(even) == pytest.approx(math.log(2) / 0.1)
     # swapping answer and refusal negates the argument of the sigmoid: softplus(x) - softplus(-x) = x
-    swapped, _ = RETAIN["AP"].loss(scores_of([[0.0, math.log(3)], [math.log(3), 0.0]], [0, 0], sequence=[0, 1]), 2.0)
+    swapped, _ = loss_of("AP", scores_of([[0.0, math.log(3)], [math.log(3), 0.0]], [0, 0], sequence=[0, 1]), 2.0)
     assert float(swapped - total) == pytest.approx(math.log(3))
+
+
+TEXTS = [Example([1, 2, 3, 4], 2), Example([5, 6, 7], 1), Example([3, 1, 8, 2], 1), Example([9, 8, 7, 6, 5], 3)]
+
+
+def models(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [Bigram(torch.randn(12, 12, generator=generator, dtype=torch.float64)) for _ in range(2)]
+
+
+def gradient(name, beta=None, gamma=None, texts=TEXTS):
+    model, frozen = models()
+    total, _ = loss_of(name, scores_with_reference(model, frozen, pack(texts), 0), beta, gamma)
+    total.backward()
+    return model.weight.grad
+
+
+def test_npo_tends_to_gradient_ascent_over_sequences():
+    """d NPO = 2 sigmoid(beta log(p/ref)) d log p, and the sigmoid tends to one half."""
+    ascent = gradient("GA")
+    gaps = [float((gradient("NPO", beta) - ascent).norm() / ascent.norm()) for beta in (1.0, 1e-2, 1e-4, 1e-6)]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] > 0.1
+    assert gaps[-1] < 1e-5
+
+
+@pytest.mark.parametrize("name", ["DPO", "AP"])
+def test_swapping_the_two_answers_negates_the_argument_of_the_sigmoid(name):
+    """softplus(x) - softplus(-x) = x, so the two losses differ by their margins alone."""
+    model, frozen = models()
+    factor, pairs = (2 / 0.3 if name == "DPO" else 1 / 0.3), len(TEXTS) // 2
+    swapped = [TEXTS[1], TEXTS[0], TEXTS[3], TEXTS[2]]
+    losses, margins = [], []
+    for texts in (TEXTS, swapped):
+        scores = scores_with_reference(model, frozen, pack(texts))
+        losses.append(float(loss_of(name, scores, 0.3)[0]))
+        ratio = scores.per_sequence(scores.log_prob - (scores.reference.log_prob if name == "DPO" else 0))
+        margin = ratio[1::2] - ratio[0::2] if name == "DPO" else ratio[0::2] - ratio[1::2]
+        margins.append(margin)
+    assert len(margins[0]) == pairs
+    assert torch.allclose(margins[0], -margins[1])
+    assert losses[1] - losses[0] == pytest.approx(factor * 0.3 * float(margins[0].sum()), rel=1e-9)
+
+
+def test_limits_of_the_weighted_forms():
+    assert torch.allclose(gradient("SatImp", 1.0, 0.0), gradient("WGA", 1.0))
+    assert torch.allclose(gradient("WGA", 1e-12), gradient("GA"))
+    assert not torch.allclose(gradient("WGA", 1.0), gradient("GA"))
+
+
+def test_a_model_that_has_not_changed_loses_nothing_of_what_it_keeps():
+    model, _ = models()
+    scores = scores_with_reference(model, model, pack(TEXTS), 0)
+    for name in ("KL", "EMBED"):
+        total, _ = loss_of(name, scores)
+        assert float(total) == pytest.approx(0, abs=1e-9)
+    # -(2/beta) log sigmoid(0) per question
+    assert float(loss_of("NPO", scores)[0]) == pytest.approx(len(TEXTS) * 2 / 0.1 * math.log(2))
+    # UNDIAL with nothing lowered is the entropy, whose gradient at the reference is zero
+    total, _ = OBJECTIVES["UNDIAL"].loss(scores, 0.0, NAN)
+    model.weight.grad = None
+    total.backward()
+    assert float(model.weight.grad.abs().max()) < 1e-12
+
+
+def test_undial_by_definition_lowers_the_label_alone():
+    model, frozen = models()
+    scores = scores_with_reference(model, frozen, pack(TEXTS))
+    total, count = loss_of("UNDIAL", scores, 3.0)
+    target = scores.reference.logits - 3.0 * torch.nn.functional.one_hot(scores.labels, 12)
+    by_definition = -(target.softmax(-1) * scores.logits.log_softmax(-1)).sum()
+    assert count == len(scores.labels)
+    assert float(total) == pytest.approx(float(by_definition), rel=1e-12)
+
+
+def test_rmu_steers_towards_one_fixed_direction_of_the_given_length():
+    model, frozen = models()
+    scores = scores_with_reference(model, frozen, pack(TEXTS), 0)
+    direction = torch.rand(12, generator=torch.Generator().manual_seed(0)).double()
+    there = dataclasses.replace(scores, hidden=(5 * direction / direction.norm()).expand_as(scores.hidden))
+    assert float(loss_of("RMU", there, 5.0)[0]) == pytest.approx(0, abs=1e-12)
+    assert float(loss_of("RMU", there, 2.0)[0]) == pytest.approx(len(scores.labels) * 9 / 12)

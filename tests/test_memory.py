@@ -15,7 +15,8 @@ from dualoptim import InputError, UnlearnArgs, run
 from dualoptim.args import main
 from dualoptim.memory import Layout, Parts, Shape, activation_bytes, describe, divide, dry_run, plan, shape_of, state_bytes
 from dualoptim.modeling import start_accelerator
-from dualoptim.optim import adamw, decay_groups, make_optimizer
+from dualoptim.optim import decay_groups
+from dualoptim.train import optimizer_of
 
 SHAPE = Shape(quantizable=800, other=200, frozen=100, layers=2, hidden=8, intermediate=16, vocabulary=50)
 
@@ -64,7 +65,7 @@ def test_one_process_holds_what_the_plan_says(tiny, optim):
     args = UnlearnArgs(model=str(tiny), data="demo", optim=optim)
     planned = plan(args, start_accelerator(args)).device
     model = AutoModelForCausalLM.from_pretrained(tiny)
-    optimizer = make_optimizer(optim, decay_groups(model, 0.01), adamw(1e-3, (0.9, 0.999)))
+    optimizer = optimizer_of(UnlearnArgs(optim=optim))(decay_groups(model, 0.01))
     ids = torch.arange(20)[None]
     for _ in range(3):
         optimizer.zero_grad()
@@ -118,7 +119,7 @@ def _measure_partition(folder):
     accelerator = start_accelerator(args)
     planned = plan(args, accelerator)
     raw = demo.tiny_model(0)[0]
-    optimizer = make_optimizer(args.optim, decay_groups(raw, 0.01), adamw(1e-3, (0.9, 0.999)))
+    optimizer = optimizer_of(args)(decay_groups(raw, 0.01))
     model, _ = accelerator.prepare(raw, optimizer)
     ids = torch.arange(20)[None]
     for _ in range(2):

@@ -12,7 +12,8 @@ from test_resume import FOLDER, same_end, stop_and_resume
 from dualoptim import EvalArgs, InputError, UnlearnArgs, demo, run
 from dualoptim.evaluate import evaluate
 from dualoptim.modeling import load_policy, start_accelerator
-from dualoptim.optim import adamw, decay_groups, make_optimizer, measure_state, set_phase
+from dualoptim.optim import decay_groups, measure_state, set_phase
+from dualoptim.train import optimizer_of
 
 BAND = 0.05
 
@@ -33,10 +34,12 @@ def test_8_bit_stays_within_a_band_of_32_over_60_steps(small_args, tmp_path, opt
 
 
 @pytest.mark.parametrize(("quantize_embeddings", "share"), [(False, 0.75), (True, 0.99)])
-@pytest.mark.parametrize(("kind", "bytes_32", "bytes_8"), [("dual-adamw", 16, 4.2), ("adamw", 8, 2.1)])
+@pytest.mark.parametrize(
+    ("kind", "bytes_32", "bytes_8"), [("dual-adamw", 16, 4.2), ("dual-adamw-plus", 24, 6.2), ("adamw", 8, 2.1)]
+)
 def test_bytes_per_parameter(kind, bytes_32, bytes_8, quantize_embeddings, share):
     model, _ = demo.tiny_model(0)
-    optimizer = make_optimizer(kind, decay_groups(model, 0.01, 8, quantize_embeddings), adamw(1e-3, (0.9, 0.999), bits=8))
+    optimizer = optimizer_of(UnlearnArgs(optim=kind, optim_bits=8))(decay_groups(model, 0.01, 8, quantize_embeddings))
     for phase in ("forget", "retain"):
         set_phase(optimizer, phase, 1e-3)
         for parameter in model.parameters():
@@ -53,7 +56,7 @@ def test_bytes_per_parameter(kind, bytes_32, bytes_8, quantize_embeddings, share
 
 
 def test_8_bit_resume_is_exact(tiny, tmp_path):
-    for optim in ("dual-adamw", "adamw"):
+    for optim in ("dual-adamw", "dual-adamw-plus", "adamw"):
         place = tmp_path / optim
         args = arguments(tiny, place / "whole", optim, optim_bits=8, save_every=3, max_steps=9)
         run(args)

@@ -154,7 +154,7 @@ def stop_and_resume(args, tmp_path, stop):
     return run(dataclasses.replace(args, output_dir=str(tmp_path / "parts"), resume="newest"))
 
 
-@pytest.mark.parametrize("optim", ["dual-adamw", "adamw-alternate", "adamw"])
+@pytest.mark.parametrize("optim", ["dual-adamw", "dual-adamw-plus", "adamw-alternate", "adamw"])
 @pytest.mark.parametrize("stop", [5, 6, 11])
 def test_resume_is_exact(tiny, tmp_path, optim, stop):
     args = arguments(tiny, tmp_path / "whole", optim, save_every=3, max_steps=15)

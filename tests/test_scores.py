@@ -46,18 +46,18 @@ def examples(count=8, seed=0):
 
 def loss_and_gradients(model, batches, objective, beta=0.1):
     model.zero_grad()
-    results = [objective.loss(score(model, batch), beta) for batch in batches]
+    results = [objective.loss(score(model, batch, objective.layer), beta, 0.0) for batch in batches]
     loss = sum(total for total, _ in results) / sum(count for _, count in results)
     loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("objective", ["ME", "GA", "GD", "AP"])
+@pytest.mark.parametrize("objective", ["ME", "GA", "GD", "AP", "SimNPO", "SatImp", "CE-U", "PDU", "RMU"])
 @pytest.mark.parametrize("name", list(MODELS))
 def test_packed_padded_and_one_by_one_agree(name, objective):
     torch.manual_seed(0)
     model = MODELS[name]()
-    chosen = {**FORGET, **RETAIN}[objective]
+    chosen = {**FORGET, **RETAIN}[objective].resolved(None, None, 0)
     texts = examples()
     together = len(chosen.reads)  # AP's answer and refusal stay side by side
     singles = [texts[start : start + together] for start in range(0, len(texts), together)]
@@ -67,10 +67,11 @@ def test_packed_padded_and_one_by_one_agree(name, objective):
         "one by one": [pack(single) for single in singles],
         "one by one, padded": [pad(single) for single in singles],
     }
-    reference, gradient = loss_and_gradients(model, shapes.pop("packed"), chosen)
+    beta = 50.0 if objective == "RMU" else 0.1
+    reference, gradient = loss_and_gradients(model, shapes.pop("packed"), chosen, beta)
     assert gradient.norm() > 0.01
     for shape, batches in shapes.items():
-        loss, other = loss_and_gradients(model, batches, chosen)
+        loss, other = loss_and_gradients(model, batches, chosen, beta)
         difference = (gradient - other).abs()
         assert float((loss - reference).abs()) <= 1e-5, shape
         assert float(difference.max()) <= 1e-5, shape
