@@ -94,6 +94,21 @@ class MeasureArgs(CommonArgs):
     split: str = "forget05"
     """Size of the forget tasks: forget01 (40 rows a task in TOFU), forget05 (200) or forget10 (400); or `forget` for data in
     the layout of the published real-world scenario, with neighbor.json as what is kept."""
+    forget_file: str | None = None
+    """Rows to forget from a file of your own, in place of --data: JSON Lines, CSV or Parquet with a column of questions and one
+    of answers, or of passages; or a .txt file, which is one passage. Passages are cut to --max-length tokens."""
+    retain_file: str | None = None
+    """Rows to keep from a file of the same kinds. Without it give an objective with nothing to retain, such as NPO+none."""
+    question_column: str = "question"
+    """Name of the column of questions in your own files."""
+    answer_column: str = "answer"
+    """Name of the column of answers in your own files."""
+    text_column: str = "text"
+    """Name of the column of passages in your own files; a file that has it and no questions is read as passages."""
+    lm_eval_tasks: tuple[str, ...] = ()
+    """Tasks of the package lm-eval (the extra lm-eval) that every evaluation also measures, for general ability."""
+    lm_eval_path: str | None = None
+    """Folder with task definitions (YAML) of your own for --lm-eval-tasks."""
     eval_rows: int = 0
     """Rows per evaluation set, from its start; 0 takes all of them."""
     eval_batch_size: int = 16
@@ -105,6 +120,17 @@ class MeasureArgs(CommonArgs):
         super().__post_init__()
         if self.split not in SPLITS:
             raise InputError(f"--split {self.split!r} is unknown; choose from {', '.join(SPLITS)}")
+        if self.retain_file is not None and self.forget_file is None:
+            raise InputError(f"--retain-file {self.retain_file} needs --forget-file, the rows to forget")
+        if self.forget_file is not None and self.data is not None:
+            raise InputError(f"--forget-file {self.forget_file} takes the place of --data {self.data}; give one of them")
+        if self.forget_file is not None and self.model == DEMO:
+            raise InputError(f"--forget-file {self.forget_file} needs a model that knows it; give --model")
+        check_unique("--lm-eval-tasks", self.lm_eval_tasks)
+        if self.lm_eval_tasks and importlib.util.find_spec("lm_eval") is None:
+            raise InputError("--lm-eval-tasks needs the package lm-eval; pip install 'dualoptim[lm-eval]'")
+        if self.lm_eval_path is not None and not Path(self.lm_eval_path).expanduser().is_dir():
+            raise InputError(f"--lm-eval-path {self.lm_eval_path}: no such folder; give the one with your tasks' .yaml files")
         check_range("--eval-rows", self.eval_rows, 0)
         check_range("--eval-batch-size", self.eval_batch_size, 1)
         check_range("--max-new-tokens", self.max_new_tokens, 1)
@@ -255,6 +281,8 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     """Second constant: SimNPO's margin (default 0), SatImp's exponent of 1-p (default 1)."""
     layer: int | None = None
     """Decoder layer that RMU and EMBED read, from 0. Default: 7 as published, or half the depth of a smaller model."""
+    reference_dir: str | None = None
+    """Folder of stored references, which runs on the same weights and rows share. Default: reference/ of the output folder."""
     fix_ref_model: bool = False
     """The reference of NPO, DPO, KL, UNDIAL and EMBED: the model before the first task (on), or before the current one (off, as
     published)."""
@@ -357,6 +385,39 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     def rates(self) -> tuple[float, ...]:
         """The learning rates once the default is resolved."""
         return self.learning_rates or ((5e-4,) if self.model == DEMO else (1e-5,))
+
+
+@dataclass(frozen=True)
+class SweepArgs(UnlearnArgs):
+    """Many runs in one call: all of --forget-losses x --learning-rates x --forget-lrs x --seeds, each in its own folder.
+
+    A run that fails is reported and the others go on; a second call skips the finished ones.
+    """
+
+    forget_lrs: tuple[float, ...] = ()
+    """Base rates of forget steps. Default: --forget-lr alone."""
+    seeds: tuple[int, ...] = ()
+    """Seeds. Default: --seed alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output_dir is None:
+            raise InputError("a sweep needs a folder that a second call finds again; give --output-dir")
+        if self.forget_lrs and self.forget_lr is not None:
+            raise InputError(
+                f"--forget-lr {self.forget_lr:g} and --forget-lrs both set the rate of forget steps; give one of them"
+            )
+        if self.forget_lrs and self.optim == "adamw":
+            raise InputError("--forget-lrs has no effect with --optim adamw, whose steps take both losses; drop it")
+        for name in ("resume", "dry_run"):
+            if getattr(self, name):
+                raise InputError(f"--{name.replace('_', '-')} is for one run; a sweep skips what is finished by itself")
+        check_unique("--seeds", self.seeds)
+        check_unique("--forget-lrs", [f"{rate:g}" for rate in self.forget_lrs])
+        for rate in self.forget_lrs:
+            check_range("--forget-lrs", rate, 0, above=True)
+        for seed in self.seeds:
+            check_range("--seeds", seed, 0)
 
 
 @dataclass(frozen=True)

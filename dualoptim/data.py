@@ -7,11 +7,12 @@ files (the published DualOptim layout), and the layout of `locuslab/TOFU`, on th
 range of rows of the configuration `full`.
 """
 
+import csv
 import json
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import accumulate
 from pathlib import Path
@@ -21,8 +22,8 @@ import numpy as np
 import torch
 
 from dualoptim import demo
-from dualoptim.args import DEMO, CommonArgs, TrainArgs
-from dualoptim.errors import InputError
+from dualoptim.args import DEMO, CommonArgs, MeasureArgs, TrainArgs
+from dualoptim.errors import InputError, reason
 from dualoptim.scores import Batch
 
 logger = logging.getLogger(__name__)
@@ -32,13 +33,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """A question and its answer, with the other answers that evaluation compares where the data has them."""
+    """A question and its answer, with the other answers that evaluation compares where the data has them.
 
-    question: str
+    A passage of plain text has no question and is its own answer.
+    """
+
+    question: str | None
     answer: str
     paraphrased_answer: str | None = None
     perturbed_answers: tuple[str, ...] = ()
     task: int | None = None
+    golden_answer: str | None = None  # the short fact, where `answer` is the model's own long one (real-world scenario)
 
     def texts(self) -> list[str]:
         """All answers, the true one first, then its paraphrase if there is one, then the wrong ones."""
@@ -58,6 +63,9 @@ def parse_row(raw: Any, place: str) -> Row:
             raise InputError(f"{place}: no field {name!r}; every row needs question and answer")
         if not isinstance(raw[name], str) or not raw[name].strip():
             raise InputError(f"{place}: {name} is {raw[name]!r}; give a text that is not empty")
+    golden = raw.get("golden_answer")
+    if golden is not None and not (isinstance(golden, str) and golden.strip()):
+        raise InputError(f"{place}: golden_answer is {golden!r}; give a text that is not empty")
     paraphrased, perturbed, task = (raw.get(k) for k in ("paraphrased_answer", "perturbed_answer", "task_id"))
     if paraphrased is not None and not isinstance(paraphrased, str):
         raise InputError(f"{place}: paraphrased_answer is {paraphrased!r}; give a text")
@@ -69,7 +77,7 @@ def parse_row(raw: Any, place: str) -> Row:
         if isinstance(task, bool) or not isinstance(task, (int, str)) or not str(task).isdecimal():
             raise InputError(f"{place}: task_id is {task!r}; give a whole number")
         task = int(task)
-    return Row(raw["question"], raw["answer"], paraphrased, tuple(perturbed or ()), task)
+    return Row(raw["question"], raw["answer"], paraphrased, tuple(perturbed or ()), task, golden)
 
 
 def read_json_lines(path: Path) -> list[Row]:
@@ -174,10 +182,9 @@ class Source:
         try:
             loaded = datasets.load_dataset(str(self.folder or self.name), split, split="train")
         except Exception as error:  # the library raises many kinds: network, unknown id, unknown configuration, bad file
-            reason = str(error).strip().split("\n")[0]
             raise InputError(
-                f"--data {self.name}: configuration {split!r} cannot be loaded ({reason}); check the name and the network, "
-                "or give a local folder"
+                f"--data {self.name}: configuration {split!r} cannot be loaded ({reason(error)}); check the name and "
+                "the network, or give a local folder"
             ) from None
         return [parse_row(dict(raw), f"{self.name} {split}:{number}") for number, raw in enumerate(loaded, start=1)]
 
@@ -233,11 +240,18 @@ class Source:
             sets["forget"] = [compared.get(row.question, row) for row in forget]
         else:
             sets["forget"] = _of_task(self._optional(f"{split}_perturbed"), task) or forget
+        if split == "forget":  # what is known is the short fact; the long answer says more than was asked
+            sets["forget"] = [replace(row, answer=row.golden_answer or row.answer) for row in sets["forget"]]
         for name, file in _EVALUATION_SETS.items():
+            if split == "forget" and name != "retain" and not self._optional(file):
+                skipped[name] = "the real-world scenario has no such set; --lm-eval-tasks measures general ability"
+                continue
             file = "neighbor_perturbed" if (split, name) == ("forget", "retain") else file
             rows = self._optional(file)
             if rows:
-                sets[name] = rows
+                sets[name] = (
+                    [replace(row, answer=row.golden_answer or row.answer) for row in rows] if split == "forget" else rows
+                )
             else:
                 skipped[name] = f"{self.name} has no {file}"
         return sets, skipped
@@ -278,6 +292,115 @@ class Source:
 def _of_task(rows: list[Row], task: int) -> list[Row]:
     """The rows of one task; rows without task numbers are all of one."""
     return [row for row in rows if row.task in (None, task)]
+
+
+class OwnFiles:
+    """Rows of a user's own files, with the interface of `Source`: one file to forget, one to keep."""
+
+    def __init__(self, args: MeasureArgs) -> None:
+        """Read both files.
+
+        Raises:
+            InputError: naming file, line or column.
+        """
+        columns = (args.question_column, args.answer_column, args.text_column)
+        self.name = str(args.forget_file)
+        self._forget = read_own(Path(self.name).expanduser(), *columns)
+        self._retain = read_own(Path(args.retain_file).expanduser(), *columns) if args.retain_file else []
+
+    def cut(self, formatter: "Formatter") -> None:
+        """Cut passages to what `formatter` takes."""
+        self._forget, self._retain = (
+            [part for row in rows for part in formatter.cut_passage(row)] for rows in (self._forget, self._retain)
+        )
+
+    def tasks(self, split: str) -> list[int]:
+        """The task numbers in the file, or 1."""
+        return sorted({row.task for row in self._forget if row.task is not None}) or [1]
+
+    def task_rows(self, split: str, task: int) -> list[Row]:
+        """What task `task` is to forget.
+
+        Raises:
+            InputError: if there is no such task.
+        """
+        if task not in self.tasks(split):
+            raise InputError(f"task {task}: {self.name} has no such task; it has {', '.join(map(str, self.tasks(split)))}")
+        return _of_task(self._forget, task)
+
+    def retain_rows(self, split: str, unlearned: Sequence[int]) -> list[Row]:
+        """The rows to keep, and those of tasks that have not been unlearned yet."""
+        return self._retain + [row for row in self._forget if row.task not in (None, *unlearned)]
+
+    def evaluation_sets(self, split: str, task: int) -> tuple[dict[str, list[Row]], dict[str, str]]:
+        """The rows to forget and to keep, and why the published sets are missing."""
+        sets = {"forget": self.task_rows(split, task)} | ({"retain": self._retain} if self._retain else {})
+        skipped = {} if self._retain else {"retain": "no --retain-file"}
+        return sets, skipped | dict.fromkeys(("real_authors", "world_facts"), "your own files have no such set")
+
+    def describe(self, split: str, task: int) -> str:
+        """Which rows a task is, in words."""
+        return f"task {task}: {len(self.task_rows(split, task))} rows of {self.name}"
+
+
+def open_source(args: MeasureArgs) -> "Source | OwnFiles":
+    """Where the rows of `args` come from.
+
+    Raises:
+        InputError: if that cannot be read.
+    """
+    return OwnFiles(args) if args.forget_file else Source(args.data_source)
+
+
+def read_own(path: Path, question: str, answer: str, text: str) -> list[Row]:
+    """Rows of a .jsonl, .json, .csv, .parquet or .txt file, whose columns go by these names.
+
+    Raises:
+        InputError: naming file, line or column.
+    """
+    kind = path.suffix.lower()
+    try:
+        if kind == ".txt":
+            raws: list[Any] = [{text: path.read_text(encoding="utf-8")}]
+        elif kind == ".csv":
+            with path.open(encoding="utf-8", newline="") as file:
+                raws = list(csv.DictReader(file))
+        elif kind == ".parquet":
+            import pyarrow.parquet  # comes with datasets
+
+            raws = pyarrow.parquet.read_table(path).to_pylist()
+        elif kind in (".json", ".jsonl"):
+            raws = [json.loads(line) if line.strip() else None for line in path.read_text(encoding="utf-8").split("\n")]
+        else:
+            raise InputError(f"{path}: {kind or 'no'} ending; give a .jsonl, .json, .csv, .parquet or .txt file")
+    except (OSError, ValueError) as error:  # pyarrow's errors and JSON's are ValueErrors
+        raise InputError(
+            f"{path}: cannot be read ({reason(error)}); give UTF-8 text, one JSON object a line, or a table"
+        ) from None
+    rows = []
+    for number, raw in enumerate(raws, start=1):
+        if raw is None:
+            continue
+        place = f"{path}:{number}"
+        if not isinstance(raw, dict):
+            raise InputError(f"{place}: not a JSON object; write one per line")
+        if text in raw and question not in raw:
+            if not isinstance(raw[text], str) or not raw[text].strip():
+                raise InputError(f"{place}: {text} is {raw[text]!r}; give a text that is not empty")
+            rows.append(replace(parse_row({**raw, "question": "-", "answer": raw[text]}, place), question=None))
+            continue
+        for flag, column in (("--question-column", question), ("--answer-column", answer)):
+            if column not in raw:
+                raise InputError(f"{place}: no column {column!r}; it has {', '.join(map(str, raw))}; name it with {flag}")
+        known = {
+            name: raw[name] for name in ("paraphrased_answer", "perturbed_answer", "task_id") if raw.get(name) not in (None, "")
+        }
+        if isinstance(known.get("perturbed_answer"), str):
+            del known["perturbed_answer"]  # a table's cell holds no list
+        rows.append(parse_row({"question": raw[question], "answer": raw[answer], **known}, place))
+    if not rows:
+        raise InputError(f"{path}: holds no rows")
+    return rows
 
 
 def load_refusals(path: str | None) -> list[str]:
@@ -382,7 +505,18 @@ class Formatter:
     tags: Tags | None
     max_length: int
     cut: int = field(default=0, init=False)  # texts that were longer than max_length
-    _known: dict[tuple[str, str], tuple[list[int], int]] = field(default_factory=dict, init=False, repr=False)
+    _known: dict[tuple[str | None, str], tuple[list[int], int]] = field(default_factory=dict, init=False, repr=False)
+
+    def cut_passage(self, row: Row) -> list[Row]:
+        """A passage in pieces of at most `max_length` tokens, end token included; a question stays as it is."""
+        if row.question is not None:
+            return [row]
+        offsets = self.tokenizer(row.answer, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+            "offset_mapping"
+        ]
+        room = self.max_length - 2  # the end token, and a beginning that some tokenizers add
+        spans = [offsets[start : start + room] for start in range(0, len(offsets), room)]
+        return [replace(row, answer=row.answer[span[0][0] : span[-1][1]]) for span in spans if len(span) > 1 or len(spans) == 1]
 
     def prompt(self, question: str) -> str:
         """Everything before the answer."""
@@ -391,8 +525,10 @@ class Formatter:
             return self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         return f"{self.tags.question_start}{question}{self.tags.question_end}{self.tags.answer}"
 
-    def example(self, question: str, answer: str, score_question: bool = False) -> Example:
+    def example(self, question: str | None, answer: str, score_question: bool = False) -> Example:
         """Tokens of question, answer and end-of-sequence; the answer and the end are scored. Each text is tokenized once.
+
+        Without a question the text stands alone, and all of it but its first token is scored.
 
         The whole text is tokenized once and the boundary taken from character offsets: a token that begins in the prompt
         and ends in the answer (" Paris" after "Answer: ") belongs to the answer. Counting the tokens of the prompt alone,
@@ -406,7 +542,11 @@ class Formatter:
         ids, start = self._known[question, answer]
         return Example(ids, 1 if score_question else max(start, 1))
 
-    def _tokenize(self, question: str, answer: str) -> tuple[list[int], int]:
+    def _tokenize(self, question: str | None, answer: str) -> tuple[list[int], int]:
+        if question is None:
+            ids = [*self.tokenizer(answer, verbose=False)["input_ids"], self.tokenizer.eos_token_id]
+            self.cut += len(ids) > self.max_length
+            return ids[: self.max_length], 1
         prompt = self.prompt(question)
         encoded = self.tokenizer(
             prompt + answer, add_special_tokens=self.tags is not None, return_offsets_mapping=True, verbose=False

@@ -25,8 +25,8 @@ from transformers import GenerationConfig
 from dualoptim import __version__, metrics
 from dualoptim.args import DEMO, EvalArgs, MeasureArgs
 from dualoptim.checkpoint import claim, output_folder, weights_hash, write_json, write_json_lines
-from dualoptim.data import Example, Row, Source, in_length_order
-from dualoptim.errors import InputError
+from dualoptim.data import Example, OwnFiles, Row, in_length_order, open_source
+from dualoptim.errors import InputError, reason
 from dualoptim.modeling import Policy, load_policy, start_accelerator
 from dualoptim.report import score_table
 from dualoptim.scores import score
@@ -107,9 +107,48 @@ def evaluate_model(
             summary["skipped"][name] = "needs scores of sets that are missing"
         else:
             block[metric] = value
+    if args.lm_eval_tasks:
+        summary["general"] = general_ability(policy, accelerator, args)
     if accelerator.is_main_process:
         write_json(folder / "summary.json", summary)
     return summary
+
+
+def general_ability(policy: Policy, accelerator: Accelerator, args: MeasureArgs) -> dict[str, dict[str, float]]:
+    """The tasks of `--lm-eval-tasks` by the package lm-eval, measured by the main process: metrics by task.
+
+    Raises:
+        InputError: if a task is unknown or its data cannot be reached.
+    """
+    results: list[Any] = [None]
+    if accelerator.is_main_process:
+        import lm_eval  # ten seconds, and only for this
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        try:
+            found = lm_eval.simple_evaluate(
+                model=HFLM(accelerator.unwrap_model(policy.model), tokenizer=policy.tokenizer, batch_size=args.eval_batch_size),
+                tasks=list(args.lm_eval_tasks),
+                task_manager=TaskManager(include_path=args.lm_eval_path),
+                limit=args.eval_rows or None,
+                log_samples=False,
+                bootstrap_iters=0,
+            )
+            results = [
+                {
+                    task: {metric.removesuffix(",none"): value for metric, value in scores.items() if isinstance(value, float)}
+                    for task, scores in found["results"].items()
+                }
+            ]
+        except Exception as error:  # unknown tasks, data sets that need a network, broken YAML: all kinds
+            results = [
+                f"--lm-eval-tasks {' '.join(args.lm_eval_tasks)}: lm-eval cannot run them ({reason(error)}); check the names"
+            ]
+    (result,) = broadcast_object_list(results)
+    if isinstance(result, str):
+        raise InputError(result)
+    return result
 
 
 class _Finished:
@@ -188,20 +227,24 @@ def _evaluate_rows(
     examples = [policy.formatter.example(question, text) for question, text in texts]
     scored = iter(_score_texts(policy, accelerator, name, examples, args.eval_batch_size))
     first_texts = iter(examples)
-    prompts, per_row = [], []
+    prompts, per_row, wanted = [], [], []
     for row in rows:
         own = [next(first_texts) for _ in row.texts()]
-        prompts.append(own[0].ids[: own[0].start])
+        # a passage is continued from its middle
+        start = own[0].start if row.question is not None else max(1, len(own[0].ids) // 2)
+        prompts.append(own[0].ids[:start])
         per_row.append([next(scored) for _ in own])
+        rest = policy.tokenizer.decode(own[0].ids[start:], skip_special_tokens=True).strip()
+        wanted.append(row.answer if row.question is not None else rest)
     answers = _generate(policy, accelerator, name, prompts, args)
     return [
-        _record(row, scores, answer, name in OPTION_SETS, policy.tokenizer)
-        for row, scores, answer in zip(rows, per_row, answers, strict=True)
+        _record(row, text, scores, answer, name in OPTION_SETS, policy.tokenizer)
+        for row, text, scores, answer in zip(rows, wanted, per_row, answers, strict=True)
     ]
 
 
-def _record(row: Row, scores: list[TextScore], generated: str, options: bool, tokenizer: Any) -> dict[str, Any]:
-    """Everything measured about one row; a metric whose data are missing is absent."""
+def _record(row: Row, wanted: str, scores: list[TextScore], generated: str, options: bool, tokenizer: Any) -> dict[str, Any]:
+    """Everything measured about one row, whose generated text should be `wanted`; a metric whose data are missing is absent."""
     answer, *others = scores
     paraphrased = others.pop(0) if row.paraphrased_answer else None
     wrong = [other.loss for other in others]
@@ -209,7 +252,7 @@ def _record(row: Row, scores: list[TextScore], generated: str, options: bool, to
         "question": row.question,
         "answer": row.answer,
         "generated": generated,
-        "rouge_l_recall": metrics.rouge_l_recall(row.answer, generated),
+        "rouge_l_recall": metrics.rouge_l_recall(wanted, generated),
         "probability": metrics.option_probability(answer.loss, wrong) if options and wrong else math.exp(-answer.loss),
         "token_entropy": metrics.token_entropy(tokenizer.tokenize(generated)),
         "extraction_strength": metrics.extraction_strength(answer.correct),
@@ -312,9 +355,12 @@ def evaluate(args: EvalArgs) -> dict[str, Any]:
         raise InputError("--model demo has no weights on disk; give a folder, such as the model/ that a demo run wrote")
     accelerator = start_accelerator(args)
     folder = output_folder(args, accelerator) / "eval"
-    source = Source(args.data_source)
-    sets, skipped = source.evaluation_sets(args.split, args.task)
+    source = open_source(args)
+    source.evaluation_sets(args.split, args.task)  # what is wrong with the data shows before the model is loaded
     policy = load_policy(args, accelerator)
+    if isinstance(source, OwnFiles):
+        source.cut(policy.formatter)
+    sets, skipped = source.evaluation_sets(args.split, args.task)
     policy.formatter.check(row for rows in sets.values() for row in rows)
     finished = None
     if (folder / FINISHED).is_file() and not (folder / "summary.json").is_file() and not args.overwrite:

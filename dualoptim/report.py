@@ -95,7 +95,10 @@ def write_results(folder: Path, new_rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, text.getvalue())
     wanted = [
         "losses",
+        "optim",
         "learning_rate",
+        "forget_lr",
+        "seed",
         "task",
         "forget_probability",
         "forget_rouge_l_recall",
@@ -103,6 +106,7 @@ def write_results(folder: Path, new_rows: Sequence[Mapping[str, Any]]) -> None:
         "retain_rouge_l_recall",
         "model_utility",
         "untargeted_forget_efficacy",
+        "failed",
     ]
     shown = [column for column in wanted if column in columns]
     table = [tuple(column.replace("_", " ") for column in shown)]
@@ -194,8 +198,8 @@ def _number(value: Any) -> str:
 
 def _cell(column: str, value: Any) -> str:
     """A cell of results.md: what an earlier run wrote comes back from the file as text."""
-    scores = column not in ("losses", "learning_rate", "task")
-    return _number(float(value) if scores and value not in (None, "") else value or None)
+    text = column in ("losses", "optim", "learning_rate", "forget_lr", "seed", "task", "failed")
+    return _number(value or None if text else float(value) if value not in (None, "") else None)
 
 
 def _one_line(text: str, length: int = 110) -> str:

@@ -137,7 +137,11 @@ def environment() -> dict[str, Any]:
 
 def resolve(args: CommonArgs, policy: Policy) -> dict[str, Any]:
     """Every argument as this run resolved it, readable by `--config`."""
-    resolved = to_dict(args) | {"data": args.data_source, "template": policy.template, "output_dir": str(args.output_dir)}
+    resolved = to_dict(args) | {
+        "data": None if getattr(args, "forget_file", None) else args.data_source,
+        "template": policy.template,
+        "output_dir": str(args.output_dir),
+    }
     if policy.formatter.tags:
         resolved |= {f"{name}_tag": text for name, text in asdict(policy.formatter.tags).items()}
     return resolved
@@ -150,7 +154,7 @@ def write_config(path: Path, resolved: dict[str, Any]) -> None:
 
 # What may differ between a run and its continuation: where it ends, what is written and what is measured.
 _FREE = """output_dir overwrite resume save_every keep_checkpoints threads eval eval_rows eval_batch_size max_new_tokens
-max_steps log_with""".split()
+max_steps log_with lm_eval_tasks lm_eval_path reference_dir""".split()
 
 
 def check_same(path: Path, resolved: dict[str, Any]) -> None:

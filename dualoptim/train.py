@@ -25,7 +25,7 @@ from dualoptim.checkpoint import (
     write_json,
     write_text,
 )
-from dualoptim.data import Example, Row, Source, Stream, example_builder, load_refusals
+from dualoptim.data import Example, OwnFiles, Row, Source, Stream, example_builder, load_refusals, open_source
 from dualoptim.errors import InputError, NonFiniteError, reason
 from dualoptim.evaluate import evaluate_model
 from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
@@ -77,7 +77,7 @@ def run(args: UnlearnArgs) -> RunResult:
     output = output_folder(args, accelerator)
 
     # ---- read everything that can be wrong before anything is written
-    source = Source(args.data_source)
+    source = open_source(args)
     rows: list[Row] = []
     for position, task in enumerate(args.task_list):
         rows += source.task_rows(args.split, task) + source.retain_rows(args.split, args.task_list[: position + 1])
@@ -92,7 +92,13 @@ def run(args: UnlearnArgs) -> RunResult:
         for task in args.task_list
     }
     policy = demo_policy(_demo_recipe(args), accelerator) if args.model == DEMO else load_policy(args, accelerator)
+    if isinstance(source, OwnFiles):
+        source.cut(policy.formatter)
+        rows = [row for task in args.task_list for row in source.task_rows(args.split, task)] + source.retain_rows(
+            args.split, ()
+        )
     policy.formatter.check(rows)
+    _check_objectives(args, rows, source)
     args = dataclasses.replace(args, output_dir=str(output), learning_rates=args.rates)
     if args.model == DEMO and args.resume and (output / "demo_model").is_dir():
         args = dataclasses.replace(args, model=str(output / "demo_model"), data=DEMO)
@@ -112,7 +118,7 @@ def run(args: UnlearnArgs) -> RunResult:
         if policy.model is None or results:  # released, or changed by the last pair or rate
             policy = load_policy(args, accelerator)
         works = [_work(policy, accelerator, source, refusals, args, losses, rate, n) for n in range(len(args.task_list))]
-        first = _first_reference(policy, accelerator, works, output / "reference", args)
+        first = _first_reference(policy, accelerator, works, _reference_folder(args), args)
         for position, task in enumerate(args.task_list):
             folder = folders[losses, rate, task]
             say(accelerator, f"{losses}, rate {rate:g}, {args.optim}: {source.describe(args.split, task)} -> {folder}")
@@ -138,6 +144,26 @@ def run(args: UnlearnArgs) -> RunResult:
                 )
             say(accelerator, f"model: {result.model}")
     return RunResult(output, results)
+
+
+def _check_objectives(args: UnlearnArgs, rows: Sequence[Row], source: Source | OwnFiles) -> None:
+    """Refuse pairs that the data cannot serve.
+
+    Raises:
+        InputError: naming the pair and why.
+    """
+    for pair in args.forget_losses:
+        objectives = [objective for objective in split_objectives(pair) if objective]
+        texts = {text for o in objectives for text in (*o.reads, *(o.also.reads if o.also else ()))}
+        if texts - {"answer"} and any(row.question is None for row in rows):
+            raise InputError(
+                f"--forget-losses {pair}: it compares answers to a question, and passages of text have none; "
+                "take GA, ME, NPO, SimNPO, WGA, SatImp, UNDIAL, CE-U, PDU or RMU with GD, KL, EMBED or none"
+            )
+        for position in range(len(args.task_list)):
+            needed = len(objectives) > 1 or "mismatch" in texts
+            if needed and not source.retain_rows(args.split, args.task_list[: position + 1]):
+                raise InputError(f"--forget-losses {pair} needs rows to keep; give --retain-file, or a pair such as NPO+none")
 
 
 def _resolved(args: UnlearnArgs, policy: Policy, losses: str, rate: float) -> dict[str, Any]:
@@ -203,7 +229,7 @@ class Work:
 def _work(
     policy: Policy,
     accelerator: Accelerator,
-    source: Source,
+    source: Source | OwnFiles,
     refusals: Sequence[str],
     args: UnlearnArgs,
     losses: str,
@@ -261,6 +287,10 @@ def _first_reference(
     return frozen
 
 
+def _reference_folder(args: UnlearnArgs) -> Path:
+    return Path(args.reference_dir or f"{args.output_dir}/reference").expanduser()
+
+
 def _score_reference(frozen: Frozen, policy: Policy, work: Work) -> None:
     for _, _, objective, texts in work.referring():
         frozen.score(policy, objective, texts)
@@ -269,7 +299,7 @@ def _score_reference(frozen: Frozen, policy: Policy, work: Work) -> None:
 def _run_task(
     policy: Policy,
     accelerator: Accelerator,
-    source: Source,
+    source: Source | OwnFiles,
     args: UnlearnArgs,
     work: Work,
     first: Frozen | None,
@@ -307,8 +337,7 @@ def _run_task(
         if objectives:
             frozen = first
             if frozen is None:
-                store = folder.parent.parent / "reference"
-                frozen = Frozen(policy, accelerator, store, objectives, args.eval_batch_size)
+                frozen = Frozen(policy, accelerator, _reference_folder(args), objectives, args.eval_batch_size)
                 _score_reference(frozen, policy, work)
             work = work.with_reference(frozen)
         try:
