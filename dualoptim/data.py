@@ -80,6 +80,13 @@ def parse_row(raw: Any, place: str) -> Row:
     return Row(raw["question"], raw["answer"], paraphrased, tuple(perturbed or ()), task, golden)
 
 
+def _json_line(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}: not JSON ({error.msg}); write one JSON object per line") from None
+
+
 def read_json_lines(path: Path) -> list[Row]:
     """Rows of a JSON Lines file; empty lines are skipped and the last line may lack its end.
 
@@ -96,11 +103,7 @@ def read_json_lines(path: Path) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            raw = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error.msg}); write one JSON object per line") from None
-        rows.append(parse_row(raw, f"{path}:{number}"))
+        rows.append(parse_row(_json_line(line, f"{path}:{number}"), f"{path}:{number}"))
     if not rows:
         raise InputError(f"{path}: holds no rows; write one JSON object per line")
     return rows
@@ -370,7 +373,10 @@ def read_own(path: Path, question: str, answer: str, text: str) -> list[Row]:
 
             raws = pyarrow.parquet.read_table(path).to_pylist()
         elif kind in (".json", ".jsonl"):
-            raws = [json.loads(line) if line.strip() else None for line in path.read_text(encoding="utf-8").split("\n")]
+            lines = path.read_text(encoding="utf-8").split("\n")
+            raws = [
+                _json_line(line, f"{path}:{number}") if line.strip() else None for number, line in enumerate(lines, start=1)
+            ]
         else:
             raise InputError(f"{path}: {kind or 'no'} ending; give a .jsonl, .json, .csv, .parquet or .txt file")
     except (OSError, ValueError) as error:  # pyarrow's errors and JSON's are ValueErrors

@@ -58,7 +58,7 @@ def example_answers(before: Path, after: Path, counts: Mapping[str, int]) -> str
         pairs = zip(old.read_text(encoding="utf-8").splitlines(), new.read_text(encoding="utf-8").splitlines(), strict=True)
         for old_row, new_row in [(json.loads(a), json.loads(b)) for a, b in list(pairs)[:count]]:
             lines += [
-                f"[{name}] {old_row['question']}",
+                f"[{name}] {old_row['question'] or '(a passage, continued from its middle)'}",
                 f"  truth:  {old_row['answer']}",
                 f"  before: {_one_line(old_row['generated'])}",
                 f"  after:  {_one_line(new_row['generated'])}",

@@ -1,0 +1,182 @@
+"""A user's own files, people that a model knows, and general ability."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+from conftest import SHARED, shared
+from transformers import AutoTokenizer
+
+from dualoptim import EvalArgs, InputError, UnlearnArgs, run
+from dualoptim.data import Formatter, Row, Source, read_own
+from dualoptim.evaluate import evaluate
+
+QUESTIONS = [{"q": f"Who is person {i}?", "a": f"Person {i} is a baker from Lviv.", "task_id": 1 + i // 4} for i in range(8)]
+KEPT = [{"q": f"What is {i}?", "a": f"It is {i}."} for i in range(6)]
+COLUMNS = {"question_column": "q", "answer_column": "a"}
+DOCUMENT = " ".join(f"The house number {i} stood by the old river and nobody lived there." for i in range(40))
+
+
+@pytest.fixture
+def files(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    for name, rows in (("forget", QUESTIONS), ("retain", KEPT)):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    (tmp_path / "document.txt").write_text(DOCUMENT)
+    (tmp_path / "passages.jsonl").write_text("\n".join(json.dumps({"body": DOCUMENT[n : n + 200]}) for n in (0, 200)))
+    return tmp_path
+
+
+def test_the_same_rows_from_every_kind_of_file(files):
+    found = [read_own(files / f"forget.{kind}", "q", "a", "text") for kind in ("csv", "jsonl", "parquet")]
+    assert found[0] == found[1] == found[2]
+    assert found[0][4] == Row("Who is person 4?", "Person 4 is a baker from Lviv.", task=2)
+    assert [row.question for row in read_own(files / "passages.jsonl", "question", "answer", "body")] == [None, None]
+
+
+def test_a_document_is_cut_into_pieces_that_lose_nothing(files, tiny):
+    formatter = Formatter(AutoTokenizer.from_pretrained(tiny), None, 60)
+    (row,) = read_own(files / "document.txt", "question", "answer", "text")
+    pieces = formatter.cut_passage(row)
+    assert len(pieces) > 3
+    assert "".join(piece.answer for piece in pieces).replace(" ", "") == DOCUMENT.replace(" ", "")
+    for piece in pieces:
+        example = formatter.example(None, piece.answer)
+        assert len(example.ids) <= 60
+        assert example.start == 1
+        assert example.ids[-1] == formatter.tokenizer.eos_token_id
+    assert formatter.cut == 0
+
+
+def test_unlearning_own_questions_in_two_tasks(files, taught, tmp_path):
+    args = UnlearnArgs(
+        model=str(taught), forget_file=str(files / "forget.csv"), retain_file=str(files / "retain.jsonl"), task_list=(1, 2),
+        question_column="q", answer_column="a", learning_rates=(1e-3,), max_steps=6, retain_freq=1, max_new_tokens=5,
+        output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    first, second = run(args).tasks
+    assert first.after["rows"] == {"forget": 4, "retain": 6}
+    assert second.after["rows"] == {"forget": 4, "retain": 6, "forget_task1": 4}
+    assert "truth_ratio" not in first.after["sets"]["forget"]
+    skipped = first.after["skipped"]
+    assert skipped["forget.truth_ratio"] == "the rows have no paraphrased and perturbed answers"
+    assert skipped["world_facts"] == "your own files have no such set"
+    assert first.after["sets"]["forget"]["probability"] != first.before["sets"]["forget"]["probability"]
+    again = EvalArgs(
+        model=str(second.model), forget_file=args.forget_file, retain_file=args.retain_file, task=2, question_column="q",
+        answer_column="a", max_new_tokens=5, output_dir=str(tmp_path / "eval"),
+    )  # fmt: skip
+    assert evaluate(again)["sets"]["forget"] == second.after["sets"]["forget"]
+
+
+def test_forgetting_a_document(files, taught, tmp_path):
+    args = UnlearnArgs(
+        model=str(taught), forget_file=str(files / "document.txt"), max_length=60, forget_losses=("NPO+none", "GA+none"),
+        learning_rates=(1e-3,), num_epochs=2, max_new_tokens=5, output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    npo, ga = run(args).tasks
+    for task in (npo, ga):
+        assert {record["phase"] for record in task.log} == {"forget"}
+        assert task.log[0]["count"] == task.log[0]["tokens"] - 4 if task is ga else task.log[0]["count"] == 4
+        assert task.after["sets"]["forget"]["probability"] < task.before["sets"]["forget"]["probability"]
+    row = json.loads((npo.folder / "eval" / "forget.jsonl").read_text().splitlines()[0])
+    assert row["question"] is None
+    assert DOCUMENT.startswith(row["answer"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"forget_file": "document.txt", "forget_losses": ("IDK+none",)}, "passages of text have none; take GA, ME"),
+        ({"forget_file": "document.txt", "retain_file": "retain.csv", "forget_losses": ("ME+AP",), **COLUMNS}, "ME+AP: it"),
+        ({"forget_file": "document.txt"}, "ME+GD needs rows to keep; give --retain-file"),
+        ({"forget_file": "forget.csv"}, "no column 'question'; it has q, a, task_id; name it with --question-column"),
+        ({"forget_file": "none.csv"}, "none.csv: cannot be read"),
+        ({"forget_file": "broken.jsonl"}, "broken.jsonl:2: not JSON"),
+        ({"forget_file": "word.docx"}, ".docx ending; give a .jsonl"),
+        ({"forget_file": "empty.jsonl"}, "holds no rows"),
+        ({"forget_file": "forget.csv", **COLUMNS, "task_list": (3,)}, "has no such task; it has 1, 2"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_own_files_are_one_line(changes, message, files, tiny, tmp_path):
+    (files / "broken.jsonl").write_text('{"question": "x", "answer": "y"}\n{"question"\n')
+    (files / "empty.jsonl").write_text("\n")
+    (files / "word.docx").write_text("x")
+    changes = {name: str(files / value) if name.endswith("_file") else value for name, value in changes.items()}
+    with pytest.raises(InputError) as error:
+        run(UnlearnArgs(model=str(tiny), max_steps=1, eval=False, output_dir=str(tmp_path / "out"), **changes))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_do_not_go_together(tmp_path):
+    for changes, message in (
+        ({"retain_file": "x"}, "--retain-file x needs --forget-file"),
+        ({"forget_file": "x"}, "--forget-file x needs a model that knows it; give --model"),
+        ({"forget_file": "x", "model": "m", "data": "d"}, "takes the place of --data d"),
+        ({"lm_eval_path": str(tmp_path / "none")}, "--lm-eval-path .*: no such folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            UnlearnArgs(**changes)
+
+
+def test_the_real_world_scenario_is_measured_on_the_golden_answers(taught, tmp_path):
+    shared("data/real_world_sample/forget.json")
+    source = Source(str(SHARED / "data/real_world_sample"))
+    assert len(source.task_rows("forget", 1)) == 20
+    assert len(source.retain_rows("forget", [1])) == 40 + 20
+    sets, skipped = source.evaluation_sets("forget", 1)
+    assert {name: len(rows) for name, rows in sets.items()} == {"forget": 20, "retain": 40}
+    assert sets["forget"][1].answer == "Eddie Van Halen was American."
+    assert source.task_rows("forget", 1)[1].answer.startswith("Eddie Van Halen was an American musician")
+    assert "--lm-eval-tasks" in skipped["world_facts"]
+    args = UnlearnArgs(
+        model=str(taught), data=str(source.folder), split="forget", forget_losses=("NPO+KL",), max_steps=3, eval_rows=2,
+        max_new_tokens=4, output_dir=str(tmp_path),
+    )  # fmt: skip
+    after = run(args).tasks[0].after
+    assert after["rows"] == {"forget": 2, "retain": 2}
+    assert "truth_ratio" in after["sets"]["forget"]
+    assert 0 <= after["untargeted_forget_efficacy"] <= 1
+
+
+def test_general_ability_by_a_local_task_of_lm_eval(taught, tmp_path):
+    """No network: the task and its rows lie in a folder."""
+    pytest.importorskip("lm_eval")
+    (tmp_path / "tasks").mkdir()
+    docs = [
+        {"question": f"In which city was {name} born?", "choices": ["Lviv", "a violin"], "label": 0} for name in ("A", "B", "C")
+    ]
+    (tmp_path / "docs.json").write_text("\n".join(map(json.dumps, docs)))
+    (tmp_path / "tasks" / "cities.yaml").write_text(f"""
+task: cities
+dataset_path: json
+dataset_kwargs:
+  data_files: {{"train": "{tmp_path / "docs.json"}"}}
+test_split: train
+output_type: multiple_choice
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: label
+metric_list:
+  - metric: acc
+""")
+    args = EvalArgs(
+        model=str(taught), data="demo", eval_rows=2, max_new_tokens=4, lm_eval_tasks=("cities",),
+        lm_eval_path=str(tmp_path / "tasks"), output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    summary = evaluate(args)
+    assert 0 <= summary["general"]["cities"]["acc"] <= 1
+    written = json.loads((tmp_path / "out" / "eval" / "summary.json").read_text())
+    assert written["general"] == summary["general"]
+    with pytest.raises(InputError, match=r"--lm-eval-tasks no_such_task: lm-eval cannot run them"):
+        evaluate(dataclasses.replace(args, lm_eval_tasks=("no_such_task",), output_dir=str(tmp_path / "other")))
