@@ -22,6 +22,7 @@ import yaml
 
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.losses import FORGET, RETAIN, Objective
+from dualoptim.presets import PRESETS, listing
 
 DEMO = "demo"
 NEWEST = "newest"
@@ -195,7 +196,7 @@ class TrainArgs(CommonArgs):
         for beta in self.adam_betas:
             if not 0 <= beta < 1:
                 raise InputError(f"--adam-betas {beta:g} is out of range; give two numbers from 0 up to but not 1")
-        if self.optim_bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
+        if self.state_bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
             raise InputError("--optim-bits 8 needs the package bitsandbytes; pip install 'dualoptim[bitsandbytes]'")
         if self.quantize_embeddings and self.state_bits != 8:
             raise InputError("--quantize-embeddings has no effect with --optim-bits 32; give --optim-bits 8")
@@ -372,8 +373,6 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
                     raise InputError(f"{flag} {beta:g} is out of range; give two numbers from 0 up to but not 1")
         if self.decouple in ("m", "v") and self.optim_bits == 8:
             raise InputError(f"--decouple {self.decouple} has no 8-bit form; give --optim-bits 32")
-        if self.state_bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
-            raise InputError("8-bit states need the package bitsandbytes; pip install 'dualoptim[bitsandbytes]'")
 
     @property
     def state_bits(self) -> int:
@@ -401,8 +400,6 @@ class SweepArgs(UnlearnArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.output_dir is None:
-            raise InputError("a sweep needs a folder that a second call finds again; give --output-dir")
         if self.forget_lrs and self.forget_lr is not None:
             raise InputError(
                 f"--forget-lr {self.forget_lr:g} and --forget-lrs both set the rate of forget steps; give one of them"
@@ -491,60 +488,25 @@ def split_objectives(pair: str) -> tuple[Objective, Objective | None]:
 
 # ---------------------------------------------------------------------------------------------------------- presets
 
-# Files are those of the published DualOptim code, folder LLM. Its scripts run two processes, so that a step has twice the
-# examples of one process here: on one process double --gradient-accumulation-steps. Coefficient 0.1 is its value for ME+GD
-# (scripts/tofu/me_gd_dual.sh, forget10); for IDK+AP give --forget-coeff 1.0 (scripts/tofu/idk_ap_dual.sh).
-PRESETS: dict[str, dict[str, Any]] = {
-    # config/llama_tofu.yaml
-    "tofu-llama2-7b": {
-        "model": "locuslab/tofu_ft_llama2-7b",
-        "data": HUB_DATA,
-        "split": "forget10",
-        "template": "llama2",
-        "batch_size": 5,
-        "gradient_accumulation_steps": 4,
-        "learning_rates": (1e-5,),
-        "forget_coeff": 0.1,
-        "gradient_checkpointing": True,
-    },
-    # config/phi1-5_tofu.yaml. Its tags (<|user|> ...) are not those this model was fine-tuned with; TOFU's own are
-    # Question: / Answer:, so those are used.
-    "tofu-phi-1.5": {
-        "model": "locuslab/tofu_ft_phi-1.5",
-        "data": HUB_DATA,
-        "split": "forget10",
-        "template": "qa",
-        "batch_size": 5,
-        "gradient_accumulation_steps": 4,
-        "learning_rates": (1e-5,),
-        "forget_coeff": 0.1,
-        "gradient_checkpointing": True,
-    },
-    # config/real_world.yaml; the folder with forget.json and neighbor.json is given with --data
-    "real-world-llama3-8b": {
-        "model": "meta-llama/Meta-Llama-3-8B-Instruct",
-        "split": "forget",
-        "template": "llama3",
-        "gradient_accumulation_steps": 4,
-        "learning_rates": (5e-6,),
-        "forget_lr": 1e-5,
-        "forget_coeff": 0.5,
-        "gradient_checkpointing": True,
-    },
-}
-
 A = TypeVar("A", bound=CommonArgs)
 
 
-def preset(name: str, **overrides: Any) -> UnlearnArgs:
-    """`UnlearnArgs` with the published settings of `name`, changed by `overrides`.
+def preset(*names: str, **overrides: Any) -> UnlearnArgs:
+    """`UnlearnArgs` with the published settings of `names`, later ones over earlier ones, changed by `overrides`.
 
     Raises:
         InputError: if there is no such preset.
     """
-    if name not in PRESETS:
-        raise InputError(f"--preset {name!r} is unknown; choose from {', '.join(PRESETS)}")
-    return UnlearnArgs(**{**PRESETS[name], **overrides})
+    return UnlearnArgs(**{**_published(names), **overrides})
+
+
+def _published(names: Sequence[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for name in names:
+        if name not in PRESETS:
+            raise InputError(f"--preset {name!r} is unknown; --preset without a name lists them all")
+        settings |= PRESETS[name].settings
+    return settings
 
 
 # ------------------------------------------------------------------------------------------------------------- YAML
@@ -606,18 +568,24 @@ def _convert(path: str | Path, name: str, value: Any, hint: Any) -> Any:
 
 
 def parse(kind: type[A], argv: Sequence[str] | None = None) -> A:
-    """Arguments from the command line, over the defaults of `--config FILE` or (for unlearning) `--preset NAME`.
+    """Arguments from the command line, over the defaults of `--config FILE` or (for unlearning) `--preset NAME ...`.
 
     Raises:
         InputError: as the dataclass does. Unknown flags and values that do not parse end the program with code 2.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config")
-    finder.add_argument("--preset")
+    finder.add_argument("--preset", nargs="*")
     try:
         found, flags = finder.parse_known_args(sys.argv[1:] if argv is None else argv)
     except argparse.ArgumentError as error:
         raise InputError(f"{error.argument_name} needs a value") from None
+    takes_presets = issubclass(kind, UnlearnArgs)
+    if found.preset is not None and not takes_presets:
+        raise InputError(f"--preset {' '.join(found.preset)} is for unlearning alone; drop it")
+    if found.preset == []:
+        print(listing())
+        sys.exit(0)
     if found.config and found.preset:
         raise InputError("--config and --preset both set the defaults; give one of them")
 
@@ -626,16 +594,13 @@ def parse(kind: type[A], argv: Sequence[str] | None = None) -> A:
     for i in reversed(bare):
         flags.insert(i + 1, NEWEST)
 
-    default = kind()
     description = f"{inspect.getdoc(kind)}\n\n--config FILE takes the defaults from a config.yaml that a run wrote."
-    if found.config:
-        default = load_yaml(found.config, kind)
-    if kind is UnlearnArgs:
-        description += f"\n--preset NAME takes published settings as defaults: {', '.join(PRESETS)}."
-        if found.preset:
-            default = typing.cast(A, preset(found.preset))
-    elif found.preset:
-        raise InputError(f"--preset {found.preset} is for train_unlearn.py alone; drop it")
+    if takes_presets:
+        description += (
+            "\n--preset NAME ... takes published settings as defaults, later ones over earlier ones; without a name it"
+        )
+        description += f" lists them: {', '.join(PRESETS)}."
+    default = load_yaml(found.config, kind) if found.config else kind(**_published(found.preset or ()))
     return tyro.cli(kind, args=flags, default=default, description=description)
 
 

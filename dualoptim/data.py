@@ -199,7 +199,7 @@ class Source:
             raise InputError("--split forget is the real-world scenario; give the folder of its files with --data")
         if self.cut_from_full:
             return list(range(len(_TASK_STARTS[split]) + 1))
-        return sorted({row.task for row in self.rows(split) if row.task is not None}) or [1]
+        return _task_numbers(self.rows(split))
 
     def task_rows(self, split: str, task: int) -> list[Row]:
         """What task `task` of `split` is to forget.
@@ -224,8 +224,7 @@ class Source:
             InputError: if task 0 is mixed with others.
         """
         if not self.cut_from_full:
-            later = [row for row in self.rows(split) if row.task not in (None, *unlearned)]
-            return self.rows(_RETAIN[split]) + later
+            return self.rows(_RETAIN[split]) + _still_known(self.rows(split), unlearned)
         if 0 in unlearned:
             if len(unlearned) > 1:
                 raise InputError("--task-list mixes task 0, the hub's own forget set, with the published cuts 1 to 10")
@@ -243,20 +242,19 @@ class Source:
             sets["forget"] = [compared.get(row.question, row) for row in forget]
         else:
             sets["forget"] = _of_task(self._optional(f"{split}_perturbed"), task) or forget
-        if split == "forget":  # what is known is the short fact; the long answer says more than was asked
-            sets["forget"] = [replace(row, answer=row.golden_answer or row.answer) for row in sets["forget"]]
+        real_world = split == "forget"
         for name, file in _EVALUATION_SETS.items():
-            if split == "forget" and name != "retain" and not self._optional(file):
-                skipped[name] = "the real-world scenario has no such set; --lm-eval-tasks measures general ability"
-                continue
-            file = "neighbor_perturbed" if (split, name) == ("forget", "retain") else file
+            file = "neighbor_perturbed" if real_world and name == "retain" else file
             rows = self._optional(file)
             if rows:
-                sets[name] = (
-                    [replace(row, answer=row.golden_answer or row.answer) for row in rows] if split == "forget" else rows
-                )
+                sets[name] = rows
+            elif real_world and name != "retain":
+                skipped[name] = "the real-world scenario has no such set; --lm-eval-tasks measures general ability"
             else:
                 skipped[name] = f"{self.name} has no {file}"
+        if real_world:  # what is known is the short fact; the long answer says more than was asked
+            golden = {n: [replace(row, answer=row.golden_answer or row.answer) for row in rows] for n, rows in sets.items()}
+            return golden, skipped
         return sets, skipped
 
     def describe(self, split: str, task: int) -> str:
@@ -292,6 +290,16 @@ class Source:
         return full[start:end]
 
 
+def _task_numbers(rows: Sequence[Row]) -> list[int]:
+    """The tasks that rows are numbered by; rows without numbers are all of task 1."""
+    return sorted({row.task for row in rows if row.task is not None}) or [1]
+
+
+def _still_known(rows: Sequence[Row], unlearned: Sequence[int]) -> list[Row]:
+    """The rows of tasks that have not been unlearned yet."""
+    return [row for row in rows if row.task not in (None, *unlearned)]
+
+
 def _of_task(rows: list[Row], task: int) -> list[Row]:
     """The rows of one task; rows without task numbers are all of one."""
     return [row for row in rows if row.task in (None, task)]
@@ -319,7 +327,7 @@ class OwnFiles:
 
     def tasks(self, split: str) -> list[int]:
         """The task numbers in the file, or 1."""
-        return sorted({row.task for row in self._forget if row.task is not None}) or [1]
+        return _task_numbers(self._forget)
 
     def task_rows(self, split: str, task: int) -> list[Row]:
         """What task `task` is to forget.
@@ -333,7 +341,7 @@ class OwnFiles:
 
     def retain_rows(self, split: str, unlearned: Sequence[int]) -> list[Row]:
         """The rows to keep, and those of tasks that have not been unlearned yet."""
-        return self._retain + [row for row in self._forget if row.task not in (None, *unlearned)]
+        return self._retain + _still_known(self._forget, unlearned)
 
     def evaluation_sets(self, split: str, task: int) -> tuple[dict[str, list[Row]], dict[str, str]]:
         """The rows to forget and to keep, and why the published sets are missing."""
@@ -549,14 +557,9 @@ class Formatter:
         return Example(ids, 1 if score_question else max(start, 1))
 
     def _tokenize(self, question: str | None, answer: str) -> tuple[list[int], int]:
-        if question is None:
-            ids = [*self.tokenizer(answer, verbose=False)["input_ids"], self.tokenizer.eos_token_id]
-            self.cut += len(ids) > self.max_length
-            return ids[: self.max_length], 1
-        prompt = self.prompt(question)
-        encoded = self.tokenizer(
-            prompt + answer, add_special_tokens=self.tags is not None, return_offsets_mapping=True, verbose=False
-        )
+        prompt = "" if question is None else self.prompt(question)
+        plain = question is None or self.tags is not None  # a chat template writes its special tokens itself
+        encoded = self.tokenizer(prompt + answer, add_special_tokens=plain, return_offsets_mapping=True, verbose=False)
         ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
         if ends[-1] == 0:  # an end token that the tokenizer added by itself has no characters
             ids, ends = ids[:-1], ends[:-1]
@@ -567,7 +570,7 @@ class Formatter:
             ids = ids[: self.max_length]
         if start >= len(ids):
             raise InputError(
-                f"--max-length {self.max_length} leaves no room for an answer after the question {question[:60]!r} "
+                f"--max-length {self.max_length} leaves no room for an answer after the question {(question or '')[:60]!r} "
                 f"of {start} tokens; raise it"
             )
         return ids, start

@@ -14,12 +14,12 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dualoptim import demo
 from dualoptim.args import DEMO, UnlearnArgs, split_objectives
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, reason
 from dualoptim.modeling import add_adapter, load_config, start_accelerator
 from dualoptim.optim import decay_groups
+from dualoptim.shared_state import BLOCK
 from dualoptim.tracking import say
 
-BLOCK = 256  # values that share one absmax in 8-bit state
 LOGIT_COPIES = 5  # logits, the softmax's input in float32, and their gradients: measured, in float32 and in bfloat16
 GB = 1024**3
 
@@ -244,9 +244,8 @@ def plan(args: UnlearnArgs, accelerator: Accelerator) -> MemoryPlan:
             with torch.device("meta"):  # the class itself: from_config divides real weights in a ZeRO-3 launch
                 model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
         except Exception as error:  # as many kinds as there are architectures
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise InputError(
-                f"--model {args.model}: its configuration builds no language model ({reason}); "
+                f"--model {args.model}: its configuration builds no language model ({reason(error)}); "
                 f"give one that AutoModelForCausalLM can build"
             ) from None
     if args.load_in_4bit:

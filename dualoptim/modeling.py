@@ -71,7 +71,7 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
         plugin = accelerator.state.fsdp_plugin
         if not accelerator.is_fsdp2:
             raise InputError("the launch asks for FSDP version 1; set fsdp_version: 2, as accelerate_configs/fsdp2.yaml does")
-        if isinstance(args, TrainArgs) and args.optim_bits == 8:
+        if isinstance(args, TrainArgs) and args.state_bits == 8:
             raise InputError("--optim-bits 8 cannot divide its states under FSDP; use ddp.yaml or one of the zero*.yaml")
         # the other processes would have an empty model until it is prepared, and it is evaluated before that
         disable_fsdp_ram_efficient_loading()

@@ -50,10 +50,12 @@ def sweep(args: SweepArgs) -> list[dict[str, Any]]:
     A row is a task of a run, with the last one's scores; a run that failed has its reason under `failed`.
 
     Raises:
-        InputError: if every run is refused, with the first one's reason.
+        InputError: without an output folder, or if every run is refused, with the first one's reason.
     """
+    if args.output_dir is None:
+        raise InputError("a sweep needs a folder that a second call finds again; give --output-dir")
     accelerator = start_accelerator(args)
-    folder = Path(str(args.output_dir)).expanduser()
+    folder = Path(args.output_dir).expanduser()
     rows: list[dict[str, Any]] = []
     refused: list[InputError] = []
     for name, one in runs_of(args).items():

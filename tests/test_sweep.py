@@ -8,7 +8,8 @@ import pytest
 
 from dualoptim import InputError
 from dualoptim import sweep as sweep_module
-from dualoptim.args import SweepArgs, UnlearnArgs
+from dualoptim.args import SweepArgs, UnlearnArgs, parse
+from dualoptim.presets import PRESETS
 from dualoptim.sweep import runs_of, summarize, sweep
 
 
@@ -83,8 +84,12 @@ def test_means_are_over_seeds_after_the_last_task():
 
 
 def test_sweep_flags(tmp_path):
+    with pytest.raises(InputError, match="give --output-dir"):
+        sweep(parse(SweepArgs, []))
+    assert parse(SweepArgs, ["--output-dir", "x", "--seeds", "1", "2", "--preset", "npo-gd"]) == SweepArgs(
+        **{**PRESETS["npo-gd"].settings, "output_dir": "x", "seeds": (1, 2)}
+    )
     for changes, message in (
-        ({}, "give --output-dir"),
         ({"output_dir": "x", "forget_lr": 1e-5, "forget_lrs": (1e-5,)}, "--forget-lr 1e-05 and --forget-lrs both set"),
         ({"output_dir": "x", "forget_lrs": (1e-5,), "optim": "adamw"}, "--forget-lrs has no effect with --optim adamw"),
         ({"output_dir": "x", "resume": "newest"}, "a sweep skips what is finished by itself"),
