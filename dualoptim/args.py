@@ -125,11 +125,20 @@ class MeasureArgs(CommonArgs):
             raise InputError(f"--retain-file {self.retain_file} needs --forget-file, the rows to forget")
         if self.forget_file is not None and self.data is not None:
             raise InputError(f"--forget-file {self.forget_file} takes the place of --data {self.data}; give one of them")
+        if self.forget_file is None:
+            for name in ("question_column", "answer_column", "text_column"):
+                if getattr(self, name) != getattr(MeasureArgs, name):
+                    flag = f"--{name.replace('_', '-')}"
+                    raise InputError(f"{flag} {getattr(self, name)} names a column of your own files; give --forget-file")
         if self.forget_file is not None and self.model == DEMO:
             raise InputError(f"--forget-file {self.forget_file} needs a model that knows it; give --model")
         check_unique("--lm-eval-tasks", self.lm_eval_tasks)
         if self.lm_eval_tasks and importlib.util.find_spec("lm_eval") is None:
             raise InputError("--lm-eval-tasks needs the package lm-eval; pip install 'dualoptim[lm-eval]'")
+        if self.lm_eval_path is not None and not self.lm_eval_tasks:
+            raise InputError(
+                f"--lm-eval-path {self.lm_eval_path} has tasks that nothing asks for; name some with --lm-eval-tasks"
+            )
         if self.lm_eval_path is not None and not Path(self.lm_eval_path).expanduser().is_dir():
             raise InputError(f"--lm-eval-path {self.lm_eval_path}: no such folder; give the one with your tasks' .yaml files")
         check_range("--eval-rows", self.eval_rows, 0)
@@ -281,7 +290,8 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     gamma: float | None = None
     """Second constant: SimNPO's margin (default 0), SatImp's exponent of 1-p (default 1)."""
     layer: int | None = None
-    """Decoder layer that RMU and EMBED read, from 0. Default: 7 as published, or half the depth of a smaller model."""
+    """Decoder layer that RMU and EMBED read, from 0; not the last. Default: 7 as published, or half the depth of a smaller
+    model."""
     reference_dir: str | None = None
     """Folder of stored references, which runs on the same weights and rows share. Default: reference/ of the output folder."""
     fix_ref_model: bool = False
@@ -337,7 +347,10 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
             check_range("--gamma", self.gamma, 0)
         if self.layer is not None:
             check_range("--layer", self.layer, 0)
+        self._check_objectives()
         self._check_optimizers()
+        if self.lm_eval_tasks and not self.eval:
+            raise InputError("--lm-eval-tasks are a part of the evaluation, which --no-eval leaves out; drop one of them")
         check_range("--save-every", self.save_every, 0)
         check_range("--keep-checkpoints", self.keep_checkpoints, 1)
         if self.resume is not None:
@@ -345,6 +358,23 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
                 raise InputError("--resume needs the folder of the run to go on with; give --output-dir")
             if self.overwrite:
                 raise InputError("--resume keeps what --overwrite would remove; give one of them")
+
+    def _check_objectives(self) -> None:
+        """Refuse constants of objectives that this run does not have."""
+        objectives = [objective for pair in self.forget_losses for objective in split_objectives(pair) if objective]
+        for name, fits in (
+            ("beta", any(not math.isnan(objective.beta) for objective in objectives)),
+            ("gamma", any(not math.isnan(objective.gamma) for objective in objectives)),
+            ("layer", any(objective.needs_layer for objective in objectives)),
+            ("fix_ref_model", any(objective.reference for objective in objectives)),
+        ):
+            value = getattr(self, name)
+            if value not in (None, False) and not fits:
+                shown = "" if value is True else f" {value:g}"
+                raise InputError(
+                    f"--{name.replace('_', '-')}{shown} has no effect with {' '.join(self.forget_losses)}; drop it, or choose "
+                    "objectives that have it (README, Objectives)"
+                )
 
     def _check_optimizers(self) -> None:
         """Refuse settings of an optimizer that this run does not have."""
@@ -361,7 +391,7 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
             ("quantize_base", plus, "dual-adamw-plus"),
         ):
             value = getattr(self, name)
-            if not fits and value not in (None, "both", False, 0.0):
+            if not fits and value != getattr(UnlearnArgs, name):
                 shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
                 raise InputError(f"--{name.replace('_', '-')} {shown} has no effect here; it needs --optim {needed}")
         check_range("--max-update", self.max_update, 0)
@@ -371,6 +401,10 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
             for beta in betas or ():
                 if not 0 <= beta < 1:
                     raise InputError(f"{flag} {beta:g} is out of range; give two numbers from 0 up to but not 1")
+        if self.optim_bits == 8 and self.forget_optimizer and self.retain_optimizer:
+            raise InputError(
+                "--optim-bits 8 has no effect with --forget-optimizer and --retain-optimizer; name adamw-8bit there"
+            )
         if self.decouple in ("m", "v") and self.optim_bits == 8:
             raise InputError(f"--decouple {self.decouple} has no 8-bit form; give --optim-bits 32")
 
@@ -614,11 +648,14 @@ def _leave_process_group() -> None:
 
 
 def main(kind: type[A], action: Callable[[A], object]) -> NoReturn:
-    """Parse, act, and end with one line on stderr and code 2 for a user's mistake, 1 for a run that left the numbers."""
+    """Parse, act, and end: with one line on stderr and code 2 for a user's mistake, 1 for a run that left the numbers.
+
+    Otherwise with the code that `action` returns, or 0.
+    """
     try:
-        action(parse(kind))
+        outcome = action(parse(kind))
         _leave_process_group()
     except (InputError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
-    sys.exit(0)
+    sys.exit(outcome if isinstance(outcome, int) else 0)

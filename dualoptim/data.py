@@ -370,24 +370,28 @@ def read_own(path: Path, question: str, answer: str, text: str) -> list[Row]:
         InputError: naming file, line or column.
     """
     kind = path.suffix.lower()
+    lines: list[int] = []  # where the rows stand, if that is not their number
     try:
         if kind == ".txt":
             raws: list[Any] = [{text: path.read_text(encoding="utf-8")}]
         elif kind == ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                raws = list(csv.DictReader(file))
+            csv.field_size_limit(2**31 - 1)  # a passage may be longer than the module's 131,072 characters
+            with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a mark at the start
+                table = csv.DictReader(file)
+                raws, lines = [], []
+                for record in table:
+                    raws.append(record)
+                    lines.append(table.line_num)
         elif kind == ".parquet":
             import pyarrow.parquet  # comes with datasets
 
             raws = pyarrow.parquet.read_table(path).to_pylist()
         elif kind in (".json", ".jsonl"):
-            lines = path.read_text(encoding="utf-8").split("\n")
-            raws = [
-                _json_line(line, f"{path}:{number}") if line.strip() else None for number, line in enumerate(lines, start=1)
-            ]
+            text_lines = path.read_text(encoding="utf-8").split("\n")
+            raws = [_json_line(line, f"{path}:{number}") if line.strip() else None for number, line in enumerate(text_lines, 1)]
         else:
             raise InputError(f"{path}: {kind or 'no'} ending; give a .jsonl, .json, .csv, .parquet or .txt file")
-    except (OSError, ValueError) as error:  # pyarrow's errors and JSON's are ValueErrors
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors
         raise InputError(
             f"{path}: cannot be read ({reason(error)}); give UTF-8 text, one JSON object a line, or a table"
         ) from None
@@ -395,9 +399,11 @@ def read_own(path: Path, question: str, answer: str, text: str) -> list[Row]:
     for number, raw in enumerate(raws, start=1):
         if raw is None:
             continue
-        place = f"{path}:{number}"
+        place = f"{path}:{lines[number - 1] if lines else number}"
         if not isinstance(raw, dict):
             raise InputError(f"{place}: not a JSON object; write one per line")
+        if raw.get("task_id") == "":  # a table's empty cell
+            del raw["task_id"]
         if text in raw and question not in raw:
             if not isinstance(raw[text], str) or not raw[text].strip():
                 raise InputError(f"{place}: {text} is {raw[text]!r}; give a text that is not empty")
@@ -522,15 +528,28 @@ class Formatter:
     _known: dict[tuple[str | None, str], tuple[list[int], int]] = field(default_factory=dict, init=False, repr=False)
 
     def cut_passage(self, row: Row) -> list[Row]:
-        """A passage in pieces of at most `max_length` tokens, end token included; a question stays as it is."""
+        """A passage in pieces of at most `max_length` tokens, end token included; a question stays as it is.
+
+        Raises:
+            InputError: if `max_length` leaves no room for two tokens.
+        """
         if row.question is not None:
             return [row]
         offsets = self.tokenizer(row.answer, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
             "offset_mapping"
         ]
         room = self.max_length - 2  # the end token, and a beginning that some tokenizers add
-        spans = [offsets[start : start + room] for start in range(0, len(offsets), room)]
-        return [replace(row, answer=row.answer[span[0][0] : span[-1][1]]) for span in spans if len(span) > 1 or len(spans) == 1]
+        if room < 2:
+            raise InputError(f"--max-length {self.max_length} is too short for pieces of a passage; give 4 or more")
+        # a last piece of one token would have nothing to be predicted from: it takes one from the piece before
+        starts = [*range(0, len(offsets), room)]
+        if len(offsets) - starts[-1] == 1 and len(starts) > 1:
+            starts[-1] -= 1
+        ends = [*starts[1:], len(offsets)]
+        return [
+            replace(row, answer=row.answer[offsets[start][0] : offsets[end - 1][1]])
+            for start, end in zip(starts, ends, strict=True)
+        ]
 
     def prompt(self, question: str) -> str:
         """Everything before the answer."""

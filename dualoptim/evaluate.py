@@ -27,7 +27,7 @@ from dualoptim.args import DEMO, EvalArgs, MeasureArgs
 from dualoptim.checkpoint import claim, output_folder, weights_hash, write_json, write_json_lines
 from dualoptim.data import Example, OwnFiles, Row, in_length_order, open_source
 from dualoptim.errors import InputError, reason
-from dualoptim.modeling import Policy, load_policy, start_accelerator
+from dualoptim.modeling import Policy, autocast, load_policy, start_accelerator
 from dualoptim.report import score_table
 from dualoptim.scores import score
 from dualoptim.tracking import say
@@ -114,23 +114,49 @@ def evaluate_model(
     return summary
 
 
+def check_general_ability(args: MeasureArgs) -> None:
+    """Make sure that lm-eval knows the tasks of `--lm-eval-tasks`, before anything is computed.
+
+    Raises:
+        InputError: naming the first that it does not.
+    """
+    if not args.lm_eval_tasks:
+        return
+    manager = _task_manager(args)
+    for task in args.lm_eval_tasks:
+        if not manager.match_tasks([task]):
+            place = f" and {args.lm_eval_path} has none of that name" if args.lm_eval_path else ""
+            raise InputError(f"--lm-eval-tasks {task}: lm-eval has no such task{place}; `lm-eval ls tasks` lists them")
+
+
+def _task_manager(args: MeasureArgs) -> Any:
+    from lm_eval.tasks import TaskManager  # ten seconds, and only for this
+
+    return TaskManager(include_path=str(Path(args.lm_eval_path).expanduser()) if args.lm_eval_path else None)
+
+
 def general_ability(policy: Policy, accelerator: Accelerator, args: MeasureArgs) -> dict[str, dict[str, float]]:
     """The tasks of `--lm-eval-tasks` by the package lm-eval, measured by the main process: metrics by task.
 
     Raises:
-        InputError: if a task is unknown or its data cannot be reached.
+        InputError: if the data of a task cannot be reached.
     """
     results: list[Any] = [None]
     if accelerator.is_main_process:
-        import lm_eval  # ten seconds, and only for this
+        import lm_eval
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
 
         try:
             found = lm_eval.simple_evaluate(
-                model=HFLM(accelerator.unwrap_model(policy.model), tokenizer=policy.tokenizer, batch_size=args.eval_batch_size),
+                model=HFLM(
+                    accelerator.unwrap_model(policy.model),
+                    tokenizer=policy.tokenizer,
+                    batch_size=args.eval_batch_size,
+                    # it switches our autocast off, without which flash-attention does not run
+                    mixed_precision_dtype={"bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision),
+                ),
                 tasks=list(args.lm_eval_tasks),
-                task_manager=TaskManager(include_path=args.lm_eval_path),
+                task_manager=_task_manager(args),
                 limit=args.eval_rows or None,
                 log_samples=False,
                 bootstrap_iters=0,
@@ -141,9 +167,9 @@ def general_ability(policy: Policy, accelerator: Accelerator, args: MeasureArgs)
                     for task, scores in found["results"].items()
                 }
             ]
-        except Exception as error:  # unknown tasks, data sets that need a network, broken YAML: all kinds
+        except Exception as error:  # data sets that need a network, broken YAML: all kinds
             results = [
-                f"--lm-eval-tasks {' '.join(args.lm_eval_tasks)}: lm-eval cannot run them ({reason(error)}); check the names"
+                f"--lm-eval-tasks {' '.join(args.lm_eval_tasks)}: lm-eval cannot run them ({reason(error)}); check their data"
             ]
     (result,) = broadcast_object_list(results)
     if isinstance(result, str):
@@ -211,7 +237,7 @@ def _evaluate_set(
 ) -> list[dict[str, Any]]:
     """One record per row, in order, on all processes, each of which computes its share."""
     mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-    with accelerator.autocast():
+    with autocast(accelerator):
         records = _evaluate_rows(policy, accelerator, name, [rows[index] for index in mine], args)
     gathered = gather_object(list(zip(mine, records, strict=True)))
     return [record for _, record in sorted(gathered, key=lambda item: item[0])]
@@ -357,6 +383,7 @@ def evaluate(args: EvalArgs) -> dict[str, Any]:
     folder = output_folder(args, accelerator) / "eval"
     source = open_source(args)
     source.evaluation_sets(args.split, args.task)  # what is wrong with the data shows before the model is loaded
+    check_general_ability(args)
     policy = load_policy(args, accelerator)
     if isinstance(source, OwnFiles):
         source.cut(policy.formatter)

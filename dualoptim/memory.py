@@ -86,7 +86,7 @@ class MemoryPlan:
 
     device: Parts
     host: Parts
-    optimizer_by_bits: dict[int, int]  # what the optimizer state takes with 32 and with 8 bits
+    optimizer_by_bits: dict[int, int]  # what the optimizer state would take with 32 and with 8 bits for all moments
     whole: int  # the whole model in float32, which is loaded before it is divided, and evaluated
     capacity: int  # of the device; on a CPU the process's share of the machine
     host_capacity: int  # the process's share of the machine
@@ -95,7 +95,6 @@ class MemoryPlan:
     layout: Layout
     tokens: int
     optim: str
-    optim_bits: int
 
     @property
     def needed(self) -> int:
@@ -111,13 +110,31 @@ class MemoryPlan:
 # ------------------------------------------------------------------------------------------------------- arithmetic
 
 
-def state_bytes(quantizable: int, other: int, banks: int, bits: int = 32) -> int:
-    """Bytes of AdamW's two moments in `banks` banks.
+def moments_of(args: UnlearnArgs) -> tuple[int, int]:
+    """How many moments of every parameter the optimizer keeps: in 32 bits, and in 8 where a tensor can be quantized.
 
-    32 bits: 8 bytes a parameter and bank. 8 bits: one byte a value and one float32 absmax per 256 values; `other` stays 32.
+    AdamW has two, SGD one, sign SGD none; an optimizer by import path is taken to have two.
     """
-    per_value = 4 if bits == 32 else 1 + 4 / BLOCK
-    return round(2 * banks * (quantizable * per_value + other * 4))
+    narrow = args.optim_bits == 8
+    if args.optim == "dual-adamw-plus":
+        in_bytes = 4 * (narrow or args.quantize_delta) + 2 * (narrow or args.quantize_base)
+        return 6 - in_bytes, in_bytes
+    if args.optim != "dual-adamw" or args.decouple == "none":
+        return (0, 2) if narrow else (2, 0)
+    if args.decouple != "both":
+        return 3, 0
+    standard = "adamw-8bit" if narrow else "adamw"
+    names = args.forget_optimizer or standard, args.retain_optimizer or standard
+    wide = {"adamw-8bit": 0, "sgd": 1, "signsgd": 0}
+    return sum(wide.get(name, 2) for name in names), 2 * names.count("adamw-8bit")
+
+
+def state_bytes(quantizable: int, other: int, wide: int, narrow: int = 0) -> int:
+    """Bytes of `wide` moments in 32 bits and `narrow` ones in 8, over parameters that can be quantized and others.
+
+    8 bits: one byte a value and one float32 absmax per 256 values; `other` stays in 32.
+    """
+    return round(quantizable * (4 * wide + (1 + 4 / BLOCK) * narrow) + other * 4 * (wide + narrow))
 
 
 def activation_bytes(shape: Shape, tokens: int, half: bool, checkpointing: bool) -> int:
@@ -253,9 +270,12 @@ def plan(args: UnlearnArgs, accelerator: Accelerator) -> MemoryPlan:
     if args.use_lora:
         model = add_adapter(args, model)
     shape = shape_of(model, args.quantize_embeddings)
-    banks = {"dual-adamw": 2, "dual-adamw-plus": 3}.get(args.optim, 1)
-    optimizer = {bits: state_bytes(shape.quantizable, shape.other, banks, bits) for bits in (32, 8)}
-    device, host = divide(shape, layout, optimizer[args.optim_bits])
+    wide, narrow = moments_of(args)
+    optimizer = {
+        bits: state_bytes(shape.quantizable, shape.other, *((wide + narrow, 0) if bits == 32 else (0, wide + narrow)))
+        for bits in (32, 8)
+    }
+    device, host = divide(shape, layout, state_bytes(shape.quantizable, shape.other, wide, narrow))
 
     objectives = [objective for pair in args.forget_losses for objective in split_objectives(pair) if objective]
     texts = args.batch_size * max(len(objective.reads) for objective in objectives)
@@ -281,7 +301,6 @@ def plan(args: UnlearnArgs, accelerator: Accelerator) -> MemoryPlan:
         layout=layout,
         tokens=tokens,
         optim=args.optim,
-        optim_bits=args.optim_bits,
     )
 
 
@@ -305,7 +324,7 @@ def describe(plan: MemoryPlan, args: UnlearnArgs) -> str:
         lines.append(f"  {field:<16}{getattr(plan.device, field) / unit:>10.2f}{on_host}")
     sizes = ", ".join(f"{bits}-bit {size / unit:.2f}" for bits, size in plan.optimizer_by_bits.items())
     lines += [
-        f"  optimizer state: {sizes} (the table takes {plan.optim_bits}-bit)",
+        f"  optimizer state: {sizes}",
         f"  loading and evaluation: the whole model in float32, {plan.whole / unit:.2f}, before and after it is divided",
         f"  activations and logits: at worst, {plan.tokens:,} tokens a micro-batch (every text as long as --max-length "
         f"{args.max_length}, all of it scored)",

@@ -3,7 +3,9 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from dualoptim.errors import InputError, reason
 from dualoptim.scores import Batch
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE = timedelta(hours=12)
 
 
 @dataclass
@@ -56,7 +60,10 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
     accelerator = Accelerator(
         # without `cpu` several processes on a CPU would run as so many separate jobs; with it DeepSpeed would be switched off
         cpu=on_cpu and not with_deepspeed,
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and (several or with_deepspeed) else [],
+        # the main process may work for long while the others wait: it writes, hashes, and runs lm-eval
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if on_cpu else None, timeout=_PATIENCE)]
+        if several or with_deepspeed
+        else [],
     )
     if with_deepspeed:
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
@@ -83,6 +90,16 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(args.threads or max(1, cores // here))
     return accelerator
+
+
+def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
+    """The launch's 16-bit products on float32 weights, for a model that is not prepared.
+
+    Accelerate's own does nothing under DeepSpeed, whose engine has 16-bit weights; a whole model beside it still needs this,
+    and flash-attention does not run without.
+    """
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    return torch.autocast(accelerator.device.type, precision) if precision else nullcontext()
 
 
 def load_config(args: CommonArgs) -> tuple[Any, str, dict[str, str]]:
@@ -214,7 +231,7 @@ def assemble(args: CommonArgs, model: Any, formatter: Formatter, template: str, 
     """A `Policy` of a loaded model, which is moved to its device and probed for packed rows."""
     if not getattr(model, "is_loaded_in_4bit", False):  # those lie there already and cannot be moved
         model.to(accelerator.device)
-    with accelerator.autocast():
+    with autocast(accelerator):
         packed = args.packing and takes_packed_rows(model)
     if args.packing and not packed:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)

@@ -12,10 +12,11 @@ last one, FSDP fails to save them, and fp16 unscales the gradients once for each
 
 import functools
 import importlib
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -56,9 +57,11 @@ class DualOptimizer(Optimizer):
         for group_id, group in enumerate(self.param_groups):
             group["group_id"] = group_id
         self._inner: dict[str, Optimizer] = {}
+        self._make = {"forget": forget, "retain": retain}
+        self._built_with_state: set[str] = set()  # phases whose optimizer makes its state in the constructor (Adagrad)
         self._ready: set[tuple[str, int]] = set()  # phases and parameters that `materialize` has seen
         self._settings: dict[str, Groups] = {}
-        for name, make in (("forget", forget), ("retain", retain)):
+        for name, make in self._make.items():
             inner = make([{**group, "params": list(group["params"])} for group in self.param_groups])
             if [group.get("group_id") for group in inner.param_groups] != list(range(len(self.param_groups))):
                 raise ValueError(f"the {name} optimizer must keep the parameter groups that it is given")
@@ -67,6 +70,9 @@ class DualOptimizer(Optimizer):
             self._settings[name] = [
                 {key: value for key, value in group.items() if key not in _OWN_KEYS} for group in inner.param_groups
             ]
+            if inner.state:  # dropped and made when it is needed, because ZeRO exchanges the parameters that it belongs to
+                self._built_with_state.add(name)
+                inner.state = defaultdict(dict)
             self._inner[name] = inner
             self._take_back(name)
         self.use(phase)
@@ -106,8 +112,8 @@ class DualOptimizer(Optimizer):
         """Create the zero state of both banks for every parameter that has none yet; weights do not change.
 
         A bank that appears only once its phase has had a step is lost by loaders that fill just what exists (FSDP2), so
-        `step` does this for both phases the first time a parameter is touched. The state is made by the inner
-        optimizer itself, from a step with a zero gradient at rate zero, one parameter at a time to keep memory flat.
+        `step` does this for both phases the first time a parameter is touched. The state is made by the inner optimizer
+        itself, in its constructor or by a step with a zero gradient at rate zero, one parameter at a time to keep memory flat.
         """
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -119,8 +125,11 @@ class DualOptimizer(Optimizer):
                 for phase in missing:
                     self._ready.add((phase, id(parameter)))
                     if _with_prefix(self.state.get(parameter, {}), f"{phase}/"):
-                        continue  # loaded, or made by the inner optimizer's constructor
+                        continue  # loaded
                     settings = {**self._settings[phase][group["group_id"]], "lr": 0.0, "weight_decay": 0.0}
+                    if phase in self._built_with_state:
+                        fresh = self._make[phase]([{**group, "params": [parameter]}])
+                        self.state[parameter].update({f"{phase}/{key}": v for key, v in fresh.state[parameter].items()})
                     inner = self._lend(phase, [{**group, **settings, "params": [parameter], "phase": phase}])
                     try:
                         inner.step()
@@ -238,9 +247,10 @@ def adamw(lr: float, betas: tuple[float, float], eps: float = 1e-8, bits: int = 
 
 
 def named_optimizer(name: str, betas: tuple[float, float], weight_decay: float) -> MakeOptimizer:
-    """A factory of the optimizer called `name`: adamw, adamw-8bit, sgd, signsgd, or an import path (with its own defaults).
+    """A factory of the optimizer called `name`: adamw, adamw-8bit, sgd, signsgd, or an import path.
 
-    Groups that are `decayed` get `weight_decay`. SGD takes its momentum from the first of `betas`. Raises:
+    Groups that are `decayed` get `weight_decay`, an optimizer that `takes_betas` gets those, SGD the first of them as its
+    momentum; all else is the optimizer's own default. Raises:
         ImportError, AttributeError, TypeError: if a path leads to no optimizer.
     """
     make: Callable[..., Optimizer]
@@ -251,14 +261,26 @@ def named_optimizer(name: str, betas: tuple[float, float], weight_decay: float) 
     elif name == "signsgd":
         make = functools.partial(SignSGD, lr=0.0)
     else:
-        module, _, attribute = name.rpartition(".")
-        if not module:
-            raise ImportError(f"{name!r} is no optimizer's name")
-        kind = getattr(importlib.import_module(module), attribute)
-        if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
-            raise TypeError(f"{name} is no torch optimizer")
-        make = functools.partial(cast(Any, kind), lr=0.0)
+        make = functools.partial(_imported(name), lr=0.0, **({"betas": betas} if takes_betas(name) else {}))
     return lambda groups: make([{**group, "weight_decay": weight_decay if group["decayed"] else 0.0} for group in groups])
+
+
+def takes_betas(name: str) -> bool:
+    """Whether decay rates of moments mean anything to the optimizer called `name`."""
+    if name in ("adamw", "adamw-8bit", "sgd", "signsgd"):
+        return name != "signsgd"
+    return "betas" in inspect.signature(_imported(name)).parameters
+
+
+def _imported(path: str) -> Any:
+    """The optimizer's class at an import path."""
+    module, _, attribute = path.rpartition(".")
+    if not module:
+        raise ImportError(f"{path!r} is no optimizer's name")
+    kind = getattr(importlib.import_module(module), attribute)
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        raise TypeError(f"{path} is no torch optimizer")
+    return kind
 
 
 @functools.cache

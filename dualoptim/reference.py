@@ -9,6 +9,8 @@ bytes as well. Values are stored by weights and token ids, so all runs of one ou
 import contextlib
 import copy
 import hashlib
+import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from dualoptim.checkpoint import weights_hash
 from dualoptim.data import Example, in_length_order
 from dualoptim.errors import InputError
 from dualoptim.losses import Objective
-from dualoptim.modeling import Policy
+from dualoptim.modeling import Policy, autocast
 from dualoptim.scores import Batch, Reference, score
 
 
@@ -70,43 +72,16 @@ class Frozen:
     def __init__(
         self, policy: Policy, accelerator: Accelerator, folder: Path, objectives: Iterable[Objective], size: int
     ) -> None:
-        """`folder` holds the values of all models; `size` texts are scored at once. `objectives` say whether a head is needed.
-
-        Raises:
-            InputError: if the model's logits are not what its output head gives, and an objective needs them.
-        """
+        """`folder` holds the values of all models; `size` texts are scored at once. A head is kept if `objectives` need it."""
         self._accelerator, self._size = accelerator, size
         self._folder, self._hash = folder, weights_hash(policy.model)[:16]
         self._head: Any = None
         if any(objective.reference == "logits" for objective in objectives):
             self._head = copy.deepcopy(policy.model.get_output_embeddings()).requires_grad_(False)
-            self._check_head(policy)
-
-    def _check_head(self, policy: Policy) -> None:
-        """Some models scale or cap their logits after the head."""
-        batch = policy.batch([Example([1, 2, 3], 1)], self._accelerator.device)
-        with torch.no_grad(), _evaluating(policy.model):
-            hidden, logits = self._head_input(policy, batch), score(policy.model, batch).logits
-            if not torch.allclose(self._head(hidden.to(self._head.weight)).float(), logits, rtol=1e-3, atol=1e-3):
-                raise InputError(
-                    f"{type(policy.model).__name__} changes its logits after the output head, so KL and UNDIAL have no "
-                    "reference here; choose GD or AP, or NPO"
-                )
-
-    @staticmethod
-    def _head_input(policy: Policy, batch: Batch) -> Tensor:
-        """What the output head gets at the scored tokens: [N, H]."""
-        seen: list[Tensor] = []
-        handle = policy.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            score(policy.model, batch)
-        finally:
-            handle.remove()
-        return seen[-1][batch.row, batch.column]
 
     def _store(self, objective: Objective) -> Store:
         layer = f"-layer{objective.layer}" if objective.reference == "hidden" else ""
-        return Store(self._folder / f"{self._hash}-{objective.reference}{layer}")
+        return Store(self._folder / f"{self._hash}-{self._accelerator.mixed_precision}-{objective.reference}{layer}")
 
     def score(self, policy: Policy, objective: Objective, examples: Iterable[Example]) -> None:
         """Make sure that the values of `examples` are on disk; `policy` must still hold the weights of this reference.
@@ -119,12 +94,12 @@ class Frozen:
         keys = list(missing)[self._accelerator.process_index :: self._accelerator.num_processes]
         texts = [missing[key] for key in keys]
         values: list[Tensor] = [torch.empty(0)] * len(texts)
-        with torch.no_grad(), _evaluating(policy.model), self._accelerator.autocast():
+        with torch.no_grad(), _evaluating(policy.model), autocast(self._accelerator):
             for chosen in in_length_order([len(text.ids) for text in texts], self._size):
                 batch = policy.batch([texts[index] for index in chosen], self._accelerator.device)
                 found: Tensor | None
                 if objective.reference == "logits":
-                    found = self._head_input(policy, batch)
+                    found = _head_input(policy, batch)
                 else:
                     scores = score(policy.model, batch, objective.layer)
                     found = scores.log_prob if objective.reference == "log_prob" else scores.hidden
@@ -133,19 +108,20 @@ class Frozen:
                 for index, value in zip(chosen, found.float().cpu().split(counts), strict=True):
                     values[index] = value
         if keys:
-            store.write(f"{len(store.files):04d}-{self._accelerator.process_index}", keys, values)
+            # another launch may write to the same folder meanwhile
+            store.write(f"{len(store.files):04d}-{self._accelerator.process_index}-{secrets.token_hex(4)}", keys, values)
         self._accelerator.wait_for_everyone()
 
     def reader(self, objective: Objective) -> "Reader":
         """What gives an objective its reference, batch by batch."""
-        return Reader(self._store(objective), objective, self._head)
+        return Reader(self._store(objective), objective, self._head, self._accelerator)
 
 
 class Reader:
     """The reference of one objective for the texts of a batch."""
 
-    def __init__(self, store: Store, objective: Objective, head: Any) -> None:
-        self._store, self._kind, self._head = store, objective.reference, head
+    def __init__(self, store: Store, objective: Objective, head: Any, accelerator: Accelerator) -> None:
+        self._store, self._kind, self._head, self._accelerator = store, objective.reference, head, accelerator
 
     def __call__(self, examples: Sequence[Example], device: torch.device) -> Reference:
         """The reference at the scored tokens of `examples`, in their order."""
@@ -154,8 +130,46 @@ class Reader:
             return Reference(log_prob=values)
         if self._kind == "hidden":
             return Reference(hidden=values)
-        with torch.no_grad():
+        with torch.no_grad(), autocast(self._accelerator):
             return Reference(logits=self._head(values.to(self._head.weight.dtype)).float())
+
+
+def check_reference(policy: Policy, accelerator: Accelerator, objectives: Iterable[Objective], folder: Path) -> None:
+    """Make sure, before anything is written, that `objectives` can have their references from `policy`'s model.
+
+    Raises:
+        InputError: if the model's logits are not what its output head gives (some scale or cap them) and one needs them, or if
+            `folder` cannot be one.
+    """
+    kinds = {objective.reference for objective in objectives} - {None}
+    for place in (folder, *folder.parents) if kinds else ():
+        if place.exists():
+            if not (place.is_dir() and os.access(place, os.W_OK)):
+                raise InputError(f"--reference-dir {folder}: {place} is no folder that can be written to; give another")
+            break
+    if "logits" not in kinds:
+        return
+    batch = policy.batch([Example([1, 2, 3], 1)], accelerator.device)
+    head = policy.model.get_output_embeddings()
+    with torch.no_grad(), _evaluating(policy.model), autocast(accelerator):
+        logits = score(policy.model, batch).logits
+        rebuilt = head(_head_input(policy, batch)).float()
+    if not torch.allclose(rebuilt, logits, rtol=1e-3, atol=1e-3):
+        raise InputError(
+            f"{type(policy.model).__name__} changes its logits after the output head, so KL and UNDIAL have no reference here; "
+            "choose GD or AP, or NPO"
+        )
+
+
+def _head_input(policy: Policy, batch: Batch) -> Tensor:
+    """What the output head gets at the scored tokens: [N, H]."""
+    seen: list[Tensor] = []
+    handle = policy.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        score(policy.model, batch)
+    finally:
+        handle.remove()
+    return seen[-1][batch.row, batch.column]
 
 
 @contextlib.contextmanager

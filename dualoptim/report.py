@@ -28,6 +28,10 @@ _METRIC_TITLES = {
 }
 
 
+SEQUENCE_FILES = ("tasks.csv", "tasks.md", "tasks.png")
+"""What a sequence of tasks leaves beside their folders."""
+
+
 def score_table(summaries: Mapping[str, Mapping[str, Any]], full: bool = False) -> str:
     """What was forgotten and what was kept, as a Markdown table with a column per summary, by its title.
 
@@ -115,24 +119,26 @@ def write_results(folder: Path, new_rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_sequence(folder: Path, results: Sequence[Any]) -> None:
-    """`tasks.csv`, `tasks.md` and `tasks.png`: every task so far, measured before the first one and after each.
+    """`tasks.csv`, `tasks.md` and `tasks.png`: the first task before it was unlearned, and every task so far after each.
 
     `results` are `TaskResult`s of one pair and rate, in order. A line is a state of the model, a column a task: does it
-    remember task 1 again after task 5?
+    remember task 1 again after task 5? A score that could not be computed is empty.
     """
     tasks = [result.task for result in results]
     lines: list[dict[str, Any]] = []
-    for position, result in enumerate(results):
-        scores = result.after["sets"]
-        line: dict[str, Any] = {"after_task": result.task}
+    states = [("before", results[0].before, []), *((r.task, r.after, tasks[: n + 1]) for n, r in enumerate(results))]
+    for state, summary, unlearned in states:
+        scores = summary["sets"]
+        line: dict[str, Any] = {"after_task": state}
+        newest = unlearned[-1] if unlearned else tasks[0]
         for task in tasks:
-            own = scores.get("forget" if task == result.task else f"forget_task{task}", {})
+            own = scores.get("forget" if task == newest else f"forget_task{task}", {})
             line |= {f"task{task}_{metric}": own.get(metric) for metric in ("probability", "rouge_l_recall")}
-        seen = [line[f"task{task}_probability"] for task in tasks[: position + 1]]
-        line["all_tasks_probability"] = sum(seen) / len(seen)
+        seen = [value for task in unlearned if (value := line[f"task{task}_probability"]) is not None]
+        line["all_tasks_probability"] = sum(seen) / len(seen) if seen else None
         line["retain_probability"] = scores.get("retain", {}).get("probability")
         for name in ("model_utility", "untargeted_forget_efficacy"):
-            line[name] = result.after.get(name)
+            line[name] = summary.get(name)
         lines.append(line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
@@ -148,7 +154,8 @@ def write_sequence(folder: Path, results: Sequence[Any]) -> None:
         "retain set": [line["retain_probability"] for line in lines],
         "utility": [line["model_utility"] for line in lines],
     }
-    plot_lines(folder / "tasks.png", [f"after {task}" for task in tasks], curves, "probability of the true answer")
+    ticks = ["before", *(f"after {task}" for task in tasks)]
+    plot_lines(folder / "tasks.png", ticks, curves, "probability of the true answer")
 
 
 def plot_lines(path: Path, ticks: Sequence[str], curves: Mapping[str, Sequence[float | None]], title: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from dualoptim.args import SweepArgs, UnlearnArgs, main, to_dict
+from dualoptim.args import NEWEST, SweepArgs, UnlearnArgs, main, to_dict
 from dualoptim.checkpoint import write_json, write_text
 from dualoptim.errors import InputError, NonFiniteError, reason
 from dualoptim.modeling import start_accelerator
@@ -47,10 +47,11 @@ def runs_of(args: SweepArgs) -> dict[str, UnlearnArgs]:
 def sweep(args: SweepArgs) -> list[dict[str, Any]]:
     """Run what is not finished yet; writes `results.csv`, `results.md`, `methods.md` and `results.png`, and returns the rows.
 
-    A row is a task of a run, with the last one's scores; a run that failed has its reason under `failed`.
+    A row is a task of a run, with the last one's scores; a run that failed has its reason under `failed`. A run that finished
+    with other settings is refused, or replaced with `--overwrite`.
 
     Raises:
-        InputError: without an output folder, or if every run is refused, with the first one's reason.
+        InputError: without an output folder, or if every run is refused, with the first one's reason; nothing is written then.
     """
     if args.output_dir is None:
         raise InputError("a sweep needs a folder that a second call finds again; give --output-dir")
@@ -59,12 +60,11 @@ def sweep(args: SweepArgs) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     refused: list[InputError] = []
     for name, one in runs_of(args).items():
-        finished = folder / name / FINISHED
-        settings = hashlib.sha256(json.dumps(to_dict(one), sort_keys=True).encode()).hexdigest()
-        (known,) = broadcast_object_list([_finished(finished, settings) if accelerator.is_main_process else None])
-        if known is not None:
+        finished, settings = folder / name / FINISHED, _settings(one)
+        (known,) = broadcast_object_list([_finished(finished) if accelerator.is_main_process else None])
+        if known and known["settings"] == settings:
             say(accelerator, f"{name}: finished before")
-            rows += known
+            rows += known["rows"]
             continue
         own = {
             "optim": one.optim,
@@ -72,9 +72,13 @@ def sweep(args: SweepArgs) -> list[dict[str, Any]]:
             "seed": one.seed,
         }
         try:
+            if known and not args.overwrite:
+                raise InputError(f"--output-dir: {folder / name} was finished with other settings; --overwrite replaces it")
+            if accelerator.is_main_process:
+                finished.unlink(missing_ok=True)
             # what an interrupted call left is begun again, unless it has checkpoints to go on from
-            again = {"resume": "newest"} if one.save_every and (folder / name).is_dir() else {"overwrite": True}
-            result = run(dataclasses.replace(one, **again))
+            goes_on = one.save_every and (folder / name).is_dir() and not args.overwrite
+            result = run(dataclasses.replace(one, **({"resume": NEWEST} if goes_on else {"overwrite": True})))
             new = [own | results_row(t.losses, t.learning_rate, t.task, t.before, t.after, t.folder) for t in result.tasks]
             if accelerator.is_main_process:
                 write_json(finished, {"settings": settings, "rows": new})
@@ -82,15 +86,17 @@ def sweep(args: SweepArgs) -> list[dict[str, Any]]:
             if isinstance(error, InputError):
                 refused.append(error)
             elif not isinstance(error, NonFiniteError):
+                if accelerator.num_processes > 1:
+                    raise  # it may have happened to this process alone, while the others wait in the run for it
                 accelerator.free_memory()
             failed = f"{type(error).__name__}: {reason(error)}"
             say(accelerator, f"{name}: FAILED, {failed}")
             new = [own | {"losses": one.forget_losses[0], "learning_rate": f"{one.rates[0]:g}", "task": "-", "failed": failed}]
             new[0]["folder"] = str(folder / name)
         rows += new
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and len(refused) < len(rows):
             _write(folder, rows)
-    if refused and len(refused) == len(runs_of(args)):
+    if refused and len(refused) == len(rows):
         raise refused[0]
     if accelerator.is_main_process:
         _write(folder, rows)
@@ -100,12 +106,24 @@ def sweep(args: SweepArgs) -> list[dict[str, Any]]:
     return rows
 
 
-def _finished(path: Path, settings: str) -> list[dict[str, Any]] | None:
-    """The rows of a run that has finished with these settings."""
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return found["rows"] if found["settings"] == settings else None
+def command(args: SweepArgs) -> int:
+    """`sweep` as a command: its exit code, 1 if a run failed."""
+    return int(any("failed" in row for row in sweep(args)))
+
+
+# What changes no number of a run: where it is written, how fast it is, and whether it can go on.
+_FREE = """output_dir overwrite resume save_every keep_checkpoints threads eval_batch_size log_with reference_dir""".split()
+
+
+def _settings(one: UnlearnArgs) -> str:
+    """The hash of everything that decides a run's rows."""
+    deciding = {name: value for name, value in to_dict(one).items() if name not in _FREE}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    """The settings and rows of a run that has finished."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -165,4 +183,4 @@ def plot_methods(path: Path, methods: Mapping[str, Mapping[str, Sequence[float]]
 
 
 if __name__ == "__main__":
-    main(SweepArgs, sweep)
+    main(SweepArgs, command)

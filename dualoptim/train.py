@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.optim import Optimizer
 
-from dualoptim.args import DEMO, NEWEST, FinetuneArgs, UnlearnArgs, split_objectives
+from dualoptim.args import DEMO, NEWEST, FinetuneArgs, TrainArgs, UnlearnArgs, split_objectives
 from dualoptim.checkpoint import (
     claim,
     export_model,
@@ -27,14 +26,22 @@ from dualoptim.checkpoint import (
 )
 from dualoptim.data import Example, OwnFiles, Row, Source, Stream, example_builder, load_refusals, open_source
 from dualoptim.errors import InputError, NonFiniteError, reason
-from dualoptim.evaluate import evaluate_model
+from dualoptim.evaluate import check_general_ability, evaluate_model
 from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
 from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import PUBLISHED_LAYER, Objective
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
-from dualoptim.optim import DualOptimizer, Groups, MakeOptimizer, adamw, named_optimizer
-from dualoptim.reference import Frozen
-from dualoptim.report import example_answers, model_card, results_row, score_table, write_results, write_sequence
+from dualoptim.optim import PHASES, DualOptimizer, Groups, MakeOptimizer, adamw, named_optimizer, takes_betas
+from dualoptim.reference import Frozen, check_reference
+from dualoptim.report import (
+    SEQUENCE_FILES,
+    example_answers,
+    model_card,
+    results_row,
+    score_table,
+    write_results,
+    write_sequence,
+)
 from dualoptim.schedule import phase_at
 from dualoptim.shared_state import DualAdamWPlus, PartlyDecoupledAdamW
 from dualoptim.tracking import StepLog, check_same, resolve, say, track_scores, trackers, write_config
@@ -85,6 +92,8 @@ def run(args: UnlearnArgs) -> RunResult:
             rows += [row for compared in source.evaluation_sets(args.split, task)[0].values() for row in compared]
     refusals = load_refusals(args.idk_file)
     optimizer_of(args)
+    if args.eval:
+        check_general_ability(args)
     folders = {
         (losses, rate, task): output / f"{losses}_lr{rate:g}" / f"task{task}"
         for losses in args.forget_losses
@@ -98,15 +107,18 @@ def run(args: UnlearnArgs) -> RunResult:
             args.split, ()
         )
     policy.formatter.check(rows)
-    _check_objectives(args, rows, source)
     args = dataclasses.replace(args, output_dir=str(output), learning_rates=args.rates)
+    _check_objectives(args, rows, source, policy, accelerator)
     if args.model == DEMO and args.resume and (output / "demo_model").is_dir():
         args = dataclasses.replace(args, model=str(output / "demo_model"), data=DEMO)
         policy = load_policy(args, accelerator)
     if args.resume:
         _check_resume(args, accelerator, policy, folders)
     else:
-        claim(args, accelerator, [*folders.values(), *([output / "demo_model"] if args.model == DEMO else [])])
+        targets = [*folders.values(), *([output / "demo_model"] if args.model == DEMO else [])]
+        if args.eval and len(args.task_list) > 1:
+            targets += [folder / name for folder in {f.parent for f in folders.values()} for name in SEQUENCE_FILES]
+        claim(args, accelerator, targets)
     if args.model == DEMO:
         args = _teach_demo(args, accelerator, policy, output / "demo_model")
         if args.use_lora:
@@ -146,14 +158,23 @@ def run(args: UnlearnArgs) -> RunResult:
     return RunResult(output, results)
 
 
-def _check_objectives(args: UnlearnArgs, rows: Sequence[Row], source: Source | OwnFiles) -> None:
-    """Refuse pairs that the data cannot serve.
+def _check_objectives(
+    args: UnlearnArgs, rows: Sequence[Row], source: Source | OwnFiles, policy: Policy, accelerator: Accelerator
+) -> None:
+    """Refuse pairs that the data or the model cannot serve.
 
     Raises:
         InputError: naming the pair and why.
     """
+    layer, layers = _layer(args, policy)
     for pair in args.forget_losses:
         objectives = [objective for objective in split_objectives(pair) if objective]
+        if layer >= layers - 1 and any(objective.needs_layer for objective in objectives):
+            raise InputError(
+                f"--layer {layer}: {pair} takes one of the model's layers 0 to {layers - 2} (of the last one's output only the "
+                "final norm is seen)"
+            )
+        check_reference(policy, accelerator, objectives, _reference_folder(args))
         texts = {text for o in objectives for text in (*o.reads, *(o.also.reads if o.also else ()))}
         if texts - {"answer"} and any(row.question is None for row in rows):
             raise InputError(
@@ -164,6 +185,16 @@ def _check_objectives(args: UnlearnArgs, rows: Sequence[Row], source: Source | O
             needed = len(objectives) > 1 or "mismatch" in texts
             if needed and not source.retain_rows(args.split, args.task_list[: position + 1]):
                 raise InputError(f"--forget-losses {pair} needs rows to keep; give --retain-file, or a pair such as NPO+none")
+
+
+def _layer(args: UnlearnArgs, policy: Policy) -> tuple[int, int]:
+    """The layer that RMU and EMBED read, and how many the model has."""
+    layers = policy.model.config.get_text_config().num_hidden_layers
+    return (min(PUBLISHED_LAYER, layers // 2) if args.layer is None else args.layer), layers
+
+
+def _reference_folder(args: UnlearnArgs) -> Path:
+    return Path(args.reference_dir or f"{args.output_dir}/reference").expanduser()
 
 
 def _resolved(args: UnlearnArgs, policy: Policy, losses: str, rate: float) -> dict[str, Any]:
@@ -236,19 +267,12 @@ def _work(
     rate: float,
     position: int,
 ) -> Work:
-    """What the task at `position` of the list asks for, from its rows and the arguments.
-
-    Raises:
-        InputError: if an objective reads a layer that the model does not have.
-    """
+    """What the task at `position` of the list asks for, from its rows and the arguments."""
     forget_rows = source.task_rows(args.split, args.task_list[position])
     retain_rows = source.retain_rows(args.split, args.task_list[: position + 1])
-    layers = policy.model.config.get_text_config().num_hidden_layers
-    layer = min(PUBLISHED_LAYER, layers // 2) if args.layer is None else args.layer
+    layer, _ = _layer(args, policy)
     forget, retain = (objective and objective.resolved(args.beta, args.gamma, layer) for objective in split_objectives(losses))
     assert forget is not None
-    if layer >= layers and any(objective and objective.needs_layer for objective in (forget, retain)):
-        raise InputError(f"--layer {layer}: the model has layers 0 to {layers - 1}; give one of them")
     wanted = {"forget": forget, "mismatch": forget.also, "retain": retain}
     terms = {}
     for name, objective in wanted.items():
@@ -280,8 +304,7 @@ def _freeze(policy: Policy, accelerator: Accelerator, works: Sequence[Work], arg
     asked = [(objective, texts) for work in works for _, _, objective, texts in work.referring()]
     if not asked:
         return None
-    folder = Path(args.reference_dir or f"{args.output_dir}/reference").expanduser()
-    frozen = Frozen(policy, accelerator, folder, [objective for objective, _ in asked], args.eval_batch_size)
+    frozen = Frozen(policy, accelerator, _reference_folder(args), [objective for objective, _ in asked], args.eval_batch_size)
     for objective, texts in asked:
         frozen.score(policy, objective, texts)
     return frozen
@@ -320,7 +343,7 @@ def _run_task(
     model = folder / "model"
     what = f"{source.describe(args.split, task)} unlearned with {work.losses}"
     trained = folder / "trained.json"
-    if args.resume and trained.is_file():
+    if args.resume and trained.is_file() and json.loads(trained.read_text())["steps"] == work.plan.last_step:
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         policy.model = None
     else:
@@ -352,6 +375,8 @@ def _unlearn(policy: Policy, accelerator: Accelerator, work: Work, args: Unlearn
     """Unlearn one task in place, from where an earlier run stopped, and return the steps' records."""
     path, checkpoint = folder / "log.jsonl", _checkpoint(args, folder)
     taken = read_checkpoint(accelerator, checkpoint) if checkpoint else 0
+    if taken > work.plan.last_step:
+        raise InputError(f"--resume: {checkpoint} has taken {taken} steps, more than this run would; raise --max-steps")
     lines = path.read_text(encoding="utf-8").splitlines() if taken else []
     records = [json.loads(line) for line in lines[:taken]]
     accelerator.wait_for_everyone()  # all have read before one writes
@@ -389,19 +414,33 @@ def optimizer_of(args: UnlearnArgs) -> MakeOptimizer:
         )
     if args.decouple != "both":
         return lambda groups: PartlyDecoupledAdamW(groups, lr=0.0, betas=args.adam_betas, decouple=args.decouple)
-    decay = args.weight_decay if args.forget_weight_decay is None else args.forget_weight_decay
     standard = "adamw-8bit" if args.optim_bits == 8 else "adamw"
+    names = args.forget_optimizer or standard, args.retain_optimizer or standard
+    decay = args.weight_decay if args.forget_weight_decay is None else args.forget_weight_decay
     try:
-        forget = named_optimizer(args.forget_optimizer or standard, args.forget_adam_betas or args.adam_betas, decay)
-        retain = named_optimizer(args.retain_optimizer or standard, args.adam_betas, args.weight_decay)
+        forget = named_optimizer(names[0], args.forget_adam_betas or args.adam_betas, decay)
+        retain = named_optimizer(names[1], args.adam_betas, args.weight_decay)
 
-        def make(groups: Groups) -> Optimizer:
+        def make(groups: Groups) -> DualOptimizer:
             return DualOptimizer(groups, forget=forget, retain=retain)
 
-        make([{"params": [torch.nn.Parameter(torch.zeros(1))], "decayed": True, "bits": 32}])
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        # a step of both phases over the groups that a model has, so that what cannot be one of two shows now
+        weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+        groups = zip(weights, (True, False), strict=True)
+        trial = make([{"params": [weight], "decayed": decayed, "bits": 32} for weight, decayed in groups])
+        for phase in PHASES:
+            trial.use(phase, 1e-3)
+            for weight in weights:
+                weight.grad = torch.ones(2)
+            trial.step()
+        unread = [args.forget_adam_betas] if args.forget_adam_betas and not takes_betas(names[0]) else []
+        if args.adam_betas != TrainArgs.adam_betas and not any(map(takes_betas, names)):
+            unread.append(args.adam_betas)
+        if unread:
+            raise ValueError(f"no moments that betas {unread[0][0]:g} {unread[0][1]:g} could be of")
+    except Exception as error:  # an optimizer's constructor and step raise what they like
         raise InputError(
-            f"--forget-optimizer {args.forget_optimizer}, --retain-optimizer {args.retain_optimizer}: {reason(error)}; give "
+            f"--forget-optimizer {names[0]}, --retain-optimizer {names[1]}: {reason(error)}; give "
             "adamw, adamw-8bit, sgd, signsgd or the import path of a torch optimizer, such as torch.optim.RMSprop"
         ) from None
     return make

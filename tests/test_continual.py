@@ -41,7 +41,10 @@ def whole(taught, tmp_path_factory):
 def test_every_task_so_far_is_measured_after_each(whole):
     pair = whole / "NPO+KL_lr0.001"
     lines = list(csv.DictReader((pair / "tasks.csv").open()))
-    assert [line["after_task"] for line in lines] == ["1", "2", "3"]
+    before, *lines = lines
+    assert [before["after_task"], *(line["after_task"] for line in lines)] == ["before", "1", "2", "3"]
+    known = json.loads((pair / "task1" / "eval_before" / "summary.json").read_text())["sets"]["forget"]["probability"]
+    assert (float(before["task1_probability"]), before["task2_probability"], before["all_tasks_probability"]) == (known, "", "")
     for position, line in enumerate(lines):
         summary = json.loads((pair / f"task{position + 1}" / "eval" / "summary.json").read_text())
         for task in (1, 2, 3):
@@ -50,7 +53,7 @@ def test_every_task_so_far_is_measured_after_each(whole):
             assert (cell == "") == (task > position + 1)
             if cell:
                 assert float(cell) == summary["sets"][name]["probability"]
-        assert summary["rows"][name if position == 2 else "forget"] == 2
+                assert summary["rows"][name] == 2
     # what the last model says of task 1 is measured on its own rows
     first = (pair / "task1" / "eval" / "forget.jsonl").read_text().splitlines()
     again = (pair / "task3" / "eval" / "forget_task1.jsonl").read_text().splitlines()

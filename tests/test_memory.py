@@ -13,19 +13,65 @@ from transformers import LlamaConfig
 
 from dualoptim import InputError, UnlearnArgs, run
 from dualoptim.args import main
-from dualoptim.memory import Layout, Parts, Shape, activation_bytes, describe, divide, dry_run, plan, shape_of, state_bytes
+from dualoptim.memory import (
+    Layout,
+    Parts,
+    Shape,
+    activation_bytes,
+    describe,
+    divide,
+    dry_run,
+    moments_of,
+    plan,
+    shape_of,
+    state_bytes,
+)
 from dualoptim.modeling import start_accelerator
-from dualoptim.optim import decay_groups
+from dualoptim.optim import decay_groups, measure_state
 from dualoptim.train import optimizer_of
 
 SHAPE = Shape(quantizable=800, other=200, frozen=100, layers=2, hidden=8, intermediate=16, vocabulary=50)
 
 
 def test_state_by_hand():
-    assert state_bytes(800, 200, banks=1) == 8000
-    assert state_bytes(800, 200, banks=2) == 16000
-    assert state_bytes(2560, 0, banks=1, bits=8) == 2 * (2560 + 10 * 4)  # ten blocks of 256
-    assert state_bytes(2560, 100, banks=2, bits=8) == 2 * (2 * (2560 + 10 * 4) + 800)
+    assert state_bytes(800, 200, 2) == 8000
+    assert state_bytes(800, 200, 4) == 16000
+    assert state_bytes(2560, 0, 0, 2) == 2 * (2560 + 10 * 4)  # ten blocks of 256
+    assert state_bytes(2560, 100, 0, 4) == 2 * (2 * (2560 + 10 * 4) + 800)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wide", "narrow"),
+    [
+        ({}, 4, 0),
+        ({"optim_bits": 8}, 0, 4),
+        ({"optim": "adamw"}, 2, 0),
+        ({"optim": "adamw-alternate", "optim_bits": 8}, 0, 2),
+        ({"decouple": "none"}, 2, 0),
+        ({"decouple": "m"}, 3, 0),
+        ({"retain_optimizer": "sgd"}, 3, 0),
+        ({"forget_optimizer": "adamw-8bit", "retain_optimizer": "signsgd"}, 0, 2),
+        ({"forget_optimizer": "torch.optim.Adam"}, 4, 0),
+        ({"optim": "dual-adamw-plus"}, 6, 0),
+        ({"optim": "dual-adamw-plus", "quantize_delta": True}, 2, 4),
+        ({"optim": "dual-adamw-plus", "quantize_base": True}, 4, 2),
+        ({"optim": "dual-adamw-plus", "optim_bits": 8}, 0, 6),
+    ],
+)
+def test_the_plan_counts_the_moments_that_the_optimizer_keeps(changes, wide, narrow):
+    """Against what one step of the optimizer really leaves, for one tensor that may be quantized and one that may not."""
+    args = UnlearnArgs(**changes)
+    assert moments_of(args) == (wide, narrow)
+    large, small = (torch.nn.Parameter(torch.zeros(size)) for size in (8192, 256))
+    groups = [{"params": [large], "decayed": True, "bits": args.state_bits, "weight_decay": 0.0}]
+    optimizer = optimizer_of(args)([*groups, {"params": [small], "decayed": False, "bits": 32, "weight_decay": 0.0}])
+    for parameter in (large, small):
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    size = measure_state(optimizer)
+    counters = 8 * 4 * 2  # steps; each optimizer in bytes also has its tables of 256 values
+    planned = state_bytes(8192, 256, wide, narrow)
+    assert planned <= size.bytes_32 + size.bytes_8 <= planned + counters + narrow * 1024
 
 
 def test_activations_by_hand():

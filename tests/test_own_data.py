@@ -42,6 +42,15 @@ def test_the_same_rows_from_every_kind_of_file(files):
     assert [row.question for row in read_own(files / "passages.jsonl", "question", "answer", "body")] == [None, None]
 
 
+def test_csv_as_spreadsheets_write_it(files):
+    """A mark at the start, empty cells, a passage of more than 131,072 characters."""
+    (files / "marked.csv").write_text("\ufeffquestion,answer,task_id\nWho?,Me.,\n", encoding="utf-8")
+    assert read_own(files / "marked.csv", "question", "answer", "text") == [Row("Who?", "Me.")]
+    (files / "long.csv").write_text(f"text,task_id\n{'word ' * 40_000},\n")
+    (row,) = read_own(files / "long.csv", "question", "answer", "text")
+    assert len(row.answer) == 200_000
+
+
 def test_a_document_is_cut_into_pieces_that_lose_nothing(files, tiny):
     formatter = Formatter(AutoTokenizer.from_pretrained(tiny), None, 60)
     (row,) = read_own(files / "document.txt", "question", "answer", "text")
@@ -54,6 +63,13 @@ def test_a_document_is_cut_into_pieces_that_lose_nothing(files, tiny):
         assert example.start == 1
         assert example.ids[-1] == formatter.tokenizer.eos_token_id
     assert formatter.cut == 0
+    # a last piece is never a single token, which nothing could predict
+    count = len(formatter.tokenizer(DOCUMENT, add_special_tokens=False)["input_ids"])
+    for room in range(2, 12):
+        pieces = Formatter(formatter.tokenizer, None, room + 2).cut_passage(row)
+        lengths = [len(formatter.tokenizer(piece.answer, add_special_tokens=False)["input_ids"]) for piece in pieces]
+        assert min(lengths) >= 2
+        assert sum(lengths) >= count - len(lengths)
 
 
 def test_unlearning_own_questions_in_two_tasks(files, taught, tmp_path):
@@ -104,12 +120,15 @@ def test_forgetting_a_document(files, taught, tmp_path):
         ({"forget_file": "word.docx"}, ".docx ending; give a .jsonl"),
         ({"forget_file": "empty.jsonl"}, "holds no rows"),
         ({"forget_file": "forget.csv", **COLUMNS, "task_list": (3,)}, "has no such task; it has 1, 2"),
+        ({"forget_file": "gap.csv"}, "gap.csv:4: answer is ''; give a text"),
+        ({"forget_file": "document.txt", "max_length": 3, "forget_losses": ("GA+none",)}, "--max-length 3 is too short"),
     ],
 )  # fmt: skip
 def test_mistakes_in_own_files_are_one_line(changes, message, files, tiny, tmp_path):
     (files / "broken.jsonl").write_text('{"question": "x", "answer": "y"}\n{"question"\n')
     (files / "empty.jsonl").write_text("\n")
     (files / "word.docx").write_text("x")
+    (files / "gap.csv").write_text('question,answer\n"a\nb",c\nd,\n')
     changes = {name: str(files / value) if name.endswith("_file") else value for name, value in changes.items()}
     with pytest.raises(InputError) as error:
         run(UnlearnArgs(model=str(tiny), max_steps=1, eval=False, output_dir=str(tmp_path / "out"), **changes))
@@ -123,7 +142,10 @@ def test_flags_that_do_not_go_together(tmp_path):
         ({"retain_file": "x"}, "--retain-file x needs --forget-file"),
         ({"forget_file": "x"}, "--forget-file x needs a model that knows it; give --model"),
         ({"forget_file": "x", "model": "m", "data": "d"}, "takes the place of --data d"),
-        ({"lm_eval_path": str(tmp_path / "none")}, "--lm-eval-path .*: no such folder"),
+        ({"lm_eval_path": str(tmp_path / "none"), "lm_eval_tasks": ("x",)}, "--lm-eval-path .*: no such folder"),
+        ({"lm_eval_path": str(tmp_path)}, "--lm-eval-path .* has tasks that nothing asks for"),
+        ({"lm_eval_tasks": ("x",), "eval": False}, "--lm-eval-tasks are a part of the evaluation"),
+        ({"question_column": "q"}, "--question-column q names a column of your own files; give --forget-file"),
     ):
         with pytest.raises(InputError, match=message):
             UnlearnArgs(**changes)
@@ -178,5 +200,9 @@ metric_list:
     assert 0 <= summary["general"]["cities"]["acc"] <= 1
     written = json.loads((tmp_path / "out" / "eval" / "summary.json").read_text())
     assert written["general"] == summary["general"]
-    with pytest.raises(InputError, match=r"--lm-eval-tasks no_such_task: lm-eval cannot run them"):
-        evaluate(dataclasses.replace(args, lm_eval_tasks=("no_such_task",), output_dir=str(tmp_path / "other")))
+    unknown = dataclasses.replace(args, lm_eval_tasks=("no_such_task",), output_dir=str(tmp_path / "other"))
+    with pytest.raises(InputError, match=r"--lm-eval-tasks no_such_task: lm-eval has no such task and .* has none"):
+        evaluate(unknown)
+    with pytest.raises(InputError, match=r"--lm-eval-tasks no_such_task: lm-eval has no such task"):
+        run(UnlearnArgs(model=str(taught), data="demo", lm_eval_tasks=("no_such_task",), output_dir=str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()

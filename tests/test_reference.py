@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import state_of
-from test_distributed import RATE, arguments, difference, launch
+from test_distributed import arguments, difference, launch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from dualoptim import InputError, run
@@ -16,10 +16,12 @@ from dualoptim import reference as reference_module
 from dualoptim.data import Example
 from dualoptim.losses import FORGET, RETAIN
 from dualoptim.modeling import Policy, load_policy, start_accelerator
-from dualoptim.reference import Frozen, Store, text_key
+from dualoptim.reference import Frozen, Store, check_reference, text_key
 from dualoptim.scores import Reference, score
 
 PAIRS = ("NPO+KL", "DPO+GD", "UNDIAL+KLQ", "RMU+EMBED")
+# near the reference the gradient of KL and EMBED is all rounding, which Adam would turn into a share of the rate
+SGD = {"forget_optimizer": "sgd", "retain_optimizer": "sgd", "learning_rates": (1e-2,)}
 
 
 def live(monkeypatch):
@@ -47,7 +49,7 @@ def live(monkeypatch):
 
 @pytest.mark.parametrize("changes", [{}, {"use_lora": True}, {"mask": False}], ids=["all weights", "LoRA", "question scored"])
 def test_equal_to_a_live_reference(changes, taught, tmp_path, monkeypatch):
-    common = {"forget_losses": PAIRS, "max_steps": 5, "retain_freq": 1, **changes}
+    common = {"forget_losses": PAIRS, "max_steps": 5, "retain_freq": 1, **SGD, **changes}
     ours = run(arguments(taught, tmp_path / "ours", "dual-adamw", **common))
     with monkeypatch.context() as patch:
         calls = live(patch)
@@ -56,7 +58,7 @@ def test_equal_to_a_live_reference(changes, taught, tmp_path, monkeypatch):
     for one, other in zip(ours.tasks, theirs.tasks, strict=True):
         for record, expected in zip(one.log, other.log, strict=True):
             assert record["loss"] == pytest.approx(expected["loss"], rel=1e-5, abs=1e-5), one.losses
-            assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3, abs=1e-5), one.losses
+            assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4, abs=1e-5), one.losses
     assert ours.tasks[0].log[3]["loss"] != ours.tasks[0].log[1]["loss"]  # KL is not zero any more
     assert not (tmp_path / "live" / "reference").exists()
 
@@ -72,7 +74,7 @@ def test_a_second_run_reads_what_the_first_has_stored(taught, tmp_path, monkeypa
     monkeypatch.setattr(reference_module, "score", lambda *a: scored.append(a) or original(*a))
     other_rate = dataclasses.replace(args, learning_rates=(5e-4,), overwrite=True)
     second = run(other_rate)
-    assert len(scored) == 2  # the check of the head, once packed and once with its input
+    assert len(scored) == 2  # the check of the head before anything is written, once with its input
     assert sorted((tmp_path / "reference").rglob("*.safetensors")) == files
     assert [path.stat().st_mtime_ns for path in files] == stamps
     assert second.tasks[0].log[0]["loss"] == first.tasks[0].log[0]["loss"]
@@ -112,9 +114,9 @@ def test_logits_that_change_after_the_head_are_refused(taught, tmp_path):
     args = arguments(taught, tmp_path, "dual-adamw")
     accelerator = start_accelerator(args)
     policy = Policy(model, load_policy(args, accelerator).formatter, "qa", True)
-    Frozen(policy, accelerator, tmp_path, [FORGET["NPO"]], 2)
-    with pytest.raises(InputError, match=r"Gemma2ForCausalLM changes its logits after the output head; .*|.*no reference here"):
-        Frozen(policy, accelerator, tmp_path, [RETAIN["KL"]], 2)
+    check_reference(policy, accelerator, [FORGET["NPO"]], tmp_path)
+    with pytest.raises(InputError, match=r"Gemma2ForCausalLM changes its logits after the output head, .* no reference here"):
+        check_reference(policy, accelerator, [RETAIN["KL"]], tmp_path)
 
 
 def test_the_first_model_stays_the_reference_with_fix_ref_model(taught, tmp_path):
@@ -133,17 +135,17 @@ def test_the_first_model_stays_the_reference_with_fix_ref_model(taught, tmp_path
 @pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
 def test_under_zero3_on_two_processes_it_is_that_of_one(lora, taught, tmp_path):
     pytest.importorskip("deepspeed")
-    changes = {"forget_losses": ("NPO+KL", "DPO+AP", "UNDIAL+GD", "RMU+EMBED"), "max_steps": 6, "use_lora": lora}
+    changes = {"forget_losses": ("NPO+KL", "DPO+AP", "UNDIAL+GD", "RMU+EMBED"), "max_steps": 6, "use_lora": lora, **SGD}
     alone = run(arguments(taught, tmp_path / "one", "dual-adamw", **changes))
+    start = taught if not lora else alone.tasks[0].model  # an adapter is drawn anew; other pairs move it elsewhere
     args = arguments(taught, tmp_path / "two", "dual-adamw", batch_size=2, **changes)
     launch("zero3", {"runs": [dataclasses.asdict(args)]})
     for task in alone.tasks:
         folder = tmp_path / "two" / Path(task.folder).relative_to(tmp_path / "one")
         largest, mean = difference(state_of(folder / "model"), state_of(task.model))
-        # near the reference the gradient of KL and EMBED is all rounding, which Adam turns into a share of the rate
-        near = task.losses.endswith(("KL", "EMBED"))
-        assert mean <= (0.02 if near else 1e-4) * RATE, task.losses
-        assert near or largest <= 0.01 * RATE, task.losses
+        assert largest <= 1e-5, task.losses
+        assert mean <= 1e-7, task.losses
+        assert task.model == start or difference(state_of(task.model), state_of(start))[0] > 1e-3, task.losses
         for record, line in zip(task.log, (folder / "log.jsonl").read_text().splitlines(), strict=True):
             assert record["loss"] == pytest.approx(json.loads(line)["loss"], rel=1e-5, abs=1e-5), task.losses
     stores = list((tmp_path / "two" / "reference").iterdir())

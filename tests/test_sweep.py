@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from dualoptim import InputError
 from dualoptim import sweep as sweep_module
 from dualoptim.args import SweepArgs, UnlearnArgs, parse
 from dualoptim.presets import PRESETS
-from dualoptim.sweep import runs_of, summarize, sweep
+from dualoptim.sweep import command, runs_of, summarize, sweep
 
 
 @pytest.fixture
@@ -40,12 +41,23 @@ def test_every_combination_runs_once_and_pays_for_its_reference_once(args, tmp_p
 
     # a second call does nothing but read; a changed setting runs again
     monkeypatch.setattr(sweep_module, "run", lambda _: pytest.fail("a finished run was started again"))
-    assert json.loads(json.dumps(sweep(args), default=str)) == json.loads(json.dumps(rows, default=str))
+    again = sweep(dataclasses.replace(args, threads=1, eval_batch_size=3))  # these change no number
+    assert json.loads(json.dumps(again, default=str)) == json.loads(json.dumps(rows, default=str))
+    # other settings are refused and everything stays, or replaced if that is asked for
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"was finished with other settings; --overwrite replaces it"):
+        sweep(dataclasses.replace(args, max_steps=3))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     started = []
     monkeypatch.setattr(sweep_module, "run", lambda one: started.append(one) or pytest.fail("stop"))
     with pytest.raises(BaseException, match="stop"):
-        sweep(dataclasses.replace(args, max_steps=3))
-    assert started
+        sweep(dataclasses.replace(args, max_steps=3, overwrite=True))
+    assert started[0].overwrite
+    # killed there, it is no finished run of either settings
+    started.clear()
+    with pytest.raises(BaseException, match="stop"):
+        sweep(args)
+    assert [one.output_dir for one in started] == [str(folder / next(iter(runs_of(args))))]
 
 
 def test_one_failing_run_stops_no_other_and_is_reported(args, tmp_path, monkeypatch, capsys):
@@ -58,18 +70,20 @@ def test_one_failing_run_stops_no_other_and_is_reported(args, tmp_path, monkeypa
 
     monkeypatch.setattr(sweep_module, "run", spoiled)
     one_pair = dataclasses.replace(args, forget_losses=("ME+GD",))
-    rows = sweep(one_pair)
+    assert command(one_pair) == 1
+    rows = json.loads(json.dumps(sweep(one_pair)))
     assert [("failed" in row, row["seed"]) for row in rows] == [(False, 1), (True, 2)] * 2
     assert "FAILED, RuntimeError: out of luck" in capsys.readouterr().out
     assert "RuntimeError: out of luck" in (tmp_path / "sweep" / "results.md").read_text()
     monkeypatch.setattr(sweep_module, "run", original)
-    assert not any("failed" in row for row in sweep(one_pair))  # only what failed runs again
+    assert command(one_pair) == 0  # only what failed runs again
     assert "failed" not in (tmp_path / "sweep" / "results.md").read_text()
 
 
 def test_a_mistake_that_every_run_shares_is_one_line(args):
     with pytest.raises(InputError, match="has no such task"):
         sweep(dataclasses.replace(args, task_list=(99,)))
+    assert not Path(args.output_dir).exists()
 
 
 def test_means_are_over_seeds_after_the_last_task():
