@@ -16,6 +16,8 @@ from dualoptim import UnlearnArgs, run
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 1e-3
 OPTIMIZERS = ("dual-adamw", "adamw-alternate", "adamw")
+# DualOptim+ as published moves single weights by hundreds of rates where its denominator comes near zero, and rounding with them
+BOUNDED = {"max_update": 1.0}
 STRATEGIES = {
     "DDP": ("ddp", None),
     "ZeRO-1": ("zero1", None),
@@ -83,6 +85,7 @@ def single(tiny, tmp_path_factory):
     """The final weights of one process, by optimizer."""
     folder = tmp_path_factory.mktemp("single")
     runs = {optim: run(arguments(tiny, folder / optim, optim)) for optim in OPTIMIZERS}
+    runs["plus"] = run(arguments(tiny, folder / "plus", "dual-adamw-plus", **BOUNDED))
     runs["lora"] = run(arguments(tiny, folder / "lora", "dual-adamw", use_lora=True))
     runs["8bit"] = run(arguments(tiny, folder / "8bit", "dual-adamw", optim_bits=8))
     return {name: state_of(result.tasks[0].model) for name, result in runs.items()}
@@ -119,6 +122,7 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
     if config.startswith("zero"):
         pytest.importorskip("deepspeed")
     runs = [arguments(tiny, tmp_path / optim, optim, batch_size=2) for optim in OPTIMIZERS]
+    plus = arguments(tiny, tmp_path / "plus", "dual-adamw-plus", batch_size=2, **BOUNDED)
     extra = (
         []
         if config == "fsdp2"
@@ -127,7 +131,7 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
             arguments(tiny, tmp_path / "8bit", "dual-adamw", batch_size=2, optim_bits=8),
         ]
     )
-    spec = {"runs": [dataclasses.asdict(args) for args in [*runs, *extra]], "sub_group_size": sub_group_size}
+    spec = {"runs": [dataclasses.asdict(args) for args in [*runs, plus, *extra]], "sub_group_size": sub_group_size}
     done = launch(config, spec)
     assert done.stdout.count("done") == 2
     assert f"of 2: {KINDS[config]} done" in done.stdout
@@ -136,10 +140,16 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
     for args in runs:
         ours = state_of(tmp_path / args.optim / task / "model")
         cells[args.optim] = {other: difference(ours, single[other]) for other in OPTIMIZERS}
+    weights = state_of(tmp_path / "plus" / task / "model")
+    cells["plus"] = {other: difference(weights, single[other]) for other in ("plus", *OPTIMIZERS)}
     if extra:
         cells["lora"] = {"lora": difference(state_of(tmp_path / "lora" / task / "model"), single["lora"])}
         cells["8bit"] = {"8bit": difference(state_of(tmp_path / "8bit" / task / "model"), single["8bit"])}
     print(strategy, json.dumps(cells))
+    largest, mean = cells["plus"].pop("plus")
+    assert mean <= 1e-4 * RATE
+    assert largest <= 0.5 * RATE, "rounding, where a denominator is near zero"
+    assert min(wrong for _, wrong in cells["plus"].values()) > 1000 * mean, "mixed-up states would pass"
     if extra:
         largest, mean = cells["lora"]["lora"]
         assert largest <= 0.01 * RATE

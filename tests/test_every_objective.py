@@ -39,9 +39,7 @@ def test_the_pairs_hold_every_objective():
     assert {pair.split("+")[1] for pair in PAIRS} == set(RETAIN)
 
 
-@pytest.mark.parametrize(
-    "optim", ["dual-adamw", *(pytest.param(o, marks=pytest.mark.campaign) for o in ("adamw", "adamw-alternate"))]
-)
+@pytest.mark.parametrize("optim", ["dual-adamw", "adamw", "adamw-alternate"])
 @pytest.mark.parametrize("losses", PAIRS)
 def test_two_real_steps(losses, optim, smollm2, gguf, tofu, tmp_path):
     policy, accelerator, start = smollm2
@@ -77,7 +75,7 @@ def test_two_real_steps(losses, optim, smollm2, gguf, tofu, tmp_path):
 
 @pytest.mark.parametrize(
     "losses",
-    ["NPO+AP", "RMU+EMBED", *(pytest.param(p, marks=pytest.mark.campaign) for p in ("SatImp+GD", "UNDIAL+KL", "LLMU+KLQ"))],
+    ["NPO+AP", "RMU+EMBED", "SatImp+GD", "UNDIAL+KL", "LLMU+KLQ"],
 )
 def test_one_of_each_family_under_zero3_on_two_processes(losses, gguf, tofu, tmp_path):
     pytest.importorskip("deepspeed")
