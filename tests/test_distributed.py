@@ -16,7 +16,7 @@ from dualoptim import UnlearnArgs, run
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 1e-3
 OPTIMIZERS = ("dual-adamw", "adamw-alternate", "adamw")
-# DualOptim+ as published moves single weights by hundreds of rates where its denominator comes near zero, and rounding with them
+# DualOptim+ as published moves single weights by hundreds of rates where its denominator comes near zero, rounding included
 BOUNDED = {"max_update": 1.0}
 STRATEGIES = {
     "DDP": ("ddp", None),
