@@ -1,7 +1,9 @@
 """Models and tokenizers: where they come from, which attention they run, and whether they can take packed rows."""
 
+import gc
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -246,8 +248,18 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def release(policy: Policy, accelerator: Accelerator) -> None:
     """Free what training prepared. The plain model remains; a sharded one is gone and has to be loaded again."""
     accelerator.wait_for_everyone()
+    engine = policy.model if accelerator.distributed_type == DistributedType.DEEPSPEED else None
     policy.model = None if is_sharded(accelerator) else accelerator.unwrap_model(policy.model, keep_fp32_wrapper=False)
     accelerator.free_memory()
+    if engine:  # hooks and a list of ZeRO-3's own hold a destroyed engine, and with it all of a training's memory, for good
+        zero3 = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
+        getattr(zero3, "FWD_MODULE_STACK", []).clear()
+        for parameter in engine.module.parameters():
+            vars(parameter).clear()
+            parameter.data = torch.empty(0)
+        vars(engine.optimizer).clear()
+        vars(engine).clear()
+        gc.collect()
 
 
 def make_formatter(args: CommonArgs, tokenizer: Any) -> tuple[Formatter, str]:

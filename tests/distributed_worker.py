@@ -3,10 +3,13 @@
 {"runs": [UnlearnArgs fields, ...], "sub_group_size": N or null}
 """
 
+import gc
 import json
 import os
 import sys
+import warnings
 
+import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 
 from dualoptim import UnlearnArgs, run
@@ -32,6 +35,11 @@ def work(spec: dict) -> None:
         accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["sub_group_size"] = spec["sub_group_size"]
     for args in runs:
         run(args)
+    gc.collect()
+    with warnings.catch_warnings():  # some objects warn when they are asked what they are
+        warnings.simplefilter("ignore")
+        left = sum(thing.numel() for thing in gc.get_objects() if isinstance(thing, torch.Tensor))
+    print(f"{left} elements of tensors are left", flush=True)
     print(
         f"process {accelerator.process_index} of {accelerator.num_processes}: {accelerator.distributed_type} done", flush=True
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -73,18 +74,20 @@ def test_two_real_steps(losses, optim, smollm2, gguf, tofu, tmp_path):
     assert 1e-6 < largest < 1e-4  # two steps of Adam at rate 1e-5
 
 
-@pytest.mark.parametrize(
-    "losses",
-    ["NPO+AP", "RMU+EMBED", "SatImp+GD", "UNDIAL+KL", "LLMU+KLQ"],
-)
-def test_one_of_each_family_under_zero3_on_two_processes(losses, gguf, tofu, tmp_path):
+def test_one_of_each_family_under_zero3_on_two_processes(gguf, tofu, tmp_path):
+    """In one launch, whose pairs leave no training state behind each other."""
     pytest.importorskip("deepspeed")
+    families = ("NPO+AP", "RMU+EMBED", "SatImp+GD", "UNDIAL+KL", "LLMU+KLQ")
     args = UnlearnArgs(
-        model=str(gguf), data=str(tofu), split="forget01", forget_losses=(losses,), batch_size=1, retain_freq=1, max_steps=2,
+        model=str(gguf), data=str(tofu), split="forget01", forget_losses=families, batch_size=1, retain_freq=1, max_steps=2,
         learning_rates=(1e-5,), eval=False, output_dir=str(tmp_path),
     )  # fmt: skip
-    launch("zero3", {"runs": [dataclasses.asdict(args)]}, timeout=900)
-    lines = (tmp_path / f"{losses}_lr1e-05" / "task1" / "log.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    assert [record["phase"] for record in records] == ["forget", "retain"]
-    assert all(math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]) for record in records)
+    done = launch("zero3", {"runs": [dataclasses.asdict(args)]}, timeout=900)
+    for losses in families:
+        lines = (tmp_path / f"{losses}_lr1e-05" / "task1" / "log.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        assert [record["phase"] for record in records] == ["forget", "retain"]
+        assert all(math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]) for record in records)
+    left = [int(number) for number in re.findall(r"(\d+) elements of tensors are left", done.stdout)]
+    assert len(left) == 2
+    assert max(left) < 1e6  # a model has 134.5 million
