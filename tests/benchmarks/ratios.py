@@ -24,7 +24,7 @@ from dualoptim import UnlearnArgs
 from dualoptim.data import Example, Source, pack, pad
 from dualoptim.losses import FORGET, RETAIN, Objective
 from dualoptim.modeling import Policy, load_policy, start_accelerator
-from dualoptim.optim import decay_groups
+from dualoptim.optim import decay_groups, measure_state
 from dualoptim.reference import Frozen
 from dualoptim.scores import Batch, Reference, score
 from dualoptim.train import optimizer_of
@@ -84,8 +84,8 @@ def optimizers(policy: Policy, rounds: int) -> None:
         args = UnlearnArgs(**changes)
         optimizer = optimizer_of(args)(decay_groups(policy.model, args.weight_decay, args.state_bits, False))
         optimizer.step()
-        held = sum(v.numel() * v.element_size() for state in optimizer.state.values() for v in state.values())
-        steps[f"{name}, {held / total:.2f} bytes a parameter"] = optimizer.step
+        size = measure_state(optimizer)
+        steps[f"{name}, {(size.bytes_32 + size.bytes_8) / total:.2f} bytes a parameter"] = optimizer.step
     in_turns("one optimizer step at rate zero", steps, rounds)
     policy.model.zero_grad()
 
