@@ -79,15 +79,20 @@ def test_the_bound_holds_and_the_largest_update_is_told():
 @pytest.mark.parametrize(
     ("delta", "base", "bytes_per_parameter"), [(True, False, 12.1), (False, True, 18.1), (True, True, 6.1)]
 )
-def test_eight_bits_stay_within_a_band(delta, base, bytes_per_parameter):
-    """The band, for the bounded form: after 30 steps the mean difference of a weight is below 3 rates of 30."""
+@pytest.mark.parametrize(("max_update", "mean", "median"), [(0.0, 2.0, 0.4), (3.0, 0.5, 0.3)], ids=["published", "bounded"])
+def test_eight_bits_stay_within_a_band(delta, base, bytes_per_parameter, max_update, mean, median):
+    """The band after 30 steps, in rates of retain steps (measured: 1.04 and 0.18 as published, 0.32 and 0.16 bounded).
+
+    As published, single weights are off by up to 170 rates: where the denominator comes near zero nothing small stays small.
+    """
     pytest.importorskip("bitsandbytes")
-    wide, _, _ = follow(lambda groups: DualAdamWPlus(groups, max_update=3.0))
+    wide, _, _ = follow(lambda groups: DualAdamWPlus(groups, max_update=max_update))
     narrow, optimizer, _ = follow(
-        lambda groups: DualAdamWPlus(groups, max_update=3.0, quantize_delta=delta, quantize_base=base), bits=8
+        lambda groups: DualAdamWPlus(groups, max_update=max_update, quantize_delta=delta, quantize_base=base), bits=8
     )
-    gap = (wide - narrow).abs()
-    assert 0 < float(gap.mean()) < 3 * RATES["retain"]
+    gap = (wide - narrow).abs() / RATES["retain"]
+    assert 0 < float(gap.mean()) < mean
+    assert float(gap.median()) < median
     (state,) = optimizer.state.values()
     held = sum(value.numel() * value.element_size() for value in state.values())
     assert held / wide.numel() == pytest.approx(bytes_per_parameter, abs=0.1)
