@@ -110,14 +110,30 @@ def one_later(rows):
     return pack([Example([*text.ids, 0], text.start + 1) for text in rows])
 
 
-@pytest.mark.parametrize("key", ["KL", "OU_KL", "OU_PDU_forget"])
+def one_earlier(rows):
+    """Texts scored from one token earlier, so that what CE-U leaves out is not of the answer."""
+    return pack([Example(text.ids, text.start - 1) for text in rows])
+
+
+def test_every_oracle_is_compared_with():
+    """UNDIAL's are errors of the published code, which takes -100 for a token."""
+    losses = shared_json("oracles/losses_bigram.json")["losses"]
+    compared = {key for _, key, _, _ in CASES} | {"KL", "OU_KL", "OU_PDU_forget", "OU_CEU_ignore0", "mismatch", "LLMU_reg"}
+    assert compared == {key for key, value in losses.items() if "error" not in value["float64"]}
+
+
+@pytest.mark.parametrize("key", ["KL", "OU_KL", "OU_PDU_forget", "OU_CEU_ignore0"])
 def test_averages_over_other_positions_equal_the_published_code(key):
     oracle = shared_json("oracles/losses_bigram.json")
     expected = oracle["losses"][key]["float64"]
     model, frozen = (Bigram(torch.tensor(oracle[weight], dtype=torch.float64)) for weight in ("W", "W_ref"))
     batches = oracle["batches"]
-    positions = every_position(batches["retain"]["input_ids"]) if "KL" in key else one_later(examples_of(batches["forget"]))
-    total, count = loss_of("KL" if "KL" in key else "PDU", scores_with_reference(model, frozen, positions))
+    forget = examples_of(batches["forget"])
+    name, positions = {
+        "OU_PDU_forget": ("PDU", one_later(forget)),
+        "OU_CEU_ignore0": ("CE-U", one_earlier(forget)),
+    }.get(key, ("KL", every_position(batches["retain"]["input_ids"])))
+    total, count = loss_of(name, scores_with_reference(model, frozen, positions))
     (total / count).backward()
     assert float(total / count) == pytest.approx(expected["loss"], rel=1e-5)
     assert float(model.weight.grad.norm()) == pytest.approx(expected["grad_norm"], rel=1e-5)
