@@ -148,7 +148,7 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
     print(strategy, json.dumps(cells))
     largest, mean = cells["plus"].pop("plus")
     assert mean <= 1e-4 * RATE
-    assert largest <= 0.5 * RATE, "rounding, where a denominator is near zero"
+    assert largest <= 2 * RATE, "rounding, where a denominator is near zero"
     assert min(wrong for _, wrong in cells["plus"].values()) > 1000 * mean, "mixed-up states would pass"
     if extra:
         largest, mean = cells["lora"]["lora"]

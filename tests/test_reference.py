@@ -143,9 +143,9 @@ def test_under_zero3_on_two_processes_it_is_that_of_one(lora, taught, tmp_path):
     for task in alone.tasks:
         folder = tmp_path / "two" / Path(task.folder).relative_to(tmp_path / "one")
         largest, mean = difference(state_of(folder / "model"), state_of(task.model))
-        assert largest <= 1e-5, task.losses
-        assert mean <= 1e-7, task.losses
-        assert task.model == start or difference(state_of(task.model), state_of(start))[0] > 1e-3, task.losses
+        assert largest <= 2e-6, task.losses
+        assert mean <= 2e-8, task.losses
+        assert task.model == start or difference(state_of(task.model), state_of(start))[0] > 1e-4, task.losses
         for record, line in zip(task.log, (folder / "log.jsonl").read_text().splitlines(), strict=True):
             assert record["loss"] == pytest.approx(json.loads(line)["loss"], rel=1e-5, abs=1e-5), task.losses
     stores = list((tmp_path / "two" / "reference").iterdir())

@@ -169,8 +169,15 @@ def test_checkpoints_are_pruned_and_unfinished_ones_ignored(tiny, tmp_path):
     folder = tmp_path / FOLDER / "checkpoint"
     assert sorted(path.name for path in folder.iterdir()) == ["step-6", "step-8"]
     (folder / "unfinished").mkdir()
-    again = run(dataclasses.replace(args, resume="newest", max_steps=0))
-    assert len(again.tasks[0].log) == 9  # finished: nothing is trained again
+    trained = run(dataclasses.replace(args, resume="newest")).tasks[0]
+    assert len(trained.log) == 9  # finished: nothing is trained again
+    further = run(dataclasses.replace(args, resume="newest", max_steps=13)).tasks[0]
+    assert further.log[:8] == trained.log[:8]
+    whole = run(dataclasses.replace(args, output_dir=str(tmp_path / "whole"), max_steps=13)).tasks[0]
+    one, other = state_of(whole.model), state_of(further.model)
+    assert all(torch.equal(one[name], other[name]) for name in one)  # more steps of the same run, from its newest checkpoint
+    with pytest.raises(InputError, match=r"has taken 12 steps, more than this run would; raise --max-steps"):
+        run(dataclasses.replace(args, resume="newest", max_steps=5))
 
 
 def test_a_given_checkpoint_is_taken(tiny, tmp_path):
