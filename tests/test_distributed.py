@@ -147,7 +147,7 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
         cells["8bit"] = {"8bit": difference(state_of(tmp_path / "8bit" / task / "model"), single["8bit"])}
     print(strategy, json.dumps(cells))
     largest, mean = cells["plus"].pop("plus")
-    assert mean <= 1e-4 * RATE
+    assert mean <= 3e-4 * RATE
     assert largest <= 2 * RATE, "rounding, where a denominator is near zero"
     assert min(wrong for _, wrong in cells["plus"].values()) > 1000 * mean, "mixed-up states would pass"
     if extra:
