@@ -6,6 +6,7 @@ memorization scores come from that. Answers are generated greedily, in order of 
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -122,17 +123,19 @@ def check_general_ability(args: MeasureArgs) -> None:
     """
     if not args.lm_eval_tasks:
         return
-    manager = _task_manager(args)
+    manager = _task_manager(args.lm_eval_path)
     for task in args.lm_eval_tasks:
         if not manager.match_tasks([task]):
             place = f" and {args.lm_eval_path} has none of that name" if args.lm_eval_path else ""
             raise InputError(f"--lm-eval-tasks {task}: lm-eval has no such task{place}; `lm-eval ls tasks` lists them")
 
 
-def _task_manager(args: MeasureArgs) -> Any:
+@functools.cache
+def _task_manager(path: str | None) -> Any:
+    """lm-eval's index of all tasks and those in the folder `path`, read once for the check and every evaluation."""
     from lm_eval.tasks import TaskManager  # ten seconds, and only for this
 
-    return TaskManager(include_path=str(Path(args.lm_eval_path).expanduser()) if args.lm_eval_path else None)
+    return TaskManager(include_path=str(Path(path).expanduser()) if path else None)
 
 
 def general_ability(policy: Policy, accelerator: Accelerator, args: MeasureArgs) -> dict[str, dict[str, float]]:
@@ -156,7 +159,7 @@ def general_ability(policy: Policy, accelerator: Accelerator, args: MeasureArgs)
                     mixed_precision_dtype={"bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision),
                 ),
                 tasks=list(args.lm_eval_tasks),
-                task_manager=_task_manager(args),
+                task_manager=_task_manager(args.lm_eval_path),
                 limit=args.eval_rows or None,
                 log_samples=False,
                 bootstrap_iters=0,
