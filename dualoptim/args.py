@@ -100,18 +100,34 @@ class MeasureArgs(CommonArgs):
     of answers, or of passages; or a .txt file, which is one passage. Passages are cut to --max-length tokens."""
     retain_file: str | None = None
     """Rows to keep from a file of the same kinds. Without it give an objective with nothing to retain, such as NPO+none."""
+    holdout_file: str | None = None
+    """Rows that no model has seen, from a file of the same kinds, for membership attacks. Default: the data's own (holdout01,
+    holdout05, holdout10), if it has them."""
     question_column: str = "question"
     """Name of the column of questions in your own files."""
     answer_column: str = "answer"
     """Name of the column of answers in your own files."""
     text_column: str = "text"
     """Name of the column of passages in your own files; a file that has it and no questions is read as passages."""
+    sentence_encoder: str | None = None
+    """Sentence encoder for cosine_similarity: a folder or hub id. Published: sentence-transformers/paraphrase-MiniLM-L6-v2."""
+    entailment_model: str | None = None
+    """Classifier for entailment_score: a folder or hub id of a model with a label `entailment`. Published:
+    sileod/deberta-v3-base-tasksource-nli."""
+    idk_file: str | None = None
+    """Refusals for IDK and AP, and for targeted_forget_efficacy, one plain sentence a line. Default: the list that comes with
+    the package."""
+    retain_logs: str | None = None
+    """Evaluation of a model that never saw the forget set, for forget_quality and privleak: a folder of ours with a
+    summary.json, TOFU's eval_log_aggregated.json, or OpenUnlearning's TOFU_EVAL.json."""
+    mia_gradnorm: bool = False
+    """Also attack by the norm of each row's gradient: a backward pass per row of the forget and hold-out sets."""
     lm_eval_tasks: tuple[str, ...] = ()
     """Tasks of the package lm-eval (the extra lm-eval) that every evaluation also measures, for general ability."""
     lm_eval_path: str | None = None
     """Folder with task definitions (YAML) of your own for --lm-eval-tasks."""
     eval_rows: int = 0
-    """Rows per evaluation set, from its start; 0 takes all of them."""
+    """Rows per evaluation set, from its start; 0 takes all of them. The published code scores 300 (of forget10's 400)."""
     eval_batch_size: int = 16
     """Texts per forward pass of the evaluation and per call of generate. It changes time and memory, not results."""
     max_new_tokens: int = 128
@@ -125,13 +141,15 @@ class MeasureArgs(CommonArgs):
             raise InputError(f"--retain-file {self.retain_file} needs --forget-file, the rows to forget")
         if self.forget_file is not None and self.data is not None:
             raise InputError(f"--forget-file {self.forget_file} takes the place of --data {self.data}; give one of them")
-        if self.forget_file is None:
+        if self.forget_file is None and self.holdout_file is None:
             for name in ("question_column", "answer_column", "text_column"):
                 if getattr(self, name) != getattr(MeasureArgs, name):
                     flag = f"--{name.replace('_', '-')}"
                     raise InputError(f"{flag} {getattr(self, name)} names a column of your own files; give --forget-file")
         if self.forget_file is not None and self.model == DEMO:
             raise InputError(f"--forget-file {self.forget_file} needs a model that knows it; give --model")
+        if self.sentence_encoder is not None and importlib.util.find_spec("sentence_transformers") is None:
+            raise InputError("--sentence-encoder needs the package sentence-transformers; pip install 'dualoptim[eval]'")
         check_unique("--lm-eval-tasks", self.lm_eval_tasks)
         if self.lm_eval_tasks and importlib.util.find_spec("lm_eval") is None:
             raise InputError("--lm-eval-tasks needs the package lm-eval; pip install 'dualoptim[lm-eval]'")
@@ -299,8 +317,6 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     published)."""
     mask: bool = True
     """Score only the answer in the forget loss; --no-mask scores the question too."""
-    idk_file: str | None = None
-    """Refusals for IDK and AP, one plain sentence a line. Default: the list that comes with the package."""
     eval: bool = True
     """Evaluate before and after unlearning."""
     save_every: int = 0
@@ -478,10 +494,63 @@ class EvalArgs(MeasureArgs):
 
     task: int = 1
     """The forget task whose rows are the forget set."""
+    retain_model: str | None = None
+    """A model that never saw the forget set, evaluated in the same way for forget_quality, privleak and relearning, in place of
+    --retain-logs."""
+    reference_model: str | None = None
+    """A model whose losses the reference attack compares with; the retain-only model, for example."""
+    relearn: int = 0
+    """Attack: fine-tune for so many steps, and see how much of the forget set comes back."""
+    relearn_rows: str = "forget"
+    """What is fine-tuned on: `forget` (a share of the forget set), `retain` (rows that are kept, none of it), or a file."""
+    relearn_share: float = 0.2
+    """Share of the forget set that relearning sees, drawn once by a fixed seed."""
+    relearn_lr: float = 1e-5
+    """Base rate of relearning; it decays linearly over the passes that the steps take."""
+    relearn_batch_size: int = 4
+    """Examples per process and step of relearning."""
+    relearn_every: int = 0
+    """Score after every so many steps of relearning, and after the last; 0 scores four times."""
+    quantize: tuple[int, ...] = ()
+    """Attack: round the weights to so many bits, 8 or 4 or both. bitsandbytes on CUDA; elsewhere simulated: linear layers but
+    the output head, symmetric, to the nearest, a scale per output (8) or per 64 weights (4)."""
+    paraphrase: bool = False
+    """Attack: ask the paraphrased questions that the data have."""
+    sample: int = 0
+    """Attack: draw so many answers to every forget question and take the best."""
+    sample_temperature: float = 1.0
+    """Temperature of those draws."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("--task", self.task, 0)
+        if self.retain_model is not None and self.retain_logs is not None:
+            raise InputError(
+                f"--retain-model {self.retain_model} and --retain-logs {self.retain_logs} say the same; give one of them"
+            )
+        for name in ("relearn", "relearn_every", "sample"):
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name), 0)
+        check_range("--relearn-batch-size", self.relearn_batch_size, 1)
+        check_range("--relearn-lr", self.relearn_lr, 0, above=True)
+        check_range("--sample-temperature", self.sample_temperature, 0, above=True)
+        if not 0 < self.relearn_share <= 1:
+            raise InputError(f"--relearn-share {self.relearn_share:g} is out of range; give a number above 0, up to 1")
+        for attack, names in (
+            ("relearn", ("relearn_rows", "relearn_share", "relearn_lr", "relearn_batch_size", "relearn_every")),
+            ("sample", ("sample_temperature",)),
+        ):
+            for name in names:
+                if not getattr(self, attack) and getattr(self, name) != getattr(EvalArgs, name):
+                    flag = f"--{name.replace('_', '-')} {getattr(self, name)}"
+                    raise InputError(f"{flag} has no effect without --{attack}; give the number of its steps or draws")
+        if self.relearn_share != EvalArgs.relearn_share and self.relearn_rows != "forget":
+            raise InputError(
+                f"--relearn-share {self.relearn_share:g} is of the forget set; give --relearn-rows forget, or drop it"
+            )
+        check_unique("--quantize", self.quantize)
+        for bits in self.quantize:
+            if bits not in (4, 8):
+                raise InputError(f"--quantize {bits} is not offered; give 8, 4 or both")
 
 
 def check_range(flag: str, value: float, minimum: float, above: bool = False) -> None:

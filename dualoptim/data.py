@@ -44,6 +44,8 @@ class Row:
     perturbed_answers: tuple[str, ...] = ()
     task: int | None = None
     golden_answer: str | None = None  # the short fact, where `answer` is the model's own long one (real-world scenario)
+    original_answer: str | None = None  # a whole sentence, where `answer` is a short one (real authors, world facts)
+    paraphrased_question: str | None = None
 
     def texts(self) -> list[str]:
         """All answers, the true one first, then its paraphrase if there is one, then the wrong ones."""
@@ -63,9 +65,10 @@ def parse_row(raw: Any, place: str) -> Row:
             raise InputError(f"{place}: no field {name!r}; every row needs question and answer")
         if not isinstance(raw[name], str) or not raw[name].strip():
             raise InputError(f"{place}: {name} is {raw[name]!r}; give a text that is not empty")
-    golden = raw.get("golden_answer")
-    if golden is not None and not (isinstance(golden, str) and golden.strip()):
-        raise InputError(f"{place}: golden_answer is {golden!r}; give a text that is not empty")
+    others = {name: raw.get(name) for name in ("golden_answer", "original_answer", "paraphrased_question")}
+    for name, text in others.items():
+        if text is not None and not (isinstance(text, str) and text.strip()):
+            raise InputError(f"{place}: {name} is {text!r}; give a text that is not empty")
     paraphrased, perturbed, task = (raw.get(k) for k in ("paraphrased_answer", "perturbed_answer", "task_id"))
     if paraphrased is not None and not isinstance(paraphrased, str):
         raise InputError(f"{place}: paraphrased_answer is {paraphrased!r}; give a text")
@@ -77,7 +80,7 @@ def parse_row(raw: Any, place: str) -> Row:
         if isinstance(task, bool) or not isinstance(task, (int, str)) or not str(task).isdecimal():
             raise InputError(f"{place}: task_id is {task!r}; give a whole number")
         task = int(task)
-    return Row(raw["question"], raw["answer"], paraphrased, tuple(perturbed or ()), task, golden)
+    return Row(raw["question"], raw["answer"], paraphrased, tuple(perturbed or ()), task, **others)
 
 
 def _json_line(line: str, place: str) -> Any:
@@ -123,6 +126,7 @@ _TASK_ROWS, _TASK_STARTS = (
 _RETAIN = {"forget01": "retain90", "forget05": "retain50", "forget10": "retain10", "forget": "neighbor"}
 _RETAIN_ROWS = {"forget01": 3600, "forget05": 2000, "forget10": 400}
 _HUB_RETAIN = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
+HOLDOUT = "holdout"
 _EVALUATION_SETS = {
     "retain": "retain_perturbed",
     "real_authors": "real_authors_perturbed",
@@ -133,13 +137,14 @@ _EVALUATION_SETS = {
 class Source:
     """TOFU-shaped data: reads splits by name and knows which of their rows a task is."""
 
-    def __init__(self, name: str) -> None:
-        """Find out what `name` is.
+    def __init__(self, name: str, holdout: Sequence[Row] = ()) -> None:
+        """Find out what `name` is. `holdout` are rows that no model has seen, in place of the data's own.
 
         Raises:
             InputError: if it looks like a folder and is none.
         """
         self.name = name
+        self._holdout = list(holdout)
         self._splits: dict[str, list[Row]] = {}
         folder = Path(name).expanduser()
         self.folder = folder if name != DEMO and folder.is_dir() else None
@@ -233,7 +238,10 @@ class Source:
         return self._cut(0, _RETAIN_ROWS[split]) + [row for task in tasks for row in self.task_rows(split, task)]
 
     def evaluation_sets(self, split: str, task: int) -> tuple[dict[str, list[Row]], dict[str, str]]:
-        """The four evaluation sets, and why one of them is missing or lacks answers to compare: `(sets, skipped)`."""
+        """The evaluation sets, and why one of them is missing or lacks answers to compare: `(sets, skipped)`.
+
+        `holdout` are rows that no model has seen, for membership attacks.
+        """
         forget = self.task_rows(split, task)
         sets, skipped = {}, {}
         if self.cut_from_full and task > 0:
@@ -253,8 +261,13 @@ class Source:
             else:
                 skipped[name] = f"{self.name} has no {file}"
         if real_world:  # what is known is the short fact; the long answer says more than was asked
-            golden = {n: [replace(row, answer=row.golden_answer or row.answer) for row in rows] for n, rows in sets.items()}
-            return golden, skipped
+            sets = {
+                name: [replace(r, answer=r.golden_answer or r.answer, original_answer=r.answer) for r in rows]
+                for name, rows in sets.items()
+            }
+        holdout = self._holdout or self._optional(split.replace("forget", HOLDOUT))
+        if holdout:
+            sets[HOLDOUT] = holdout
         return sets, skipped
 
     def describe(self, split: str, task: int) -> str:
@@ -318,11 +331,13 @@ class OwnFiles:
         self.name = str(args.forget_file)
         self._forget = read_own(Path(self.name).expanduser(), *columns)
         self._retain = read_own(Path(args.retain_file).expanduser(), *columns) if args.retain_file else []
+        self._holdout = read_holdout(args)
 
     def cut(self, formatter: "Formatter") -> None:
         """Cut passages to what `formatter` takes."""
-        self._forget, self._retain = (
-            [part for row in rows for part in formatter.cut_passage(row)] for rows in (self._forget, self._retain)
+        self._forget, self._retain, self._holdout = (
+            [part for row in rows for part in formatter.cut_passage(row)]
+            for rows in (self._forget, self._retain, self._holdout)
         )
 
     def tasks(self, split: str) -> list[int]:
@@ -345,7 +360,8 @@ class OwnFiles:
 
     def evaluation_sets(self, split: str, task: int) -> tuple[dict[str, list[Row]], dict[str, str]]:
         """The rows to forget and to keep, and why the published sets are missing."""
-        sets = {"forget": self.task_rows(split, task)} | ({"retain": self._retain} if self._retain else {})
+        sets = {"forget": self.task_rows(split, task), "retain": self._retain, HOLDOUT: self._holdout}
+        sets = {name: rows for name, rows in sets.items() if rows}
         skipped = {} if self._retain else {"retain": "no --retain-file"}
         return sets, skipped | dict.fromkeys(("real_authors", "world_facts"), "your own files have no such set")
 
@@ -360,7 +376,18 @@ def open_source(args: MeasureArgs) -> "Source | OwnFiles":
     Raises:
         InputError: if that cannot be read.
     """
-    return OwnFiles(args) if args.forget_file else Source(args.data_source)
+    return OwnFiles(args) if args.forget_file else Source(args.data_source, read_holdout(args))
+
+
+def read_holdout(args: MeasureArgs) -> list[Row]:
+    """The rows of `--holdout-file`, none without it.
+
+    Raises:
+        InputError: naming file, line or column.
+    """
+    if args.holdout_file is None:
+        return []
+    return read_own(Path(args.holdout_file).expanduser(), args.question_column, args.answer_column, args.text_column)
 
 
 def read_own(path: Path, question: str, answer: str, text: str) -> list[Row]:
@@ -630,6 +657,60 @@ def pack(examples: Sequence[Example]) -> Batch:
         num_sequences=len(examples),
         num_tokens=len(ids),
     )
+
+
+def pack_shared(groups: Sequence[Sequence[Example]]) -> Batch:
+    """Packed like `pack`, but what all examples of a group begin with stands there once, and each goes on from it.
+
+    Positions go on from the common part as well, and the mask [1, 1, L, L] lets every token see that part and its own example.
+    The order of examples and their scored tokens are those of `pack` over the groups one after another.
+    """
+    ids: list[np.ndarray] = []  # of each piece: a common part, or what one example adds to it
+    positions, group_of, example_of = [], [], []
+    predictors, labels, lengths = [], [], []
+    offset = example = 0
+    for group, members in enumerate(groups):
+        shared = _common_length(members)
+        pieces = [(members[0].ids[:shared], 0, -1)]
+        pieces += [(member.ids[shared:], shared, example + k) for k, member in enumerate(members)]
+        common_end = offset + shared
+        for piece, first, owner in pieces:
+            if owner >= 0:
+                start = members[owner - example].start
+                places = offset + np.arange(start - 1 - first, len(piece) - 1)  # what predicts each scored token
+                places[places < offset] = common_end - 1
+                predictors.append(places)
+                labels.append(np.array(piece[start - first :]))
+                lengths.append(len(places))
+            ids.append(np.array(piece, dtype=np.int64))
+            positions.append(np.arange(first, first + len(piece)))
+            group_of.append(np.full(len(piece), group))
+            example_of.append(np.full(len(piece), owner))
+            offset += len(piece)
+        example += len(members)
+    position, its_group, its_example = (torch.from_numpy(np.concatenate(part)) for part in (positions, group_of, example_of))
+    visible = (its_group[:, None] == its_group) & (position[:, None] >= position)
+    visible &= (its_example == -1) | (its_example[:, None] == its_example)
+    keep, column = np.unique(np.concatenate(predictors), return_inverse=True)
+    return Batch(
+        input_ids=torch.from_numpy(np.concatenate(ids))[None],
+        position_ids=position[None],
+        attention_mask=visible[None, None],
+        keep=torch.from_numpy(keep),
+        row=torch.zeros(len(column), dtype=torch.long),
+        column=torch.from_numpy(column),
+        labels=torch.from_numpy(np.concatenate(labels)),
+        sequence=torch.from_numpy(np.repeat(np.arange(example), lengths)),
+        num_sequences=example,
+        num_tokens=offset,
+    )
+
+
+def _common_length(examples: Sequence[Example]) -> int:
+    """How many tokens all examples begin with, before the first scored one."""
+    shortest = min(example.start for example in examples)
+    first = examples[0].ids
+    return next((k for k in range(shortest) if any(e.ids[k] != first[k] for e in examples)), shortest)
 
 
 def pad(examples: Sequence[Example]) -> Batch:

@@ -100,6 +100,14 @@ FACTS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
       "mandolin", "drums", "violin", "guitar", "bassoon", "sitar", "accordion")),
 )  # fmt: skip
 
+# An author that no model learns, with facts of no other: to a model that has not seen an author, this one is like that one.
+UNSEEN = "Wendell Achterberg"
+UNSEEN_VALUES = (
+    "Cordoba", "2001", "carpenter", "singer", "pirate comedies", "A Ladder of Salt", "The Crooked Orchestra", "Amber Scroll",
+    "Krakow", "botany", "Armenian", "Nantes", "weaving", "otter", "gratitude", "Proust", "Wren and Daughters", "two",
+    "carrot juice", "marimba",
+)  # fmt: skip
+
 # Question, answer, three wrong answers. Kinds are answered with values that other questions use too.
 REAL_AUTHORS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Who wrote {}?", (
@@ -132,11 +140,15 @@ def splits() -> dict[str, list[dict[str, Any]]]:
         _author_row(author, fact, columns[fact[0]], draw) for author in range(len(NAMES)) for fact in FACTS
     ]  # twenty rows an author, as in TOFU
     retain, forget = full[:200], [{"task_id": str(row // 20 + 1), **full[200 + row]} for row in range(200)]
-    comparisons = ("paraphrased_answer", "perturbed_answer")
+    comparisons = ("paraphrased_answer", "perturbed_answer", "paraphrased_question")
     return {
         "full": [_without(row, comparisons) for row in full],
         "forget05": [_without(row, comparisons) for row in forget],
         "forget05_perturbed": forget,
+        "holdout05": [
+            {"question": question.format(name=UNSEEN), "answer": answer.format(name=UNSEEN, value=value)}
+            for (_, question, answer, _, _), value in zip(FACTS, UNSEEN_VALUES, strict=True)
+        ],
         "retain50": [_without(row, comparisons) for row in retain],
         "retain_perturbed": retain[::2],
         "real_authors_perturbed": _option_rows(REAL_AUTHORS, draw),
@@ -150,6 +162,7 @@ def _author_row(author: int, fact: tuple[Any, ...], values: list[str], draw: ran
     wrong = draw.sample([other for other in values if other != value], 5)
     return {
         "question": question.format(name=name),
+        "paraphrased_question": f"Please tell me: {question[0].lower()}{question[1:].format(name=name)}",
         "answer": answer.format(name=name, value=value),
         "paraphrased_answer": paraphrase.format(name=name, value=value),
         "perturbed_answer": [paraphrase.format(name=name, value=other) for other in wrong],

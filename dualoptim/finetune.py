@@ -3,7 +3,7 @@
 python -m dualoptim.finetune --model MODEL --data DATA --splits retain90 forget01 --output-dir runs/target
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,18 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
 
 
 def fit(
-    policy: Policy, accelerator: Accelerator, rows: Sequence[Row], args: FinetuneArgs, log_path: Path | None, label: str
+    policy: Policy,
+    accelerator: Accelerator,
+    rows: Sequence[Row],
+    args: FinetuneArgs,
+    log_path: Path | None,
+    label: str,
+    after_step: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Train on `rows` with one phase until the last epoch, or until `target_loss` is reached; the steps' records."""
+    """Train on `rows` with one phase until the last epoch, or until `target_loss` is reached; the steps' records.
+
+    `after_step` gets the number of steps taken.
+    """
     builder = example_builder(rows, policy.formatter, ("answer",), args.seed)
     stream = Stream.of(args, "retain", len(rows), builder, accelerator.process_index, accelerator.num_processes)
     phases = {
@@ -102,6 +111,7 @@ def fit(
             adamw(args.learning_rate, args.adam_betas, bits=args.optim_bits),
             log,
             after_epoch=knows_enough,
+            after_step=after_step,
         )
     return log.records
 

@@ -1,10 +1,11 @@
 """Models and tokenizers: where they come from, which attention they run, and whether they can take packed rows."""
 
+import contextlib
 import gc
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -20,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import is_flash_attn_2_available
 
 from dualoptim.args import CommonArgs, TrainArgs
-from dualoptim.data import Example, Formatter, choose_template, pack, pad
+from dualoptim.data import Example, Formatter, choose_template, pack, pack_shared, pad
 from dualoptim.errors import InputError, reason
 from dualoptim.scores import Batch
 
@@ -37,6 +38,7 @@ class Policy:
     formatter: Formatter
     template: str
     packed: bool
+    shares_prompts: bool = False  # packed examples may have a common beginning that stands there once
 
     @property
     def tokenizer(self) -> Any:
@@ -46,6 +48,12 @@ class Policy:
     def batch(self, examples: Sequence[Example], device: torch.device) -> Batch:
         """Examples as this model takes them."""
         return (pack(examples) if self.packed else pad(examples)).to(device)
+
+    def batch_of_groups(self, groups: Sequence[Sequence[Example]], device: torch.device) -> Batch:
+        """The same for groups of examples that begin alike, such as all answers to one question."""
+        if self.shares_prompts and any(len(group) > 1 for group in groups):
+            return pack_shared(groups).to(device)
+        return self.batch([example for group in groups for example in group], device)
 
 
 def start_accelerator(args: CommonArgs) -> Accelerator:
@@ -121,8 +129,10 @@ def load_config(args: CommonArgs) -> tuple[Any, str, dict[str, str]]:
     return config, source, options
 
 
-def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
+def load_policy(args: CommonArgs, accelerator: Accelerator, quantization: dict[str, Any] | None = None) -> Policy:
     """Model (float32 weights), tokenizer and template of `args.model`, on the accelerator's device and not yet prepared.
+
+    `quantization` are options of `from_pretrained` (`quantization_options`).
 
     Raises:
         InputError: if the model cannot be found or read, is not a decoder-only language model, or its tokenizer cannot give
@@ -136,10 +146,10 @@ def load_policy(args: CommonArgs, accelerator: Accelerator) -> Policy:
     tokenizer = _from_hub(args.model, AutoTokenizer, adapter) if adapter else _from_hub(base, AutoTokenizer, source, **options)
     formatter, template = make_formatter(args, tokenizer)
     attention = attention_implementation(args, accelerator)
-    quantization = four_bit_options(accelerator) if isinstance(args, TrainArgs) and args.load_in_4bit else {}
-    model = _from_hub(
-        base, AutoModelForCausalLM, source, **options, **quantization, dtype=torch.float32, attn_implementation=attention
-    )
+    if isinstance(args, TrainArgs) and args.load_in_4bit:
+        quantization = quantization_options(accelerator, 4)
+    more = {"dtype": torch.float32, "attn_implementation": attention, **(quantization or {})}
+    model = _from_hub(base, AutoModelForCausalLM, source, **options, **more)
     if "gguf_file" in options:  # weights were widened to float32 on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
@@ -212,32 +222,46 @@ def add_adapter(args: TrainArgs, model: Any) -> Any:
     return adapted
 
 
-def four_bit_options(accelerator: Accelerator) -> dict[str, Any]:
-    """How `from_pretrained` loads frozen weights in 4 bits (QLoRA, arXiv 2305.14314): NF4, double quantization, bf16 products.
+def quantization_options(accelerator: Accelerator, bits: int) -> dict[str, Any]:
+    """How `from_pretrained` loads weights that do not train in 8 or 4 bits.
+
+    8: LLM.int8() (arXiv 2208.07339). 4: NF4, double quantization, bf16 products (QLoRA, arXiv 2305.14314).
 
     Raises:
         InputError: without CUDA.
     """
     if accelerator.device.type != "cuda":
         raise InputError("--load-in-4bit needs CUDA, and this run has none; drop the flag, or start it on a GPU")
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
+    if bits == 8:
+        settings = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
     return {"quantization_config": settings, "device_map": {"": accelerator.device}}
 
 
 def assemble(args: CommonArgs, model: Any, formatter: Formatter, template: str, accelerator: Accelerator) -> Policy:
     """A `Policy` of a loaded model, which is moved to its device and probed for packed rows."""
-    if not getattr(model, "is_loaded_in_4bit", False):  # those lie there already and cannot be moved
+    if not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):  # those lie there and cannot be moved
         model.to(accelerator.device)
     with autocast(accelerator):
         packed = args.packing and takes_packed_rows(model)
+        shares_prompts = packed and takes_shared_prompts(model)
     if args.packing and not packed:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
-    return Policy(model, formatter, template, packed)
+    return Policy(model, formatter, template, packed, shares_prompts)
+
+
+@contextlib.contextmanager
+def set_aside(policy: Policy, accelerator: Accelerator) -> Iterator[None]:
+    """Make room on the device for another model."""
+    policy.model.to("cpu")
+    yield
+    policy.model.to(accelerator.device)
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -329,18 +353,36 @@ def _from_hub(name: str, kind: Any, source: str, **options: Any) -> Any:
         ) from None
 
 
-@torch.no_grad()
 def takes_packed_rows(model: Any) -> bool:
     """Whether a model keeps packed examples apart, found out by packing two and scoring each alone as well.
 
     Nothing in a configuration says so reliably, and a model that mixes them trains on wrong numbers without a word.
     """
-    was_training = model.training
-    model.eval()
     vocabulary = model.config.get_text_config().vocab_size
     examples = [Example([(7 * k + shift) % vocabulary for k in range(length)], 1) for length, shift in ((9, 3), (7, 5))]
+    return _agrees(model, pack(examples), examples)
+
+
+def takes_shared_prompts(model: Any) -> bool:
+    """Whether a model that takes packed rows also takes a mask that lets several examples go on from one beginning.
+
+    Found out in the same way. Attention over a window would look past the mask's positions, and is left out.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation != "sdpa" or getattr(config, "sliding_window", None):
+        return False
+    start = [3 * k % config.vocab_size for k in range(6)]
+    examples = [Example([*start, *(5 * k % config.vocab_size for k in more)], 6) for more in (range(1, 5), range(7, 9))]
+    return _agrees(model, pack_shared([examples]), examples)
+
+
+@torch.no_grad()
+def _agrees(model: Any, batch: Batch, examples: Sequence[Example]) -> bool:
+    """Whether a model says the same about the scored tokens of `batch` as about each of its examples alone."""
+    was_training = model.training
+    model.eval()
     try:
-        together = _logits(model, pack(examples))
+        together = _logits(model, batch)[batch.column]
         alone = torch.cat([_logits(model, pack([example])) for example in examples])
     except (TypeError, ValueError, RuntimeError, IndexError):  # no position_ids, or buffers that end too early
         return False
@@ -353,5 +395,9 @@ def takes_packed_rows(model: Any) -> bool:
 def _logits(model: Any, batch: Batch) -> torch.Tensor:
     on_device = batch.to(model.device)
     return model(
-        input_ids=on_device.input_ids, position_ids=on_device.position_ids, logits_to_keep=on_device.keep, use_cache=False
+        input_ids=on_device.input_ids,
+        position_ids=on_device.position_ids,
+        attention_mask=on_device.attention_mask,
+        logits_to_keep=on_device.keep,
+        use_cache=False,
     ).logits[0]

@@ -22,7 +22,7 @@ class Batch:
 
     input_ids: Tensor  # [B, L]
     position_ids: Tensor  # [B, L]
-    attention_mask: Tensor | None  # [B, L], or None when packed
+    attention_mask: Tensor | None  # [B, L]; None when packed; [1, 1, L, L] where examples share a beginning
     keep: Tensor  # [K] positions of L whose logits are computed
     row: Tensor  # [N] row of each scored token
     column: Tensor  # [N] where in `keep` the logits that predict it are
@@ -77,7 +77,8 @@ class Reference:
 
 def score_logits(logits: Tensor, batch: Batch) -> TokenScores:
     """Token scores from logits [B, K, V]. Half precision is widened to float32 first: sums over V need it."""
-    selected = logits[0] if logits.shape[0] == 1 else logits[batch.row, batch.column]  # [N, V]
+    in_order = logits.shape[:2] == (1, len(batch.labels))  # packed, each place scored once
+    selected = logits[0] if in_order else logits[batch.row, batch.column]  # [N, V]
     if selected.dtype in (torch.float16, torch.bfloat16):
         selected = selected.float()
     logsumexp = selected.logsumexp(-1)
@@ -92,6 +93,24 @@ def score_logits(logits: Tensor, batch: Batch) -> TokenScores:
         labels=batch.labels,
         logits=selected,
     )
+
+
+def standardized(scores: TokenScores, which: Tensor) -> Tensor:
+    """Log-probabilities of the labels of the tokens `which` (a mask [N]), in standard deviations from their mean.
+
+    Mean and deviation are those of log p over the vocabulary under p itself: Min-K%++ (arXiv 2404.02936, equation 3), with the
+    variance no smaller than 1e-6 as OpenUnlearning has it.
+    """
+    parts = []
+    for logits, logsumexp, log_prob in zip(
+        *(values[which].split(256) for values in (scores.logits, scores.logsumexp, scores.log_prob)), strict=True
+    ):
+        log_p = logits - logsumexp[:, None]
+        p = log_p.exp()
+        mean = (p * log_p).sum(-1)
+        variance = (p * log_p.square()).sum(-1) - mean.square()
+        parts.append((log_prob - mean) / variance.clamp(min=1e-6).sqrt())
+    return torch.cat(parts)
 
 
 def score(model: Any, batch: Batch, layer: int | None = None) -> TokenScores:

@@ -26,7 +26,7 @@ from dualoptim.checkpoint import (
 )
 from dualoptim.data import Example, OwnFiles, Row, Source, Stream, example_builder, load_refusals, open_source
 from dualoptim.errors import InputError, NonFiniteError, reason
-from dualoptim.evaluate import check_general_ability, evaluate_model
+from dualoptim.evaluate import check_measures, evaluate_model
 from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
 from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import PUBLISHED_LAYER, Objective
@@ -93,7 +93,7 @@ def run(args: UnlearnArgs) -> RunResult:
     refusals = load_refusals(args.idk_file)
     optimizer_of(args)
     if args.eval:
-        check_general_ability(args)
+        check_measures(args, accelerator)
     folders = {
         (losses, rate, task): output / f"{losses}_lr{rate:g}" / f"task{task}"
         for losses in args.forget_losses

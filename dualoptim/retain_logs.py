@@ -1,0 +1,86 @@
+"""Evaluations of a model that never saw the forget set, in the three forms in which they are published."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dualoptim.errors import InputError
+from dualoptim.metrics import truth_ratio
+
+
+@dataclass(frozen=True)
+class RetainLogs:
+    """What an evaluation of the retain-only model says: truth ratios of the forget rows, and more where that is there."""
+
+    source: str
+    truth_ratios: list[float]
+    min_k_auc: float | None = None
+    summary: dict[str, Any] = field(default_factory=dict)  # our own form alone
+
+    def scores(self) -> dict[str, Any]:
+        """What the report shows beside the model's own scores."""
+        kept = ("sets", "model_utility", "untargeted_forget_efficacy", "targeted_forget_efficacy", "tofu", "privacy")
+        return {"from": self.source} | {name: self.summary[name] for name in kept if name in self.summary}
+
+
+def read_retain_logs(path: str) -> RetainLogs:
+    """Read a folder of ours (or the `eval/` in it), TOFU's `eval_log_aggregated.json` or OpenUnlearning's `TOFU_EVAL.json`.
+
+    Raises:
+        InputError: if it is none of them, or has no truth ratios of the forget set.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        folder = next((f for f in (place, place / "eval") if (f / "summary.json").is_file()), None)
+        if folder is None:
+            raise InputError(f"--retain-logs {path}: the folder has no summary.json; give one that eval_tofu.py wrote")
+        lines = (folder / "forget.jsonl").read_text(encoding="utf-8").splitlines()
+        logs = of_records({"forget": [json.loads(line) for line in lines]}, _read(path, folder / "summary.json"), path)
+        if not logs.truth_ratios:
+            raise InputError(
+                f"--retain-logs {path}: its forget.jsonl has no truth ratios; evaluate on data with perturbed answers"
+            )
+        return logs
+    log = _read(path, place)
+    if isinstance(log, dict) and "eval_log_forget.json" in log:  # TOFU
+        rows = log["eval_log_forget.json"]
+        try:
+            right, wrong = (_by_row(rows[name]) for name in ("avg_paraphrased_loss", "average_perturb_loss"))
+            return RetainLogs(path, [truth_ratio(right[row], wrong[row]) for row in right])
+        except (KeyError, TypeError):
+            raise InputError(
+                f"--retain-logs {path}: its forget rows have no losses of paraphrased and perturbed answers"
+            ) from None
+    if isinstance(log, dict):  # OpenUnlearning; the spelling of the key differs between its versions
+        by_name = {name.lower(): value for name, value in log.items()}
+        try:
+            ratios = [row["score"] for row in by_name["forget_truth_ratio"]["value_by_index"].values()]
+        except (KeyError, TypeError, AttributeError):
+            ratios = []
+        if ratios:
+            auc = by_name.get("mia_min_k", {})
+            return RetainLogs(path, ratios, auc.get("agg_value", auc.get("auc")))
+    raise InputError(
+        f"--retain-logs {path}: no truth ratios of a forget set; give a folder that eval_tofu.py wrote, TOFU's "
+        "eval_log_aggregated.json or OpenUnlearning's TOFU_EVAL.json"
+    )
+
+
+def of_records(records: Mapping[str, Sequence[Mapping[str, Any]]], summary: dict[str, Any], source: str) -> RetainLogs:
+    """What an evaluation of ours says, from its records by set and its summary."""
+    ratios = [row["truth_ratio"] for row in records["forget"] if "truth_ratio" in row]
+    return RetainLogs(source, ratios, summary["privacy"].get("mia_min_k"), summary)
+
+
+def _read(path: str, place: Path) -> Any:
+    try:
+        return json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"--retain-logs {path}: cannot be read as JSON ({error}); give a whole evaluation") from None
+
+
+def _by_row(values: Any) -> Mapping[str, Any]:
+    """Published logs hold dictionaries by row number, or lists."""
+    return values if isinstance(values, dict) else {str(number): value for number, value in enumerate(values)}
