@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,8 @@ def _privacy(
         members, others = ([row[field] for row in records[which] if field in row] for which in ("forget", HOLDOUT))
         auc = metrics.membership_auc(members, others) if members and others else None
         _put(block, name, auc, missing, f"privacy.{name}", _MISSING.get(name, ""))
-    leak = metrics.privleak(block["mia_min_k"], retain.min_k_auc) if retain and retain.min_k_auc is not None else None
+    auc = block.get("mia_min_k")
+    leak = metrics.privleak(auc, retain.min_k_auc) if auc is not None and retain and retain.min_k_auc is not None else None
     needs = f"{retain.source} has no mia_min_k; evaluate it with the same --holdout-file" if retain else _NO_RETAIN
     _put(block, "privleak", leak, missing, "privacy.privleak", needs)
     return block
@@ -173,7 +175,7 @@ def _privacy(
 
 def _put(block: dict[str, Any], key: str, value: Any, missing: dict[str, str], name: str, why: str) -> None:
     """A value into its block, or the reason why there is none into `missing`."""
-    if value is None:
-        missing[name] = why
+    if value is None or not math.isfinite(value):
+        missing[name] = why if value is None else "the model's losses are not finite"
     else:
         block[key] = value

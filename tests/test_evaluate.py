@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import dualoptim.evaluate as evaluation
-from dualoptim import EvalArgs, InputError
+from dualoptim import EvalArgs, InputError, demo, passes
+from dualoptim.data import Source
 from dualoptim.evaluate import evaluate
-from dualoptim.metrics import exact_memorization, extraction_strength, rouge_l_recall
+from dualoptim.metrics import exact_memorization, extraction_strength, min_k, rouge_l_recall, zlib_score
+from dualoptim.passes import ScoringPass
 
 
 def rows_of(folder, name):
@@ -28,15 +29,17 @@ def evaluated(taught, tmp_path_factory):
 def test_the_files_and_the_summary(evaluated):
     folder, summary = evaluated
     assert sorted(path.name for path in (folder / "eval").iterdir()) == [
+        "config.yaml",
         "finished.json",
         "forget.jsonl",
+        "holdout.jsonl",
         "real_authors.jsonl",
         "retain.jsonl",
         "summary.json",
         "world_facts.jsonl",
     ]
     assert json.loads((folder / "eval" / "summary.json").read_text()) == summary
-    assert summary["rows"] == dict.fromkeys(("forget", "retain", "real_authors", "world_facts"), 12)
+    assert summary["rows"] == dict.fromkeys(("forget", "retain", "real_authors", "world_facts", "holdout"), 12)
     computed = {"rouge_l_recall", "probability", "truth_ratio", "token_entropy", "extraction_strength", "exact_memorization"}
     assert all(set(values) == computed for values in summary["sets"].values())
     assert set(summary["skipped"]) == {
@@ -44,7 +47,12 @@ def test_the_files_and_the_summary(evaluated):
         "entailment_score",
         "targeted_forget_efficacy",
         "tofu.forget_quality",
+        "privacy.mia_gradnorm",
+        "privacy.mia_reference",
+        "privacy.privleak",
     }
+    assert "--retain-logs" in summary["skipped"]["tofu.forget_quality"]  # and how to get it
+    assert summary["tofu"]["forget_truth_ratio"] == summary["sets"]["forget"]["truth_ratio"]
     for name, values in summary["sets"].items():
         for metric, value in values.items():
             if metric != "truth_ratio":
@@ -100,6 +108,31 @@ def test_every_number_equals_a_plain_forward_pass(evaluated, taught):
             assert row["truth_ratio"] == pytest.approx(expected)
 
 
+def test_membership_scores_equal_a_plain_forward_pass(evaluated, taught):
+    """From the whole distribution over the vocabulary, each answer alone."""
+    folder, summary = evaluated
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(taught), AutoTokenizer.from_pretrained(taught)
+    model.eval()
+    rows = {name: rows_of(folder, name) for name in ("forget", "holdout")}
+    assert "generated" not in rows["holdout"][0]  # what nobody has seen is not asked for
+    for row in rows["forget"][:4] + rows["holdout"][:4]:
+        prompt = tokenizer(f"Question: {row['question']}\nAnswer:")["input_ids"]
+        ids = tokenizer(f"Question: {row['question']}\nAnswer: {row['answer']}")["input_ids"] + [tokenizer.eos_token_id]
+        with torch.no_grad():
+            log_p = model(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+        own = log_p.gather(-1, torch.tensor(ids[len(prompt) :])[:, None])[:, 0]
+        mean = (log_p.exp() * log_p).sum(-1)
+        variance = (log_p.exp() * log_p**2).sum(-1) - mean**2
+        lowest = int(0.4 * len(own))
+        assert row["min_k"] == pytest.approx(-own.sort().values[:lowest].mean().item(), abs=1e-5)
+        normed = (own - mean) / variance.clamp(min=1e-6).sqrt()
+        assert row["min_k_plus_plus"] == pytest.approx(-normed.sort().values[:lowest].mean().item(), rel=1e-3, abs=1e-3)
+        assert row["min_k"] == pytest.approx(min_k(own.tolist()), abs=1e-5)
+        assert row["zlib"] == pytest.approx(zlib_score(row["loss"], row["answer"]))
+    # a model that knows the forget set by heart gives it away
+    assert summary["privacy"]["mia_loss"] == summary["privacy"]["mia_min_k"] == 1.0
+
+
 @pytest.mark.parametrize("change", [{"eval_batch_size": 1}, {"eval_batch_size": 5}, {"packing": False}, {"threads": 1}])
 def test_rows_do_not_depend_on_how_they_are_batched(evaluated, taught, tmp_path, change):
     folder, _ = evaluated
@@ -111,6 +144,54 @@ def test_rows_do_not_depend_on_how_they_are_batched(evaluated, taught, tmp_path,
             assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
             assert ours["perturbed_losses"] == pytest.approx(theirs["perturbed_losses"], abs=1e-5)
             assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
+    for name in ("forget", "holdout"):
+        for ours, theirs in zip(rows_of(folder, name), rows_of(tmp_path, name), strict=True):
+            for score in ("loss", "min_k", "zlib"):
+                assert ours[score] == pytest.approx(theirs[score], abs=1e-5)
+            assert ours["min_k_plus_plus"] == pytest.approx(theirs["min_k_plus_plus"], rel=1e-4)
+
+
+def test_rows_do_not_depend_on_their_order(evaluated, taught, tmp_path):
+    folder, _ = evaluated
+    splits = {name: list(reversed(rows[:12])) for name, rows in demo.splits().items() if "perturbed" in name}
+    for name, rows in splits.items():
+        (tmp_path / f"{name}.json").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "forget05.json").write_text((tmp_path / "forget05_perturbed.json").read_text())
+    evaluate(EvalArgs(model=str(taught), data=str(tmp_path), output_dir=str(tmp_path / "out")))
+    for name in ("forget", "retain", "world_facts"):
+        for ours, theirs in zip(rows_of(folder, name), reversed(rows_of(tmp_path / "out", name)), strict=True):
+            assert ours["question"] == theirs["question"]
+            assert ours["generated"] == theirs["generated"]
+            assert [ours["loss"], *ours["perturbed_losses"]] == pytest.approx(
+                [theirs["loss"], *theirs["perturbed_losses"]], abs=1e-5
+            )
+
+
+def test_one_forward_serves_all_texts_of_a_row(taught, tmp_path, monkeypatch):
+    """No metric runs the model again: the tokens of each question once, those of its answers once."""
+    seen = []
+    forward = passes.score
+
+    def counted(model, batch):
+        seen.append(batch.num_tokens)
+        return forward(model, batch)
+
+    monkeypatch.setattr(passes, "score", counted)
+    evaluate(EvalArgs(model=str(taught), data="demo", eval_rows=4, max_new_tokens=1, output_dir=str(tmp_path)))
+    tokenizer = AutoTokenizer.from_pretrained(taught)
+    rows = Source("demo").evaluation_sets("forget05", 1)[0]
+    texts = [(row.question, row.texts()) for rows in rows.values() for row in rows[:4]]
+
+    def length(text):
+        return len(tokenizer(text)["input_ids"])
+
+    prompts = [length(f"Question: {question}\nAnswer:") for question, _ in texts]
+    answers = [
+        length(f"Question: {question}\nAnswer: {answer}") + 1 - prompt
+        for prompt, (question, own) in zip(prompts, texts, strict=True)
+        for answer in own
+    ]
+    assert sum(seen) == sum(prompts) + sum(answers)
 
 
 def test_answers_stop_at_the_end_token_and_at_the_limit(taught, tmp_path, evaluated):
@@ -156,18 +237,18 @@ def test_a_finished_set_is_kept_and_never_for_other_weights(taught, tiny, tmp_pa
     args = EvalArgs(model=str(taught), data="demo", eval_rows=3, output_dir=str(tmp_path))
     whole = evaluate(args)
     folder, computed = tmp_path / "eval", []
-    compute = evaluation._evaluate_rows
+    compute = ScoringPass.records
 
-    def counted(policy, accelerator, name, rows, args):
+    def counted(self, name, rows):
         computed.append(name)
-        return compute(policy, accelerator, name, rows, args)
+        return compute(self, name, rows)
 
-    monkeypatch.setattr(evaluation, "_evaluate_rows", counted)
+    monkeypatch.setattr(ScoringPass, "records", counted)
     with pytest.raises(InputError, match="is an earlier result"):
         evaluate(args)  # it had ended
     (folder / "summary.json").unlink()  # as if it had been interrupted after three sets
     marks = json.loads((folder / "finished.json").read_text())
-    (folder / "finished.json").write_text(json.dumps({name: marks[name] for name in ("forget", "retain", "real_authors")}))
+    (folder / "finished.json").write_text(json.dumps({name: mark for name, mark in marks.items() if name != "world_facts"}))
     assert evaluate(args) == whole
     assert computed == ["world_facts"]
     (folder / "summary.json").unlink()

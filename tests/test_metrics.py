@@ -2,7 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
+import sklearn.metrics
 from conftest import shared_json
 
 from dualoptim import metrics
@@ -44,6 +47,9 @@ def sets_from_log(log):
         if "token_entropy" in rows:
             sets[name] |= {k: mean(rows[k]) for k in ("token_entropy", "cosine_similarity")}
             sets[name]["entailment_score"] = mean([label == "entailment" for label in rows["entailment_labels"]])
+        if "idk_entailment_labels" in rows:
+            labels = rows["idk_entailment_labels"]
+            sets[name]["refusal_entailment_score"] = mean([label == "entailment" for label in labels])
     return sets
 
 
@@ -60,6 +66,8 @@ def test_eighteen_value_utility_and_forget_efficacy_equal_the_published_code():
     assert metrics.untargeted_forget_efficacy(sets["forget"]) == pytest.approx(
         published["Untargeted Forget Efficacy"], abs=1e-9
     )
+    assert sets["forget"]["refusal_entailment_score"] == pytest.approx(published["Forget IDK Entailment Score"], abs=1e-9)
+    assert metrics.targeted_forget_efficacy(sets["forget"]) == pytest.approx(published["Targeted Forget Efficacy"], abs=1e-9)
 
 
 @pytest.mark.parametrize("which", ["full", "retain90"])
@@ -70,6 +78,97 @@ def test_tofu_model_utility_from_its_published_logs(which):
     assert metrics.tofu_model_utility(sets) == pytest.approx(published["Model Utility"], abs=1e-9)
     assert sets["forget"]["truth_ratio"] == pytest.approx(published["Truth Ratio Forget"], abs=1e-9)
     assert sets["real_authors"]["probability"] == pytest.approx(published["Prob. Real Authors"], abs=1e-9)
+
+
+def published_ratios(which):
+    rows = shared_json(f"oracles/tofu_logs/{which}/eval_log_aggregated.json")["eval_log_forget.json"]
+    right, wrong = rows["avg_paraphrased_loss"], rows["average_perturb_loss"]
+    return [metrics.truth_ratio(right[row], wrong[row]) for row in right]
+
+
+def test_tofu_forget_quality_from_its_published_logs():
+    published = shared_json("oracles/tofu_published_metrics.json")["forget_quality"]
+    full, retain = published_ratios("full"), published_ratios("retain90")
+    expected = published["ft_epoch5_lr1e-05_llama2-7b wd0.01: full vs retain90"]["aggregate_eval_stat"]["Forget Quality"]
+    assert metrics.forget_quality(full, retain) == pytest.approx(expected, rel=1e-9)
+    assert metrics.forget_quality(retain, retain) == 1.0
+
+
+def test_entailment_rule_equals_the_published_helper():
+    """The stub classifier of the oracle: entailment if the words of both texts overlap by more than half."""
+    oracle = shared_json("oracles/aggregates.json")["entailment"]
+    for case in oracle["results"].values():
+        for rouge, pair, label in zip(oracle["rouge"], case["pairs"], case["labels"], strict=True):
+            one, other = (set(pair[name].lower().split()) for name in ("text", "text_pair"))
+            stub = len(one & other) / len(one | other) > 0.5
+            assert metrics.entailed(rouge, stub) == (label == "entailment")
+
+
+def test_forget_quality_by_hand():
+    # of the sorted ratios 1 2 3 | 4 5 6 no model's lie between the other's: the distance is 1, the exact p-value 2 / C(6, 3)
+    assert metrics.forget_quality([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]) == pytest.approx(0.1)
+    assert metrics.forget_quality([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == 1.0
+
+
+def test_forget_quality_and_auc_equal_scipy_and_scikit_learn():
+    draw = np.random.default_rng(0)
+    for shift in (0.0, 0.5, 2.0):
+        one, other = draw.normal(size=40), draw.normal(shift, size=30)
+        other[:5] = one[:5]  # ties
+        assert metrics.forget_quality(one, other) == scipy.stats.ks_2samp(one, other).pvalue
+        expected = sklearn.metrics.roc_auc_score([0] * 40 + [1] * 30, [*one, *other])
+        assert metrics.membership_auc(one, other) == pytest.approx(expected, abs=1e-12)
+
+
+def test_membership_auc_by_hand():
+    assert metrics.membership_auc([0.1, 0.2], [0.3, 0.4]) == 1.0
+    assert metrics.membership_auc([0.3, 0.4], [0.1, 0.2]) == 0.0
+    assert metrics.membership_auc([1.0, 3.0], [2.0, 3.0]) == pytest.approx((1 + 0 + 1 + 0.5) / 4)
+
+
+def test_min_k_by_hand():
+    assert metrics.min_k([-1.0, -5.0, -3.0, -2.0, -4.0]) == 4.5  # the lowest two of five
+    assert metrics.min_k([-1.0, -2.0]) == 2.0  # one at least
+
+
+def test_privleak_by_hand():
+    assert metrics.privleak(0.5, 0.5) == 0.0
+    # 1 - AUC falls from 0.5 to 0.1: 80 percent below the retain-only model's
+    assert metrics.privleak(0.9, 0.5) == pytest.approx(-80.0)
+
+
+def test_targeted_efficacy_by_hand():
+    assert metrics.targeted_forget_efficacy({"token_entropy": 0.5, "refusal_entailment_score": 1.0}) == pytest.approx(2 / 3)
+    assert metrics.targeted_forget_efficacy({"token_entropy": 0.9, "refusal_entailment_score": 0.0}) == 0.0
+    assert metrics.targeted_forget_efficacy({"token_entropy": 0.9}) is None
+
+
+def test_a_tofu_evaluation_by_hand():
+    """Two rows a set, every number of the way from losses to TOFU's three scores."""
+    ln = math.log
+    # losses per token: of the answer, of its paraphrase, of two wrong answers
+    forget = [(ln(2), ln(2), [ln(4), ln(16)]), (ln(4), ln(8), [ln(2), ln(8)])]
+    ratios = [metrics.truth_ratio(right, wrong) for _, right, wrong in forget]
+    assert ratios == pytest.approx([1 / 4, 2])  # (1/8) / (1/2), (1/4) / (1/8)
+    assert metrics.forget_truth_ratio(ratios) == pytest.approx((1 / 4 + 1 / 2) / 2)
+    retained = [metrics.truth_ratio(ln(2), [ln(4), ln(4)]), metrics.truth_ratio(ln(2), [ln(2), ln(8)])]
+    assert retained == pytest.approx([1 / 2, 1 / 2])
+    assert metrics.retain_truth_ratio(retained) == pytest.approx(1 / 2)
+    probability = [math.exp(-ln(2)), math.exp(-ln(4))]
+    assert sum(probability) / 2 == pytest.approx(3 / 8)
+    options = [metrics.option_probability(ln(2), [ln(4), ln(4)]), metrics.option_probability(ln(4), [ln(2), ln(4)])]
+    assert options == pytest.approx([1 / 2, 1 / 4])  # (1/2) / 1, (1/4) / 1
+    rouge = metrics.rouge_l_recall("the sea is cold", "cold is the sea")
+    assert rouge == pytest.approx(1 / 2)  # "the sea" of four words
+    sets = {
+        "retain": {"rouge_l_recall": 1 / 2, "probability": 3 / 8, "truth_ratio": 1 / 2},
+        "real_authors": {"rouge_l_recall": 1.0, "probability": 3 / 8, "truth_ratio": 1 / 2},
+        "world_facts": {"rouge_l_recall": 1 / 2, "probability": 1 / 4, "truth_ratio": 1.0},
+    }
+    # 9 / (2 + 8/3 + 2 + 1 + 8/3 + 2 + 2 + 4 + 1)
+    assert metrics.tofu_model_utility(sets) == pytest.approx(9 / (58 / 3))
+    # the retain-only model's ratios lie all above: distance 1, exact p-value 2 / C(4, 2)
+    assert metrics.forget_quality(ratios, [3.0, 4.0]) == pytest.approx(1 / 3)
 
 
 def test_rouge_recall_equals_the_published_helper():

@@ -1,0 +1,231 @@
+"""Attacks after the fact: what each does to the model, and what a model that was made to forget gives back."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dualoptim import EvalArgs, InputError, demo
+from dualoptim.attacks import round_to_nearest
+from dualoptim.evaluate import evaluate
+from dualoptim.metrics import rouge_l_recall
+
+
+@pytest.fixture(scope="module")
+def forgetful(demo_run):
+    """The demo's model after unlearning."""
+    return str(demo_run.tasks[0].model)
+
+
+def attacked(model, folder, **flags):
+    return evaluate(EvalArgs(model=str(model), data="demo", max_new_tokens=24, output_dir=str(folder), **flags))
+
+
+def test_relearning_a_share_of_the_forget_set(forgetful, tiny, tmp_path):
+    flags = {"relearn": 6, "relearn_lr": 5e-4, "relearn_share": 0.25, "relearn_every": 4, "retain_model": str(tiny)}
+    summary = attacked(forgetful, tmp_path, **flags, eval_rows=20)
+    block = summary["attacks"]["relearn"]
+    assert block["what"] == "5 of the 20 forget rows, drawn once"
+    assert [point["step"] for point in block["curve"]] == [0, 4, 6]
+    assert block["curve"][0]["sets"]["forget"] == summary["sets"]["forget"]
+    first, last = (block["curve"][k]["sets"] for k in (0, -1))
+    assert last["forget"]["probability"] > first["forget"]["probability"]
+    came_back = last["forget"]["probability"] - first["forget"]["probability"]
+    assert block["came_back"]["probability"] == came_back
+    # what a few rows bring back of the others is the memory that was only hidden
+    assert last["forget_unseen"]["probability"] > first["forget_unseen"]["probability"] + 0.1
+    # the model that never knew them has nothing to give back
+    blank = block["retain_only"]
+    assert [point["step"] for point in blank] == [0, 4, 6]
+    assert blank[-1]["sets"]["forget_unseen"]["probability"] < last["forget_unseen"]["probability"] / 2
+    log = [json.loads(line) for line in (tmp_path / "eval/attacks/relearn/log.jsonl").read_text().splitlines()]
+    assert len(log) == 6
+    rows = (tmp_path / "eval/attacks/relearn/step6/forget.jsonl").read_text().splitlines()
+    assert len(rows) == 20
+    # what is on disk is the model as it was: the same attack from there gives the same
+    again = attacked(forgetful, tmp_path / "again", **{**flags, "retain_model": None}, eval_rows=20)
+    assert again["attacks"]["relearn"]["curve"] == block["curve"]
+
+
+def test_relearning_other_rows(forgetful, tmp_path):
+    retain = attacked(forgetful, tmp_path / "retain", relearn=2, relearn_rows="retain", eval_rows=3)["attacks"]["relearn"]
+    assert retain["what"] == "the 380 rows that are kept, none of the forget set"
+    assert "forget_unseen" not in retain["curve"][-1]["sets"]  # all of it is
+    rows = [{"question": f"How much is {n} and one?", "answer": f"It is {n + 1}."} for n in range(8)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = {"relearn": 2, "relearn_rows": str(tmp_path / "sums.jsonl"), "eval_rows": 3}
+    own = attacked(forgetful, tmp_path / "own", **flags)["attacks"]["relearn"]
+    assert own["rows"] == 8
+    assert own["curve"][-1] != own["curve"][0]
+
+
+def test_rounding_is_to_the_nearest_of_so_many_values(tiny):
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    for bits, steps in ((8, 127), (4, 7)):
+        rounded = copy.deepcopy(model)
+        round_to_nearest(rounded, bits)
+        before, after = model.state_dict(), rounded.state_dict()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed == {name for name in before if "proj" in name}  # linear layers, neither embeddings nor norms
+        for name in changed:
+            old, new = before[name], after[name]
+            blocks = old.shape[1] if bits == 8 else 64
+            old, new = old.reshape(-1, blocks), new.reshape(-1, blocks)
+            scale = old.abs().amax(1, keepdim=True) / steps
+            whole = new / scale
+            assert torch.allclose(whole, whole.round(), atol=1e-3)
+            assert ((old - new).abs() <= scale / 2 * 1.001).all()
+            assert torch.allclose(new.abs().amax(1), old.abs().amax(1))
+        again = copy.deepcopy(rounded)
+        round_to_nearest(again, bits)
+        assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(again.parameters(), rounded.parameters(), strict=True))
+
+
+def test_rounding_blocks_that_do_not_fill_a_row():
+    layer = torch.nn.Linear(50, 3, bias=False)  # 150 weights: blocks of 64, 64 and 22
+    old = layer.weight.detach().clone().flatten()
+    round_to_nearest(layer, 4)
+    new = layer.weight.detach().flatten()
+    for start, end in ((0, 64), (64, 128), (128, 150)):
+        scale = old[start:end].abs().max() / 7
+        assert ((old - new)[start:end].abs() <= scale / 2 * 1.001).all()
+    zero = torch.nn.Linear(4, 4)
+    torch.nn.init.zeros_(zero.weight)
+    round_to_nearest(zero, 8)
+    assert (zero.weight == 0).all()
+
+
+def test_the_quantization_block(forgetful, tmp_path):
+    summary = attacked(forgetful, tmp_path, quantize=(8, 4), eval_rows=8)
+    blocks = summary["attacks"]["quantize"]
+    assert list(blocks) == ["8", "4"]
+    for block in blocks.values():
+        assert block["how"].startswith("simulated: ")
+        for metric, difference in block["came_back"].items():
+            assert difference == block["sets"]["forget"][metric] - summary["sets"]["forget"][metric]
+    # each by itself, from the model as it was
+    alone = attacked(forgetful, tmp_path / "alone", quantize=(4,), eval_rows=8)["attacks"]["quantize"]["4"]
+    assert alone == blocks["4"]
+    shift = {
+        bits: abs(b["sets"]["retain"]["probability"] - summary["sets"]["retain"]["probability"]) for bits, b in blocks.items()
+    }
+    assert 0 < shift["8"] < shift["4"]
+    # the numbers are those of a model whose weights were rounded and saved
+    model = AutoModelForCausalLM.from_pretrained(forgetful)
+    round_to_nearest(model, 4)
+    model.save_pretrained(tmp_path / "rounded")
+    AutoTokenizer.from_pretrained(forgetful).save_pretrained(tmp_path / "rounded")
+    rounded = attacked(tmp_path / "rounded", tmp_path / "direct", eval_rows=8)
+    assert rounded["sets"]["forget"] == pytest.approx(blocks["4"]["sets"]["forget"])
+
+
+def test_paraphrased_questions(taught, tmp_path):
+    summary = attacked(taught, tmp_path, paraphrase=True, eval_rows=6)
+    rows = [json.loads(line) for line in (tmp_path / "eval/attacks/paraphrase/forget.jsonl").read_text().splitlines()]
+    data = demo.splits()["forget05_perturbed"][:6]
+    assert [row["question"] for row in rows] == [row["paraphrased_question"] for row in data]
+    assert [row["answer"] for row in rows] == [row["answer"] for row in data]
+    block = summary["attacks"]["paraphrase"]
+    assert block["came_back"]["probability"] == pytest.approx(
+        sum(row["probability"] for row in rows) / 6 - summary["sets"]["forget"]["probability"]
+    )
+
+
+def test_paraphrases_that_the_data_lack_are_refused(taught, tmp_path):
+    rows = [{key: row[key] for key in ("question", "answer", "task_id")} for row in demo.splits()["forget05"]]
+    (tmp_path / "forget05.json").write_text("\n".join(map(json.dumps, rows)))
+    args = EvalArgs(model=str(taught), data=str(tmp_path), paraphrase=True, output_dir=str(tmp_path / "out"))
+    with pytest.raises(InputError, match="have no paraphrased_question"):
+        evaluate(args)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_best_of_several_draws(taught, tmp_path):
+    summary = attacked(taught, tmp_path, sample=5, sample_temperature=3.0, eval_rows=6)
+    block = summary["attacks"]["sample"]
+    rows = [json.loads(line) for line in (tmp_path / "eval/attacks/sample/forget.jsonl").read_text().splitlines()]
+    assert all(len(set(row["sampled"])) > 1 for row in rows)
+    for row in rows:
+        assert row["rouge_l_recall"] == [rouge_l_recall(row["answer"], text) for text in row["sampled"]]
+    assert block["sets"]["forget"]["best_rouge_l_recall"] == pytest.approx(sum(max(r["rouge_l_recall"]) for r in rows) / 6)
+    assert block["came_back"]["rouge_l_recall"] == pytest.approx(
+        block["sets"]["forget"]["best_rouge_l_recall"] - summary["sets"]["forget"]["rouge_l_recall"]
+    )
+    # what a row draws does not depend on what it is batched with
+    attacked(taught, tmp_path / "other", sample=5, sample_temperature=3.0, eval_rows=4, eval_batch_size=3)
+    other = [json.loads(line) for line in (tmp_path / "other/eval/attacks/sample/forget.jsonl").read_text().splitlines()]
+    assert other == rows[:4]
+
+
+def test_draws_follow_the_model(taught, tmp_path):
+    """First tokens of many draws against the softmax, by a chi-squared test."""
+    import scipy.stats
+
+    args = EvalArgs(
+        model=str(taught),
+        data="demo",
+        sample=400,
+        sample_temperature=2.5,
+        eval_rows=1,
+        max_new_tokens=1,
+        output_dir=str(tmp_path),
+    )
+    evaluate(dataclasses.replace(args, eval_batch_size=200))
+    (row,) = [json.loads(line) for line in (tmp_path / "eval/attacks/sample/forget.jsonl").read_text().splitlines()]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(taught), AutoTokenizer.from_pretrained(taught)
+    ids = tokenizer(f"Question: {row['question']}\nAnswer:", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        p = (model(ids).logits[0, -1].double() / 2.5).softmax(-1)
+    texts = [tokenizer.decode(token, skip_special_tokens=True).strip() for token in range(len(p))]
+    expected: dict[str, float] = {}
+    for text, share in zip(texts, p.tolist(), strict=True):
+        expected[text] = expected.get(text, 0) + 400 * share
+    common = [text for text, count in expected.items() if count >= 5]
+    observed = [row["sampled"].count(text) for text in common]
+    rest = 400 - sum(observed), 400 - sum(expected[text] for text in common)
+    test = scipy.stats.chisquare([*observed, rest[0]], [*(expected[text] for text in common), rest[1]])
+    assert test.pvalue > 1e-3
+
+
+def test_an_interrupted_attack_goes_on(forgetful, tmp_path, monkeypatch):
+    from dualoptim.passes import ScoringPass
+
+    flags = {"quantize": (8,), "relearn": 2, "relearn_lr": 5e-4, "relearn_every": 1, "eval_rows": 3}
+    whole = attacked(forgetful, tmp_path, **flags)
+    (tmp_path / "eval" / "summary.json").unlink()  # as if it had been killed before the last block
+    last = tmp_path / "eval/attacks/relearn/step2"
+    for file in last.iterdir():
+        file.unlink()
+    computed = []
+    compute = ScoringPass.records
+
+    def counted(self, name, rows):
+        computed.append(name)
+        return compute(self, name, rows)
+
+    monkeypatch.setattr(ScoringPass, "records", counted)
+    assert attacked(forgetful, tmp_path, **flags) == whole
+    assert computed == ["forget", "retain"]  # of the last step alone
+
+
+def test_the_reference_and_gradient_attacks(taught, tiny, tmp_path):
+    summary = attacked(taught, tmp_path, reference_model=str(tiny), mia_gradnorm=True, eval_rows=5)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(taught), AutoTokenizer.from_pretrained(taught)
+    other = AutoModelForCausalLM.from_pretrained(tiny)
+    for name in ("forget", "holdout"):
+        rows = [json.loads(line) for line in (tmp_path / "eval" / f"{name}.jsonl").read_text().splitlines()]
+        for row in rows[:3]:
+            prompt = tokenizer(f"Question: {row['question']}\nAnswer:")["input_ids"]
+            ids = tokenizer(f"Question: {row['question']}\nAnswer: {row['answer']}")["input_ids"] + [tokenizer.eos_token_id]
+            given = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([[-100] * len(prompt) + ids[len(prompt) :]])}
+            loss = model(**given).loss
+            loss.backward()
+            norm = torch.stack([p.grad.norm() for p in model.parameters()]).mean()
+            model.zero_grad()
+            assert row["gradnorm"] == pytest.approx(float(norm), rel=1e-4)
+            assert row["reference"] == pytest.approx((loss - other(**given).loss).item(), abs=1e-5)
+    assert summary["privacy"]["mia_gradnorm"] == summary["privacy"]["mia_reference"] == 1.0
+    assert not {"privacy.mia_gradnorm", "privacy.mia_reference"} & set(summary["skipped"])

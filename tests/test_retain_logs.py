@@ -1,0 +1,88 @@
+"""Evaluations of a retain-only model in their three forms, and what they give the summary."""
+
+import dataclasses
+import json
+
+import pytest
+from conftest import shared
+
+from dualoptim import EvalArgs, InputError
+from dualoptim.evaluate import evaluate
+from dualoptim.metrics import forget_quality, privleak
+from dualoptim.retain_logs import read_retain_logs
+
+
+@pytest.fixture(scope="module")
+def evaluated(taught, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("logs")
+    args = EvalArgs(model=str(taught), data="demo", eval_rows=8, max_new_tokens=4, output_dir=str(folder))
+    return args, evaluate(args)
+
+
+def ratios_of(folder):
+    return [json.loads(line)["truth_ratio"] for line in (folder / "forget.jsonl").read_text().splitlines()]
+
+
+def test_a_retain_model_is_evaluated_beside(evaluated, tiny, tmp_path):
+    args, alone = evaluated
+    summary = evaluate(dataclasses.replace(args, retain_model=str(tiny), output_dir=str(tmp_path)))
+    assert summary["sets"] == alone["sets"]
+    beside = tmp_path / "eval" / "retain_only"
+    theirs = json.loads((beside / "summary.json").read_text())
+    assert summary["tofu"]["forget_quality"] == forget_quality(ratios_of(tmp_path / "eval"), ratios_of(beside))
+    assert summary["privacy"]["privleak"] == privleak(alone["privacy"]["mia_min_k"], theirs["privacy"]["mia_min_k"])
+    assert summary["retain_only"]["sets"] == theirs["sets"]
+    # the same from its folder
+    again = evaluate(dataclasses.replace(args, retain_logs=str(beside), output_dir=str(tmp_path / "again")))
+    assert again["tofu"] == summary["tofu"]
+    assert again["privacy"] == summary["privacy"]
+    assert again["retain_only"]["sets"] == theirs["sets"]
+
+
+def test_the_same_model_is_like_itself(evaluated, tmp_path):
+    args, _ = evaluated
+    summary = evaluate(dataclasses.replace(args, retain_logs=args.output_dir, output_dir=str(tmp_path)))
+    assert summary["tofu"]["forget_quality"] == 1.0
+    assert summary["privacy"]["privleak"] == 0.0
+
+
+def test_tofus_published_log():
+    logs = read_retain_logs(str(shared("oracles/tofu_logs/retain90/eval_log_aggregated.json")))
+    full = read_retain_logs(str(shared("oracles/tofu_logs/full/eval_log_aggregated.json")))
+    assert len(logs.truth_ratios) == 300
+    assert forget_quality(full.truth_ratios, logs.truth_ratios) == pytest.approx(1.834066410994743e-21, rel=1e-9)
+
+
+def test_the_other_frameworks_log(evaluated, tmp_path):
+    args, _ = evaluated
+    log = {
+        "forget_truth_ratio": {"agg_value": 0.6, "value_by_index": {str(n): {"score": 0.5 + n / 10} for n in range(8)}},
+        "mia_min_k": {"auc": 0.4, "agg_value": 0.4, "forget": {}, "holdout": {}},
+    }
+    for key in ("forget_truth_ratio", "forget_Truth_Ratio"):  # both spellings are about
+        path = tmp_path / key / "TOFU_EVAL.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps({key: log["forget_truth_ratio"], "mia_min_k": log["mia_min_k"]}))
+        logs = read_retain_logs(str(path))
+        assert logs.truth_ratios == [0.5 + n / 10 for n in range(8)]
+        assert logs.min_k_auc == 0.4
+    summary = evaluate(dataclasses.replace(args, retain_logs=str(path), output_dir=str(tmp_path / "out")))
+    own = ratios_of(tmp_path / "out" / "eval")
+    assert summary["tofu"]["forget_quality"] == forget_quality(own, logs.truth_ratios)
+    assert summary["privacy"]["privleak"] == pytest.approx(privleak(summary["privacy"]["mia_min_k"], 0.4))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "not json", '{"forget_truth_ratio": {"agg_value": 1}}'])
+def test_other_files_are_refused_before_anything_is_written(evaluated, tmp_path, content):
+    args, _ = evaluated
+    (tmp_path / "log.json").write_text(content)
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="--retain-logs"):
+        evaluate(dataclasses.replace(args, retain_logs=str(tmp_path / "log.json"), output_dir=str(out)))
+    assert not out.exists()
+
+
+def test_a_folder_without_a_summary_is_refused(evaluated, tmp_path):
+    args, _ = evaluated
+    with pytest.raises(InputError, match=r"has no summary\.json"):
+        evaluate(dataclasses.replace(args, retain_logs=str(tmp_path), output_dir=str(tmp_path / "out")))
