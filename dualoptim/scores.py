@@ -108,7 +108,7 @@ def standardized(scores: TokenScores, which: Tensor) -> Tensor:
         log_p = logits - logsumexp[:, None]
         p = log_p.exp()
         mean = (p * log_p).sum(-1)
-        variance = (p * log_p.square()).sum(-1) - mean.square()
+        variance = (p * (log_p - mean[:, None]).square()).sum(-1)  # a difference of squares would lose digits
         parts.append((log_prob - mean) / variance.clamp(min=1e-6).sqrt())
     return torch.cat(parts)
 

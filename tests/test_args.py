@@ -21,15 +21,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 COMMON = """model data template question_start_tag question_end_tag answer_tag max_length packing attn_implementation output_dir
 overwrite threads""".split()
-MEASURE = """split forget_file retain_file question_column answer_column text_column lm_eval_tasks lm_eval_path
-eval_rows eval_batch_size max_new_tokens""".split()
+MEASURE = """split forget_file retain_file holdout_file question_column answer_column text_column sentence_encoder
+entailment_model idk_file retain_logs mia_gradnorm lm_eval_tasks lm_eval_path eval_rows eval_batch_size max_new_tokens""".split()
+EVAL = """task retain_model reference_model relearn relearn_rows relearn_share relearn_lr relearn_batch_size relearn_every
+quantize paraphrase sample sample_temperature""".split()
 TRAIN = """seed num_epochs max_steps batch_size gradient_accumulation_steps weight_decay adam_betas max_grad_norm warmup_epochs
 gradient_checkpointing optim_bits quantize_embeddings use_lora lora_rank lora_alpha lora_dropout lora_target_modules
 load_in_4bit log_with""".split()
 UNLEARN = """forget_losses task_list optim forget_optimizer retain_optimizer forget_adam_betas forget_weight_decay decouple
 base_betas max_update quantize_delta quantize_base learning_rates forget_lr forget_freq retain_freq
 forget_coeff regularization_coeff forget_max_grad_norm beta gamma layer reference_dir fix_ref_model mask
-idk_file eval save_every keep_checkpoints resume dry_run""".split()
+eval save_every keep_checkpoints resume dry_run""".split()
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,7 @@ idk_file eval save_every keep_checkpoints resume dry_run""".split()
     [
         (UnlearnArgs, COMMON + MEASURE + TRAIN + UNLEARN),
         (FinetuneArgs, [*COMMON, *TRAIN, "splits", "tasks", "learning_rate", "target_loss"]),
-        (EvalArgs, [*COMMON, *MEASURE, "task"]),
+        (EvalArgs, COMMON + MEASURE + EVAL),
     ],
 )
 def test_the_list_of_flags_is_frozen(kind, flags):

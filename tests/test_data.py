@@ -153,7 +153,7 @@ def test_a_missing_evaluation_set_is_named(tmp_path):
 def test_demo_rows_are_deterministic_and_in_tofus_shape():
     splits = demo.splits()
     digest = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
-    assert digest == "d644c7e651951827e471b7c58769ac21aeabd354479e432929b77defd861c80a"
+    assert digest == "364dcd5571344b7542c16dac59968332d6ff6d7d5c6e7166480e396a398d0b05"
     assert len(splits["full"]) == len(demo.NAMES) * len(demo.FACTS) == 400
     assert len({row["question"] for row in splits["full"]}) == 400
     for row in splits["forget05_perturbed"] + splits["retain_perturbed"]:

@@ -43,7 +43,7 @@ def test_the_demo_forgets_one_author_and_keeps_the_rest(demo_run):
 def test_the_demo_leaves_the_folder_that_the_readme_describes(demo_run):
     files = {str(path.relative_to(demo_run.folder)) for path in demo_run.folder.rglob("*") if path.is_file()}
     task = "ME+GD_lr0.0005/task1"
-    sets = ("forget", "retain", "real_authors", "world_facts")
+    sets = ("forget", "retain", "real_authors", "world_facts", "holdout")
     expected = {"results.csv", "results.md", f"{task}/config.yaml", f"{task}/log.jsonl", f"{task}/trained.json"}
     expected |= {f"{task}/{folder}/{name}.jsonl" for folder in ("eval_before", "eval") for name in sets}
     expected |= {f"{task}/{folder}/{name}.json" for folder in ("eval_before", "eval") for name in ("summary", "finished")}
