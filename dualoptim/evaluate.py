@@ -14,7 +14,7 @@ from dualoptim.data import HOLDOUT, OwnFiles, Row, load_refusals, open_source
 from dualoptim.errors import InputError
 from dualoptim.general import check_general_ability, general_ability
 from dualoptim.judges import load_judges
-from dualoptim.modeling import Policy, load_policy, set_aside, start_accelerator
+from dualoptim.modeling import Policy, load_config, load_policy, set_aside, start_accelerator
 from dualoptim.passes import PRIVACY_SETS, Reference, ScoringPass
 from dualoptim.report import score_table
 from dualoptim.retain_logs import RetainLogs, of_records, read_retain_logs
@@ -73,13 +73,23 @@ def evaluate(args: EvalArgs) -> dict[str, Any]:
     source = open_source(args)
     source.evaluation_sets(args.split, args.task)  # what is wrong with the data shows before a model is loaded
     check_measures(args, accelerator)
+    for flag, value in (("--reference-model", args.reference_model), ("--mia-gradnorm", args.mia_gradnorm)):
+        if value and HOLDOUT not in source.evaluation_sets(args.split, args.task)[0]:
+            shown = flag if value is True else f"{flag} {value}"
+            raise InputError(f"{shown} is for membership attacks; give --holdout-file, rows that no model has seen")
     check_attacks(args, accelerator, source)
-    judges = load_judges(args, accelerator.device)
+    for flag, model in (("--retain-model", args.retain_model), ("--reference-model", args.reference_model)):
+        if model is not None:
+            try:
+                load_config(dataclasses.replace(args, model=model))
+            except InputError as error:
+                raise InputError(str(error).replace("--model", flag, 1)) from None
     policy = load_policy(args, accelerator)
     if isinstance(source, OwnFiles):
         source.cut(policy.formatter)
     sets, skipped = source.evaluation_sets(args.split, args.task)
     policy.formatter.check(row for rows in sets.values() for row in rows)
+    judges = load_judges(args, accelerator.device)
     scoring = ScoringPass(policy, accelerator, args, judges, HOLDOUT in sets)
     scoring.reference = _reference(args, scoring, sets)
     finished = None
@@ -106,8 +116,6 @@ def _reference(args: EvalArgs, scoring: ScoringPass, sets: Sets) -> Reference | 
     """What `--reference-model` says about the answers that membership attacks look at."""
     if args.reference_model is None:
         return None
-    if not scoring.private:
-        raise InputError(f"--reference-model {args.reference_model} is for membership attacks; give --holdout-file")
     other = dataclasses.replace(args, model=args.reference_model)
     with set_aside(scoring.policy, scoring.accelerator):
         policy = load_policy(other, scoring.accelerator)

@@ -195,6 +195,34 @@ EVAL = [
     ("--model {m} --data {d}/long_compared --split forget01 --overwrite --output-dir {d}/used", "leaves no room for an answer"),
     ("--model {m} --data demo --seed 1", "--seed"),
     ("--model {m} --data demo --eval-batch-size 0", "--eval-batch-size 0 is out of range"),
+    ("--model {m} --data demo --sentence-encoder {d}/empty_folder", "--sentence-encoder {d}/empty_folder: cannot be loaded"),
+    ("--model {m} --data demo --sentence-encoder nobody/nothing", "give a folder or hub id of a sentence encoder"),
+    ("--model {m} --data demo --entailment-model {d}/empty_folder", "--entailment-model {d}/empty_folder: cannot be loaded"),
+    ("--model {m} --data demo --entailment-model {m}", "its labels are LABEL_0, LABEL_1, none of them entailment"),
+    ("--model {m} --data demo --retain-logs {d}/nowhere", "--retain-logs {d}/nowhere: cannot be read as JSON"),
+    ("--model {m} --data demo --retain-logs {d}/empty_folder", "the folder has no summary.json"),
+    ("--model {m} --data demo --retain-logs a --retain-model b", "say the same; give one of them"),
+    ("--model {m} --data demo --retain-model {d}/nowhere", "--retain-model {d}/nowhere: no such folder"),
+    ("--model {m} --data demo --reference-model {d}/nowhere", "--reference-model {d}/nowhere: no such folder"),
+    ("--model {m} --data demo --idk-file {d}/no_refusals.txt", "holds no lines"),
+    ("--model {m} --data demo --holdout-file {d}/none.jsonl", "none.jsonl: cannot be read"),
+    ("--model {m} --data {d}/good --split forget01 --reference-model {m}", "is for membership attacks; give --holdout-file"),
+    ("--model {m} --data {d}/good --split forget01 --mia-gradnorm", "is for membership attacks; give --holdout-file"),
+    ("--model {m} --data demo --relearn -1", "--relearn -1 is out of range"),
+    (
+        "--model {m} --data demo --relearn 2 --relearn-share 0",
+        "--relearn-share 0 is out of range; give a number above 0, up to 1",
+    ),
+    ("--model {m} --data demo --relearn 2 --relearn-rows nothing", "--relearn-rows nothing: no such file; give forget, retain"),
+    (
+        "--model {m} --data demo --relearn 2 --relearn-rows retain --relearn-share 0.5",
+        "--relearn-share 0.5 is of the forget set",
+    ),
+    ("--model {m} --data demo --relearn-lr 1e-4", "--relearn-lr 0.0001 has no effect without --relearn"),
+    ("--model {m} --data demo --sample-temperature 2", "--sample-temperature 2.0 has no effect without --sample"),
+    ("--model {m} --data demo --quantize 3", "--quantize 3 is not offered; give 8, 4 or both"),
+    ("--model {m} --data demo --quantize 4 4", "--quantize names 4 twice"),
+    ("--model {m} --data {d}/good --split forget01 --paraphrase", "have no paraphrased_question"),
 ]
 FINETUNE = [
     ("--model {m} --data demo --splits nothing", "the demo data has no split 'nothing'"),
@@ -224,7 +252,7 @@ def test_one_line_and_exit_code_two(kind, action, flags, message, bad, tiny, cap
         main(kind, action)
     stderr = capsys.readouterr().err
     assert end.value.code == 2, stderr
-    assert " ".join(message.split()) in " ".join(stderr.replace("│", " ").split()), stderr
+    assert " ".join(message.replace("{d}", str(bad)).split()) in " ".join(stderr.replace("│", " ").split()), stderr
     assert "Traceback" not in stderr
     if "For full helptext" not in stderr:  # tyro draws its own box, of several lines
         assert [line for line in stderr.splitlines() if line.startswith("error: ")] == [stderr.strip().splitlines()[-1]]
