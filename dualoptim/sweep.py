@@ -15,7 +15,7 @@ from dualoptim.args import NEWEST, SweepArgs, UnlearnArgs, main, to_dict
 from dualoptim.checkpoint import write_json, write_text
 from dualoptim.errors import InputError, NonFiniteError, reason
 from dualoptim.modeling import start_accelerator
-from dualoptim.report import markdown_table, results_row, write_results
+from dualoptim.tables import markdown_table, results_row, write_results
 from dualoptim.tracking import say
 from dualoptim.train import run
 

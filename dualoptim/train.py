@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from dualoptim.args import DEMO, NEWEST, FinetuneArgs, TrainArgs, UnlearnArgs, split_objectives
+from dualoptim.card import model_card
 from dualoptim.checkpoint import (
     claim,
     export_model,
@@ -33,17 +34,16 @@ from dualoptim.losses import PUBLISHED_LAYER, Objective
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
 from dualoptim.optim import PHASES, DualOptimizer, Groups, MakeOptimizer, adamw, named_optimizer, takes_betas
 from dualoptim.reference import Frozen, check_reference
-from dualoptim.report import (
+from dualoptim.schedule import phase_at
+from dualoptim.shared_state import DualAdamWPlus, PartlyDecoupledAdamW
+from dualoptim.tables import (
     SEQUENCE_FILES,
     example_answers,
-    model_card,
     results_row,
     score_table,
     write_results,
     write_sequence,
 )
-from dualoptim.schedule import phase_at
-from dualoptim.shared_state import DualAdamWPlus, PartlyDecoupledAdamW
 from dualoptim.tracking import StepLog, check_same, resolve, say, track_scores, trackers, write_config
 
 logger = logging.getLogger(__name__)
@@ -342,6 +342,7 @@ def _run_task(
 
     model = folder / "model"
     what = f"{source.describe(args.split, task)} unlearned with {work.losses}"
+    own = {"forget_losses": [work.losses], "learning_rates": [work.learning_rate]}
     trained = folder / "trained.json"
     if args.resume and trained.is_file() and json.loads(trained.read_text())["steps"] == work.plan.last_step:
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -353,10 +354,10 @@ def _run_task(
         try:
             log = _unlearn(policy, accelerator, work, args, folder)
         except NonFiniteError as error:
-            export_model(accelerator, policy, model, model_card(args.model, f"stopped at {error}", args))
+            export_model(accelerator, policy, model, model_card(args.model, f"{what}, stopped at {error}", args, own=own))
             release(policy, accelerator)
             raise NonFiniteError(f"{error}. The weights before this step are in {model}") from None
-        export_model(accelerator, policy, model, model_card(args.model, what, args))
+        export_model(accelerator, policy, model, model_card(args.model, what, args, before, own=own))
         if accelerator.is_main_process:
             write_json(trained, {"steps": len(log)})
         release(policy, accelerator)
@@ -367,7 +368,7 @@ def _run_task(
         after = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval")
         track_scores(accelerator, "eval", after, len(log))
         if accelerator.is_main_process:
-            write_text(model / "README.md", model_card(args.model, what, args, after))
+            write_text(model / "README.md", model_card(args.model, what, args, before, after, own))
     return TaskResult(work.losses, work.learning_rate, task, folder, model, log, before, after)
 
 
