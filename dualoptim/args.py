@@ -592,6 +592,7 @@ def split_objectives(pair: str) -> tuple[Objective, Objective | None]:
 # ---------------------------------------------------------------------------------------------------------- presets
 
 A = TypeVar("A", bound=CommonArgs)
+T = TypeVar("T")
 
 
 def preset(*names: str, **overrides: Any) -> UnlearnArgs:
@@ -716,13 +717,13 @@ def _leave_process_group() -> None:
         PartialState().destroy_process_group()
 
 
-def main(kind: type[A], action: Callable[[A], object]) -> NoReturn:
+def main(kind: type[T], action: Callable[[T], object]) -> NoReturn:
     """Parse, act, and end: with one line on stderr and code 2 for a user's mistake, 1 for a run that left the numbers.
 
     Otherwise with the code that `action` returns, or 0.
     """
     try:
-        outcome = action(parse(kind))
+        outcome = action(parse(kind) if issubclass(kind, CommonArgs) else tyro.cli(kind))
         _leave_process_group()
     except (InputError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)

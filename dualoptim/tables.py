@@ -62,12 +62,12 @@ def score_table(summaries: Mapping[str, Mapping[str, Any]], full: bool = False) 
             values = [summary["sets"].get(name, {}).get(metric) for summary in summaries.values()]
             if values[-1] is not None:
                 aim = "" if full else " (should fall)" if name == "forget" else " (should stay)"
-                rows.append((f"{title}{aim}: {_METRIC_TITLES[metric]}", *map(_number, values)))
+                rows.append((f"{title}{aim}: {_METRIC_TITLES[metric]}", *map(number, values)))
     for key, title in (
         ("model_utility", "model utility (0 to 1, higher keeps more)"),
         ("untargeted_forget_efficacy", "forget efficacy (0 to 1, higher forgets more)"),
     ):
-        rows.append((title, *(_number(summary.get(key)) for summary in summaries.values())))
+        rows.append((title, *(number(summary.get(key)) for summary in summaries.values())))
     return markdown_table(rows)
 
 
@@ -147,7 +147,7 @@ def write_sequence(folder: Path, results: Sequence[Any]) -> None:
     write_text(folder / "tasks.csv", text.getvalue())
     shown = [name for name in lines[0] if not name.endswith("rouge_l_recall")]
     table = [tuple(name.replace("_", " ") for name in shown)]
-    table += [tuple(_number(line[name]) for name in shown) for line in lines]
+    table += [tuple(number(line[name]) for name in shown) for line in lines]
     write_text(folder / "tasks.md", markdown_table(table) + "\n")
     plot_lines(folder / "tasks.png", *sequence_curves(lines), "probability of the true answer")
 
@@ -220,7 +220,7 @@ def set_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
         for metric, title in _METRIC_TITLES.items():
             values = [summary.get("sets", {}).get(name, {}).get(metric) for summary in columns.values()]
             if any(value is not None for value in values):
-                rows.append((set_title(name), title, *map(_number, values), _aim(name, metric)))
+                rows.append((set_title(name), title, *map(number, values), _aim(name, metric)))
     return rows
 
 
@@ -231,13 +231,13 @@ def aggregate_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, 
         block, _, name = key.rpartition(".")
         values = [(summary.get(block, {}) if block else summary).get(name) for summary in columns.values()]
         if any(value is not None for value in values):
-            rows.append((title, *map(_number, values), aim))
+            rows.append((title, *map(number, values), aim))
     measured = [summary.get("general", {}) for summary in columns.values()]
     for task, metric in dict.fromkeys(
         (key, name) for general in measured for key, scores in general.items() for name in scores
     ):
         values = [general.get(task, {}).get(metric) for general in measured]
-        rows.append((f"{task}: {metric}", *map(_number, values), "" if "stderr" in metric else "stay"))
+        rows.append((f"{task}: {metric}", *map(number, values), "" if "stderr" in metric else "stay"))
     return rows
 
 
@@ -249,10 +249,10 @@ def privacy_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ..
         values = [scores.get(name) for scores in measured]
         if any(value is not None for value in values):
             aim = "like retain-only" if "retain-only" in columns else "0.5"
-            rows.append((f"{_PRIVACY_TITLES.get(name, name)} (AUC)", *map(_number, values), aim))
+            rows.append((f"{_PRIVACY_TITLES.get(name, name)} (AUC)", *map(number, values), aim))
     leaks = [scores.get("privleak") for scores in measured]
     if any(leak is not None for leak in leaks):
-        rows.append(("PrivLeak, in percent", *map(_number, leaks), "0"))
+        rows.append(("PrivLeak, in percent", *map(number, leaks), "0"))
     return rows
 
 
@@ -267,8 +267,8 @@ def attack_rows(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> l
             known = after.get("sets", {}).get("forget", {}).get(plain)
             if came_back is not None and change is None and None not in (forget.get(metric), known):
                 change = forget[metric] - known
-            cells += [_number(forget.get(metric)), "" if came_back is None else "-" if change is None else f"{change:+.3f}"]
-        rows.append((title, *cells, _number(sets.get("retain", {}).get("probability"))))
+            cells += [number(forget.get(metric)), "" if came_back is None else "-" if change is None else f"{change:+.3f}"]
+        rows.append((title, *cells, number(sets.get("retain", {}).get("probability"))))
     return rows
 
 
@@ -369,7 +369,8 @@ def markdown_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join([line(rows[0]), rule, *(line(row) for row in rows[1:])])
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """A score with three decimals, a dash where there is none."""
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
@@ -378,7 +379,7 @@ def _number(value: Any) -> str:
 def _cell(column: str, value: Any) -> str:
     """A cell of results.md: what an earlier run wrote comes back from the file as text."""
     text = column in ("losses", "optim", "learning_rate", "forget_lr", "seed", "task", "failed")
-    return _number(value or None if text else float(value) if value not in (None, "") else None)
+    return number(value or None if text else float(value) if value not in (None, "") else None)
 
 
 def _one_line(text: str, length: int = 110) -> str:

@@ -1,0 +1,212 @@
+"""The report's figures. Each is a function that draws on a matplotlib Figure; `render` makes a picture of it.
+
+Colours come from the theme alone: C0 is what is forgotten, C1 what is retained, so that a figure is drawn the same way for
+light and dark pages.
+"""
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dualoptim.tables import attacked_states
+
+Draw = Callable[[Any], None]
+
+_LIGHT = ("#1c1e21", "#c9ced6", "#c2410c #1d6fa5 #4d7c0f #7c3aed #b45309 #0f766e #be185d #475569")
+_DARK = ("#e4e6e8", "#474c55", "#fb923c #5cb3ec #a3d65c #b79bfb #fbbf24 #4fd1c0 #f48fb8 #a3b1c4")
+
+
+def render(draw: Draw, kind: str = "png", dark: bool = False) -> bytes:
+    """A picture of a figure: `png` on white, or `svg` on nothing, in the colours of light or dark pages.
+
+    The same figure gives the same bytes.
+    """
+    import matplotlib  # half a second, and only for plots
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_style(dark)):
+        figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+        draw(figure)
+        file = io.BytesIO()
+        figure.savefig(
+            file,
+            format=kind,
+            dpi=160,
+            facecolor="white" if kind == "png" else "none",
+            metadata={"Date": None, "Creator": None} if kind == "svg" else {"Software": None},
+        )
+    return file.getvalue()
+
+
+def _style(dark: bool) -> Any:
+    from cycler import cycler
+
+    text, line, colours = _DARK if dark else _LIGHT
+    style: dict[str, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), text)
+    style |= dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), line)
+    style |= {"xtick.labelcolor": text, "ytick.labelcolor": text, "axes.prop_cycle": cycler(color=colours.split())}
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.linewidth": 0.6}
+    style |= {"legend.frameon": False, "legend.fontsize": 9, "axes.titlesize": 10, "axes.titlelocation": "left"}
+    style |= {"font.size": 10, "lines.linewidth": 1.4, "svg.hashsalt": "dualoptim", "svg.fonttype": "path"}
+    return style
+
+
+def losses(log: Sequence[Mapping[str, Any]]) -> Draw:
+    """Both losses over the steps, each on an axis of its own, because their sizes say nothing about one another."""
+    curves = {name: _points(log, name) for name in ("forget", "retain")}
+    shown = {name: points for name, points in curves.items() if points}
+
+    def draw(figure: Any) -> None:
+        all_axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, points) in zip(all_axes, shown.items(), strict=True):
+            axes.plot(*zip(*points, strict=True), color="C0" if name == "forget" else "C1", **_marks(points))
+            axes.set_title(f"{name} loss")
+        all_axes[-1].set_xlabel("optimizer step")
+
+    return draw
+
+
+def gradient_norms(log: Sequence[Mapping[str, Any]]) -> Draw:
+    """The gradient norms of both phases before clipping, on a logarithmic axis; of every step where both losses share it."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for record in log:
+        if _finite(record.get("grad_norm")) and record["grad_norm"] > 0:
+            curves.setdefault(record["phase"], []).append((record["step"], record["grad_norm"]))
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for name, points in curves.items():
+            colour = {"forget": "C0", "retain": "C1"}.get(name, "C3")
+            axes.plot(*zip(*points, strict=True), color=colour, label=f"{name} steps", **_marks(points))
+        axes.set_yscale("log")
+        axes.set_title("gradient norm before clipping")
+        axes.set_xlabel("optimizer step")
+        axes.legend()
+
+    return draw
+
+
+def _points(log: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(step, loss) of the forget or the retain objective, in steps of one phase or of both."""
+    found = []
+    for record in log:
+        value = record.get("loss") if record["phase"] == name else record.get(f"{name}_loss")
+        if _finite(value):
+            found.append((record["step"], float(value or 0)))
+    return found
+
+
+def _marks(points: Sequence[Any]) -> dict[str, Any]:
+    """Few steps are dots on a line, many a thin line."""
+    return {"marker": "o", "markersize": 3} if len(points) <= 40 else {"linewidth": 1}
+
+
+def utility(paths: Sequence[Mapping[str, Mapping[str, Any]]]) -> Draw:
+    """Model utility against forget efficacy. A path is one run's summaries by title, from before to after.
+
+    Several paths are numbered as the rows of the table beside them.
+    """
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        named: set[str] = set()
+        for number, path in enumerate(paths, 1):
+            places = {title: place for title, summary in path.items() if (place := utility_place(summary))}
+            if "before" in places and "after" in places:
+                arrow = {"arrowstyle": "->", "color": "C7", "linewidth": 0.9, "shrinkA": 5, "shrinkB": 5}
+                axes.annotate("", places["after"], places["before"], arrowprops=arrow)
+            for title, place in places.items():
+                colour, mark = {"before": ("C7", "o"), "after": ("C0", "o")}.get(title, ("C1", "D"))
+                filled = {} if title == "after" else {"markerfacecolor": "none"}
+                label = {} if title in named else {"label": title}
+                axes.plot(*place, mark, color=colour, markersize=7, linestyle="none", **filled, **label)
+                named.add(title)
+            if len(paths) > 1 and "after" in places:
+                axes.annotate(str(number), places["after"], xytext=(5, 5), textcoords="offset points", fontsize=9)
+        axes.set_xlabel("forget efficacy (right: forgets more)")
+        axes.set_ylabel("model utility (up: keeps more)")
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.legend(loc="lower left")
+
+    return draw
+
+
+def utility_place(summary: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Where a model stands in the plot of utility against forgetting, if both are known."""
+    x, y = summary.get("untargeted_forget_efficacy"), summary.get("model_utility")
+    return (float(x), float(y)) if x is not None and y is not None else None
+
+
+def tasks(ticks: Sequence[str], curves: Mapping[str, Sequence[float | None]]) -> Draw:
+    """The probability of every task's answers after each task: does the first come back while the fifth goes?"""
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        forgotten = [name for name in curves if name.startswith("task")]
+        colours = ["C0", *(f"C{n}" for n in range(2, 8))]
+        for name, values in curves.items():
+            style = {"color": colours[forgotten.index(name) % len(colours)]} if name in forgotten else {"linestyle": "--"}
+            style |= {} if name in forgotten else {"color": "C1" if name == "retain set" else "C7"}
+            axes.plot([math.nan if v is None else v for v in values], marker="o", markersize=4, label=name, **style)
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_title("probability of the true answer")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+    return draw
+
+
+def relearning(before: Mapping[str, Any] | None, attack: Mapping[str, Any]) -> Draw:
+    """How fast fine-tuning brings the forget set back, beside the retain-only model and the level before unlearning."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for key, colour, title in (("curve", "C0", "unlearned model"), ("retain_only", "C1", "retain-only model")):
+            points = [
+                (point["step"], value) for point in attack.get(key) or () if _finite(value := _probability(point["sets"]))
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=title)
+        if before and (level := _probability(before.get("sets", {}))) is not None:
+            axes.axhline(level, color="C7", linestyle=":", label="before unlearning")
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_title("forget set: probability of the true answer")
+        axes.set_xlabel("step of relearning")
+        axes.legend()
+
+    return draw
+
+
+def attacks(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Draw:
+    """The forget set's scores before, after and under every attack."""
+    states = attacked_states(before, after)
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        titles = [title for title, _, _ in states]
+        for metric, colour, mark, title in (
+            ("probability", "C0", "o", "probability"),
+            ("rouge_l_recall", "C3", "s", "ROUGE-L recall"),
+        ):
+            values = [sets.get("forget", {}) for _, sets, _ in states]
+            best = [scores.get(metric, scores.get(f"best_{metric}")) for scores in values]
+            places = [(value, row) for row, value in enumerate(best) if _finite(value)]
+            if places:
+                axes.plot(*zip(*places, strict=True), mark, color=colour, label=title)
+        axes.set_yticks(range(len(titles)), titles)
+        axes.set_ylim(len(titles) - 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel("score of the forget set (right: remembers more)")
+        figure.legend(loc="outside upper right", ncols=2)
+
+    return draw
+
+
+def _probability(sets: Mapping[str, Any]) -> float | None:
+    return sets.get("forget", {}).get("probability")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
