@@ -10,7 +10,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from dualoptim import tables
 from dualoptim.args import DEMO, CommonArgs, UnlearnArgs, to_dict
 
-# Where a run was made and sent, which is nobody's business who reads about the model.
+# Where a run was made and sent is no matter of the model.
 _LEFT_OUT = """output_dir overwrite threads reference_dir resume dry_run log_with save_every keep_checkpoints push_to_hub
 hub_public""".split()
 _PATHS = ("model", "data", "forget_file", "retain_file", "idk_file", "lm_eval_path")
@@ -28,9 +28,7 @@ def model_card(
 
     `own` are this model's settings where `args` has several. The front matter names the base model where that is on the hub.
     """
-    settings = {
-        k: _name(v) if v and k in _PATHS else v for k, v in {**to_dict(args), **(own or {})}.items() if k not in _LEFT_OUT
-    }
+    settings = {name: value for name, value in {**to_dict(args), **(own or {})}.items() if name not in _LEFT_OUT}
     name = _name(base)
     parts = [_front_matter(args), f"# {name}, {what}", _what_was_done(name, what, args)]
     parts += ["## Settings", tables.markdown_table(tables.setting_rows(settings), left=2)]
@@ -53,7 +51,10 @@ def model_card(
         "## All settings",
         f"```yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}```",
     ]
-    return "\n\n".join(parts) + "\n"
+    card = "\n\n".join(parts) + "\n"
+    for path in sorted((str(getattr(args, name, None) or "") for name in _PATHS), key=len, reverse=True):
+        card = card.replace(path, _name(path)) if path else card
+    return card
 
 
 def _front_matter(args: CommonArgs) -> str:

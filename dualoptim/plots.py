@@ -47,8 +47,9 @@ def _style(dark: bool) -> Any:
     style |= dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), line)
     style |= {"xtick.labelcolor": text, "ytick.labelcolor": text, "axes.prop_cycle": cycler(color=colours.split())}
     style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.linewidth": 0.6}
-    style |= {"legend.frameon": False, "legend.fontsize": 9, "axes.titlesize": 10, "axes.titlelocation": "left"}
-    style |= {"font.size": 10, "lines.linewidth": 1.4, "svg.hashsalt": "dualoptim", "svg.fonttype": "path"}
+    style |= {"axes.facecolor": "none"}
+    style |= {"legend.frameon": False, "legend.fontsize": 10, "axes.titlesize": 11, "axes.titlelocation": "left"}
+    style |= {"font.size": 11, "lines.linewidth": 1.4, "svg.hashsalt": "dualoptim", "svg.fonttype": "path"}
     return style
 
 
@@ -103,32 +104,43 @@ def _marks(points: Sequence[Any]) -> dict[str, Any]:
 
 
 def utility(paths: Sequence[Mapping[str, Mapping[str, Any]]]) -> Draw:
-    """Model utility against forget efficacy. A path is one run's summaries by title, from before to after.
+    """Model utility against forget efficacy. A path is one result's summaries by title, mostly from before to after.
 
-    Several paths are numbered as the rows of the table beside them.
+    Several paths are numbered as the rows of the table beside them; results that lie together share a label.
     """
+    marks = {"before": ("C7", "o", "none"), "after": ("C0", "o", "C0"), "score": ("C2", "s", "C2")}
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         named: set[str] = set()
+        ends: list[tuple[int, tuple[float, float]]] = []
         for number, path in enumerate(paths, 1):
             places = {title: place for title, summary in path.items() if (place := utility_place(summary))}
             if "before" in places and "after" in places:
                 arrow = {"arrowstyle": "->", "color": "C7", "linewidth": 0.9, "shrinkA": 5, "shrinkB": 5}
                 axes.annotate("", places["after"], places["before"], arrowprops=arrow)
             for title, place in places.items():
-                colour, mark = {"before": ("C7", "o"), "after": ("C0", "o")}.get(title, ("C1", "D"))
-                filled = {} if title == "after" else {"markerfacecolor": "none"}
-                label = {} if title in named else {"label": title}
-                axes.plot(*place, mark, color=colour, markersize=7, linestyle="none", **filled, **label)
+                colour, mark, inside = marks.get(title, ("C1", "D", "none"))
+                label = "" if title in named else "evaluated alone" if title == "score" else title
+                axes.plot(*place, mark, color=colour, markerfacecolor=inside, markersize=7, label=label or None)
                 named.add(title)
-            if len(paths) > 1 and "after" in places:
-                axes.annotate(str(number), places["after"], xytext=(5, 5), textcoords="offset points", fontsize=9)
+            ends += [(number, places[title]) for title in ("after", "score") if title in places]
         axes.set_xlabel("forget efficacy (right: forgets more)")
         axes.set_ylabel("model utility (up: keeps more)")
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(-0.02, 1.02)
-        axes.legend(loc="lower left")
+        axes.margins(0.12)
+        if len(paths) == 1:
+            axes.set_xlim(-0.02, 1.02)
+            axes.set_ylim(-0.02, 1.02)
+        else:
+            (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+            together: dict[tuple[int, int], list[tuple[int, tuple[float, float]]]] = {}
+            for number, (x, y) in ends:
+                cell = round(20 * (x - left) / (right - left)), round(14 * (y - low) / (high - low))
+                together.setdefault(cell, []).append((number, (x, y)))
+            for group in together.values():
+                text = ", ".join(str(number) for number, _ in group)
+                axes.annotate(text, group[0][1], xytext=(6, 5), textcoords="offset points", fontsize=9)
+        figure.legend(loc="outside upper left", ncols=4)
 
     return draw
 
@@ -194,11 +206,11 @@ def attacks(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Draw:
             best = [scores.get(metric, scores.get(f"best_{metric}")) for scores in values]
             places = [(value, row) for row, value in enumerate(best) if _finite(value)]
             if places:
-                axes.plot(*zip(*places, strict=True), mark, color=colour, label=title)
+                axes.plot(*zip(*places, strict=True), mark, color=colour, markerfacecolor="none", label=title)
         axes.set_yticks(range(len(titles)), titles)
         axes.set_ylim(len(titles) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel("score of the forget set (right: remembers more)")
+        axes.set_xlabel("score of the forget set")
         figure.legend(loc="outside upper right", ncols=2)
 
     return draw

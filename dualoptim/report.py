@@ -174,10 +174,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, the header first; the first `left` columns are words, the others numbers."""
+    """Rows of text, the header first; the first `left` columns are words, the others numbers.
+
+    `pairs` of a name and a value need no table on a page, where they fill its width instead.
+    """
 
     rows: Sequence[Row]
     left: int = 1
+    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,9 +224,15 @@ def build(states: Sequence[State], title: str, examples: int) -> list[Block]:
         if len(group) > 1 and all(state.before and state.after for state in group):
             name = group[0].label.rpartition("/")[0] or group[0].folder.resolve().parent.name
             blocks += [Heading(2, f"{name}, task by task"), *_tasks(name, group)]
-        for state in group:
+        for state in group if len(states) <= _MANY else ():
             blocks += _state(state, examples)
+    if len(states) > _MANY:
+        text = f"{len(states)} results are too many for a part about each; name one of their folders as RUN for that."
+        blocks.append(Text(text))
     return blocks
+
+
+_MANY = 20  # results of which each gets its own part, of about half a megabyte
 
 
 def _comparison(states: Sequence[State]) -> list[Block]:
@@ -236,11 +246,15 @@ def _comparison(states: Sequence[State]) -> list[Block]:
         values += [summary.get("model_utility"), summary.get("untargeted_forget_efficacy")]
         values.append(summary.get("tofu", {}).get("forget_quality"))
         rows.append((str(number), state.label, *map(tables.number, values)))
-    blocks: list[Block] = [Heading(2, "Comparison"), Text("Scores after unlearning. " + _AIMS), Table(rows, left=2)]
+    blocks: list[Block] = [
+        Heading(2, "Comparison"),
+        Text("Scores after unlearning, or as evaluated. " + _AIMS),
+        Table(rows, left=2),
+    ]
     differing = [
         name
         for name in tables.SHOWN_SETTINGS
-        if len({tables.shown_value(state.settings.get(name)) for state in states}) > 1 and name != "task_list"
+        if len({tables.shown_value(state.settings.get(name)) for state in states if state.settings}) > 1
     ]
     if differing:
         rows = [("", "result", *(name.replace("_", " ") for name in differing))]
@@ -254,7 +268,7 @@ _AIMS = "Scores of the forget set should fall, those of the others stay; model u
 
 
 def _utility_plot(name: str, states: Sequence[State]) -> list[Block]:
-    paths = [tables.side_by_side(state.before, state.after) for state in states]
+    paths = [_columns(state) for state in states]
     if not any(plots.utility_place(summary) for path in paths for summary in path.values()):
         return []
     says = "Model utility against forget efficacy, before and after unlearning"
@@ -279,10 +293,10 @@ def _state(state: State, examples: int) -> list[Block]:
     blocks: list[Block] = [Heading(2, state.label), Text(_headline(state))]
     if state.settings:
         rows = tables.setting_rows(state.settings)
-        blocks += [Heading(3, "Settings"), Table(rows, left=2)] if len(rows) > 1 else []
+        blocks += [Heading(3, "Settings"), Table(rows, left=2, pairs=True)] if len(rows) > 1 else []
         everything = yaml.safe_dump(state.settings, sort_keys=False, allow_unicode=True)
         blocks.append(Listing("All settings and versions", everything))
-    columns = tables.side_by_side(state.before, state.after)
+    columns = _columns(state)
     if columns:
         blocks += [Heading(3, "Scores"), *_tables(tables.aggregate_rows(columns), tables.privacy_rows(columns))]
         blocks += [Table(rows, left=2)] if len(rows := tables.set_rows(columns)) > 1 else []
@@ -302,6 +316,12 @@ def _state(state: State, examples: int) -> list[Block]:
     if len(skipped) > 1:
         blocks += [Heading(3, "Skipped"), Table(skipped, left=2)]
     return blocks
+
+
+def _columns(state: State) -> dict[str, Mapping[str, Any]]:
+    """The summaries that there are, by title; a model that was evaluated alone has one of its own."""
+    columns = tables.side_by_side(state.before, state.after)
+    return {"score" if title == "after" and state.task is None else title: summary for title, summary in columns.items()}
 
 
 def _tables(*tables_: Sequence[Row]) -> list[Block]:
@@ -365,11 +385,11 @@ def _attacks(state: State, after: Mapping[str, Any]) -> list[Block]:
     """What brings the forget set back, and how each attack was made."""
     found = after["attacks"]
     blocks: list[Block] = [Heading(3, "Attacks: what brings it back"), Table(tables.attack_rows(state.before, after))]
-    notes = [found["relearn"]["what"]] if found.get("relearn", {}).get("what") else []
-    notes += [result["how"] for result in found.get("quantize", {}).values() if result.get("how")]
-    if "sample" in found and "temperature" in found["sample"]:
-        notes.append(f"Samples at temperature {found['sample']['temperature']:g}; their best answer of each question counts")
-    blocks += [Text(" ".join(f"{note[0].upper()}{note[1:].rstrip('.')}." for note in notes))] if notes else []
+    notes = {"Relearning": found.get("relearn", {}).get("what")}
+    notes |= {f"{bits} bits": result.get("how") for bits, result in found.get("quantize", {}).items()}
+    if "temperature" in found.get("sample", {}):
+        notes["Samples"] = f"drawn at temperature {found['sample']['temperature']:g}; the best answer to each question counts"
+    blocks += [Text(f"{what}: {how.rstrip('.')}.") for what, how in notes.items() if how]
     if found.get("relearn", {}).get("curve"):
         says = "Probability of the forget set's true answers while the model is fine-tuned on a part of them again."
         blocks.append(Plot(f"{state.label}-relearn", says, plots.relearning(state.before, found["relearn"])))
@@ -451,7 +471,8 @@ p { max-width: 46rem; } nav ul { padding-left: 1.2rem; columns: 18rem; } a { col
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
-th { color: var(--quiet); font-weight: 600; } .word { text-align: left; } td.long { white-space: normal; min-width: 16rem; }
+th { color: var(--quiet); font-weight: 600; white-space: normal; vertical-align: bottom; overflow-wrap: normal; }
+.word { text-align: left; } td.long { white-space: normal; min-width: 16rem; }
 .fall { color: var(--forget); } .rise { color: var(--retain); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.2rem 2rem; }
 figure { margin: 0; max-width: 36rem; } figure img { width: 100%; height: auto; display: block; }
@@ -459,7 +480,12 @@ figcaption { color: var(--quiet); font-size: .85rem; }
 .example { background: var(--panel); border-radius: .4rem; padding: .7rem 1rem; margin: .6rem 0; }
 .example p { margin: 0 0 .3rem; font-weight: 600; max-width: none; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: 0; } dt { color: var(--quiet); }
-dd { margin: 0; } pre { overflow-x: auto; background: var(--panel); padding: 1rem; font-size: .85rem; white-space: pre; }
+dd { margin: 0; } .pairs { grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: .3rem 2rem;
+  font-size: .9rem; margin: .8rem 0; } .pairs div { display: flex; gap: .8rem; justify-content: space-between;
+  border-bottom: 1px solid var(--line); padding: .2rem 0; } .pairs dt { flex: none; } .pairs dd { text-align: right; }
+pre { overflow-x: auto; background: var(--panel); padding: 1rem; font-size: .85rem; white-space: pre; }
+@media (max-width: 40rem) { th, td { padding-right: .6rem; } td.word { white-space: normal; overflow-wrap: normal; }
+  td.long, td.phrase { min-width: 8.5rem; } table { font-size: .85rem; } }
 summary { cursor: pointer; color: var(--quiet); }
 """
 
@@ -515,12 +541,15 @@ def _html(block: Block, anchor: str) -> str:
 
 
 def _html_table(table: Table) -> str:
+    if table.pairs:
+        pairs = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in table.rows[1:])
+        return f'<dl class="pairs">{pairs}</dl>'
     lines = []
     for index, row in enumerate(table.rows):
         tag, cells = ("td", []) if index else ("th", [])
         for column, cell in enumerate(row):
             kinds = ["word"] if column < table.left else []
-            kinds += ["long"] if index and len(cell) > 40 else []
+            kinds += ["long"] if index and len(cell) > 40 else ["phrase"] if len(cell) > 16 else []
             kinds += [cell] if index and cell in ("fall", "rise") else []
             shown = {"fall": "↓ fall", "rise": "↑ rise"}.get(cell, cell) if index else cell
             name = f' class="{" ".join(kinds)}"' if kinds else ""

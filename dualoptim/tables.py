@@ -284,7 +284,7 @@ def attacked_states(
     states.append(("after unlearning", after.get("sets", {}), None))
     attacks = after.get("attacks", {})
     relearn = attacks.get("relearn", {})
-    for key, title in (("curve", "relearned"), ("retain_only", "retain-only model, taught the same")):
+    for key, title in (("curve", "relearned"), ("retain_only", "retain-only, taught the same")):
         if relearn.get(key):
             last = relearn[key][-1]
             states.append((f"{title} ({last['step']} steps)", last["sets"], {} if key == "curve" else None))

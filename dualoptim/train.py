@@ -30,6 +30,7 @@ from dualoptim.errors import InputError, NonFiniteError, reason
 from dualoptim.evaluate import check_measures, evaluate_model
 from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
 from dualoptim.loop import Phase, Plan, Term, train
+from dualoptim.hub import check_push, push, repositories
 from dualoptim.losses import PUBLISHED_LAYER, Objective
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
 from dualoptim.optim import PHASES, DualOptimizer, Groups, MakeOptimizer, adamw, named_optimizer, takes_betas
@@ -92,6 +93,7 @@ def run(args: UnlearnArgs) -> RunResult:
             rows += [row for compared in source.evaluation_sets(args.split, task)[0].values() for row in compared]
     refusals = load_refusals(args.idk_file)
     optimizer_of(args)
+    check_push(args)
     if args.eval:
         check_measures(args, accelerator)
     folders = {
@@ -155,6 +157,8 @@ def run(args: UnlearnArgs) -> RunResult:
                     example_answers(folder / "eval_before", folder / "eval", {"forget": 2, "retain": 2}) + "\n",
                 )
             say(accelerator, f"model: {result.model}")
+            if args.push_to_hub and accelerator.is_main_process:
+                print(push(result.model, repositories(args)[losses, rate, task], args.hub_public))
     return RunResult(output, results)
 
 

@@ -63,14 +63,20 @@ AFTER = summary(
             "retain_only": [{"step": s, "sets": {"forget": {"probability": p}}} for s, p in ((0, 0.101), (10, 0.345))],
         },
         "quantize": {
-            "8": {"how": "round to nearest, per row", "sets": {"forget": {"probability": 0.013}, "retain": {"probability": 0.9}}},
+            "8": {
+                "how": "round to nearest, per row",
+                "sets": {"forget": {"probability": 0.013}, "retain": {"probability": 0.9}},
+            },
             "4": {
                 "how": "NF4 in blocks of 64",
                 "sets": {"forget": {"probability": 0.314, "rouge_l_recall": 0.271}, "retain": {"probability": 0.812}},
                 "came_back": {"probability": 0.302, "rouge_l_recall": 0.259},
             },
         },
-        "paraphrase": {"sets": {"forget": {"probability": 0.021, "rouge_l_recall": 0.032}}, "came_back": {"probability": 0.009}},
+        "paraphrase": {
+            "sets": {"forget": {"probability": 0.021, "rouge_l_recall": 0.032}},
+            "came_back": {"probability": 0.009},
+        },
         "sample": {
             "samples": 8,
             "temperature": 1.0,
