@@ -29,8 +29,8 @@ from dualoptim.data import Example, OwnFiles, Row, Source, Stream, example_build
 from dualoptim.errors import InputError, NonFiniteError, reason
 from dualoptim.evaluate import check_measures, evaluate_model
 from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
-from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.hub import check_push, push, repositories
+from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import PUBLISHED_LAYER, Objective
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
 from dualoptim.optim import PHASES, DualOptimizer, Groups, MakeOptimizer, adamw, named_optimizer, takes_betas
