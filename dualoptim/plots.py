@@ -1,56 +1,63 @@
-"""The report's figures. Each is a function that draws on a matplotlib Figure; `render` makes a picture of it.
+"""The report's figures. Each is a function that draws on a matplotlib Figure; `render` makes pictures of it.
 
-Colours come from the theme alone: C0 is what is forgotten, C1 what is retained, so that a figure is drawn the same way for
-light and dark pages.
+C0 is the colour of what is forgotten, C1 of what is retained.
 """
 
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dualoptim.tables import attacked_states
 
 Draw = Callable[[Any], None]
 
-_LIGHT = ("#1c1e21", "#c9ced6", "#c2410c #1d6fa5 #4d7c0f #7c3aed #b45309 #0f766e #be185d #475569")
-_DARK = ("#e4e6e8", "#474c55", "#fb923c #5cb3ec #a3d65c #b79bfb #fbbf24 #4fd1c0 #f48fb8 #a3b1c4")
+# text, lines, and the cycle of colours; each has its counterpart for dark pages
+_LIGHT = "#1c1e21 #c9ced6 #c2410c #1d6fa5 #4d7c0f #7c3aed #b45309 #0f766e #be185d #475569".split()
+_DARK = "#e4e6e8 #474c55 #fb923c #5cb3ec #a3d65c #b79bfb #fbbf24 #4fd1c0 #f48fb8 #a3b1c4".split()
 
 
-def render(draw: Draw, kind: str = "png", dark: bool = False) -> bytes:
-    """A picture of a figure: `png` on white, or `svg` on nothing, in the colours of light or dark pages.
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a PNG on white, and as SVGs on nothing for light and for dark pages."""
 
-    The same figure gives the same bytes.
-    """
+    png: bytes
+    light: bytes
+    dark: bytes
+
+
+def render(draw: Draw) -> Picture:
+    """The pictures of a figure; the same figure gives the same bytes."""
     import matplotlib  # half a second, and only for plots
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_style(dark)):
+    png, svg = io.BytesIO(), io.BytesIO()
+    with matplotlib.rc_context(_style()):
         figure = Figure(figsize=(5.4, 3.6), layout="constrained")
         draw(figure)
-        file = io.BytesIO()
-        figure.savefig(
-            file,
-            format=kind,
-            dpi=160,
-            facecolor="white" if kind == "png" else "none",
-            metadata={"Date": None, "Creator": None} if kind == "svg" else {"Software": None},
-        )
-    return file.getvalue()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # what costs most is done once
+        figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+        figure.savefig(svg, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
+    light = svg.getvalue()
+    dark = light
+    for old, new in zip(_LIGHT, _DARK, strict=True):
+        dark = dark.replace(old.encode(), new.encode())
+    return Picture(png.getvalue(), light, dark)
 
 
-def _style(dark: bool) -> Any:
+def _style() -> Any:
     from cycler import cycler
 
-    text, line, colours = _DARK if dark else _LIGHT
+    text, line, *colours = _LIGHT
     style: dict[str, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), text)
     style |= dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), line)
-    style |= {"xtick.labelcolor": text, "ytick.labelcolor": text, "axes.prop_cycle": cycler(color=colours.split())}
+    style |= {"xtick.labelcolor": text, "ytick.labelcolor": text, "axes.prop_cycle": cycler(color=colours)}
     style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.linewidth": 0.6}
-    style |= {"axes.facecolor": "none"}
-    style |= {"legend.frameon": False, "legend.fontsize": 10, "axes.titlesize": 11, "axes.titlelocation": "left"}
-    style |= {"font.size": 11, "lines.linewidth": 1.4, "svg.hashsalt": "dualoptim", "svg.fonttype": "path"}
-    return style
+    style |= {"axes.facecolor": "none", "legend.frameon": False, "legend.fontsize": 10, "font.size": 11}
+    style |= {"axes.titlesize": 11, "axes.titlelocation": "left", "lines.linewidth": 1.4}
+    return style | {"svg.hashsalt": "dualoptim", "svg.fonttype": "path"}
 
 
 def losses(log: Sequence[Mapping[str, Any]]) -> Draw:
@@ -133,6 +140,9 @@ def utility(paths: Sequence[Mapping[str, Mapping[str, Any]]]) -> Draw:
             axes.set_ylim(-0.02, 1.02)
         else:
             (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+            if high - low < 0.1:  # small differences should look small
+                low, high = (low + high) / 2 - 0.05, (low + high) / 2 + 0.05
+                axes.set_ylim(low, high)
             together: dict[tuple[int, int], list[tuple[int, tuple[float, float]]]] = {}
             for number, (x, y) in ends:
                 cell = round(20 * (x - left) / (right - left)), round(14 * (y - low) / (high - low))

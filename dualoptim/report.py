@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -191,6 +192,11 @@ class Plot:
     name: str
     says: str
     draw: plots.Draw
+
+    @cached_property
+    def picture(self) -> plots.Picture:
+        """The figure, drawn once."""
+        return plots.render(self.draw)
 
 
 @dataclass(frozen=True)
@@ -528,7 +534,7 @@ def _html(block: Block, anchor: str) -> str:
     if isinstance(block, Table):
         return _html_table(block)
     if isinstance(block, Plot):
-        light, dark = (base64.b64encode(plots.render(block.draw, "svg", dark)).decode() for dark in (False, True))
+        light, dark = (base64.b64encode(svg).decode() for svg in (block.picture.light, block.picture.dark))
         return (
             f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="data:image/svg+xml;base64,{dark}">'
             f'<img src="data:image/svg+xml;base64,{light}" alt="{html.escape(block.says)}" width="540" height="360"></picture>'
@@ -577,18 +583,16 @@ def report(args: ReportArgs) -> Path:
     blocks = build(states, title, args.examples)
     folder = Path(args.output_dir).expanduser() if args.output_dir else runs[0]
     page = to_html(blocks, title)
+    pictures = [block for block in blocks if isinstance(block, Plot)]
     try:
         write_text(folder / "report.md", to_markdown(blocks))
         write_text(folder / "report.html", page)
-        pictures = [block for block in blocks if isinstance(block, Plot)]
-        (folder / "report").mkdir(exist_ok=True)
         for block in pictures:
-            (folder / "report" / _file(block.name)).write_bytes(plots.render(block.draw))
+            (folder / "report").mkdir(exist_ok=True)
+            (folder / "report" / _file(block.name)).write_bytes(block.picture.png)
     except OSError as error:
         raise InputError(f"--output-dir: {error.filename} cannot be written ({error.strerror}); give another folder") from None
-    print(
-        f"{len(states)} results: {folder / 'report.html'}, {folder / 'report.md'}, {len(pictures)} plots in {folder / 'report'}"
-    )
+    print(f"{len(states)} results, {len(pictures)} plots: {folder / 'report.html'}, {folder / 'report.md'}")
     return folder
 
 
