@@ -13,7 +13,8 @@ from dualoptim.args import DEMO, CommonArgs, UnlearnArgs, to_dict
 # Where a run was made and sent is no matter of the model.
 _LEFT_OUT = """output_dir overwrite threads reference_dir resume dry_run log_with save_every keep_checkpoints push_to_hub
 hub_public""".split()
-_PATHS = ("model", "data", "forget_file", "retain_file", "idk_file", "lm_eval_path")
+_PATHS = """model data forget_file retain_file holdout_file idk_file lm_eval_path sentence_encoder entailment_model
+retain_logs""".split()
 
 
 def model_card(

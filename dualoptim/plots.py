@@ -185,13 +185,17 @@ def relearning(before: Mapping[str, Any] | None, attack: Mapping[str, Any]) -> D
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        for key, colour, title in (("curve", "C0", "unlearned model"), ("retain_only", "C1", "retain-only model")):
-            points = [
-                (point["step"], value) for point in attack.get(key) or () if _finite(value := _probability(point["sets"]))
-            ]
+        curves = (
+            ("curve", "forget", "C0", "-", "this model"),
+            ("curve", "forget_unseen", "C0", "--", "its rows not taught"),
+            ("retain_only", "forget", "C1", "-", "retain-only model"),
+        )
+        for key, name, colour, line, title in curves:
+            points = [(point["step"], point["sets"].get(name, {}).get("probability")) for point in attack.get(key) or ()]
+            points = [(step, value) for step, value in points if _finite(value)]
             if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=title)
-        if before and (level := _probability(before.get("sets", {}))) is not None:
+                axes.plot(*zip(*points, strict=True), line, marker="o", markersize=4, color=colour, label=title)
+        if before and (level := before["sets"].get("forget", {}).get("probability")) is not None:
             axes.axhline(level, color="C7", linestyle=":", label="before unlearning")
         axes.set_ylim(-0.02, 1.02)
         axes.set_title("forget set: probability of the true answer")
@@ -224,10 +228,6 @@ def attacks(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Draw:
         figure.legend(loc="outside upper right", ncols=2)
 
     return draw
-
-
-def _probability(sets: Mapping[str, Any]) -> float | None:
-    return sets.get("forget", {}).get("probability")
 
 
 def _finite(value: Any) -> bool:

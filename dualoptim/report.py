@@ -250,8 +250,8 @@ def _comparison(states: Sequence[State]) -> list[Block]:
         sets = summary.get("sets", {})
         values = [sets.get(name, {}).get(key) for name in ("forget", "retain") for key in ("probability", "rouge_l_recall")]
         values += [summary.get("model_utility"), summary.get("untargeted_forget_efficacy")]
-        values.append(summary.get("tofu", {}).get("forget_quality"))
-        rows.append((str(number), state.label, *map(tables.number, values)))
+        quality = tables.p_value(summary.get("tofu", {}).get("forget_quality"))
+        rows.append((str(number), state.label, *map(tables.number, values), quality))
     blocks: list[Block] = [
         Heading(2, "Comparison"),
         Text("Scores after unlearning, or as evaluated. " + _AIMS),
@@ -391,7 +391,7 @@ def _attacks(state: State, after: Mapping[str, Any]) -> list[Block]:
     """What brings the forget set back, and how each attack was made."""
     found = after["attacks"]
     blocks: list[Block] = [Heading(3, "Attacks: what brings it back"), Table(tables.attack_rows(state.before, after))]
-    notes = {"Relearning": found.get("relearn", {}).get("what")}
+    notes = {"Relearned on": found.get("relearn", {}).get("what")}
     notes |= {f"{bits} bits": result.get("how") for bits, result in found.get("quantize", {}).items()}
     if "temperature" in found.get("sample", {}):
         notes["Samples"] = f"drawn at temperature {found['sample']['temperature']:g}; the best answer to each question counts"
@@ -409,7 +409,7 @@ def _examples(state: State, count: int) -> list[Block]:
     for name in (state.after or state.before or {}).get("sets", {}) if count else ():
         found = {
             title: _read_json_lines(state.folder / part / f"{name}.jsonl")[:count]
-            for title, part in (("before", "eval_before"), ("after", "eval"))
+            for title, part in (("before", "eval_before"), ("after" if state.task is not None else "answer", "eval"))
         }
         longest = max(found.values(), key=len)
         blocks += [Heading(4, tables.set_title(name).capitalize())] if longest else []

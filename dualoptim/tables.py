@@ -231,7 +231,7 @@ def aggregate_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, 
         block, _, name = key.rpartition(".")
         values = [(summary.get(block, {}) if block else summary).get(name) for summary in columns.values()]
         if any(value is not None for value in values):
-            rows.append((title, *map(number, values), aim))
+            rows.append((title, *map(p_value if name == "forget_quality" else number, values), aim))
     measured = [summary.get("general", {}) for summary in columns.values()]
     for task, metric in dict.fromkeys(
         (key, name) for general in measured for key, scores in general.items() for name in scores
@@ -281,13 +281,18 @@ def attacked_states(
     """
     states: list[tuple[str, Mapping[str, Any], Mapping[str, Any] | None]] = []
     states += [("before unlearning", before["sets"], None)] if before else []
-    states.append(("after unlearning", after.get("sets", {}), None))
+    states.append(("after unlearning" if before else "without an attack", after.get("sets", {}), None))
     attacks = after.get("attacks", {})
     relearn = attacks.get("relearn", {})
-    for key, title in (("curve", "relearned"), ("retain_only", "retain-only, taught the same")):
-        if relearn.get(key):
-            last = relearn[key][-1]
-            states.append((f"{title} ({last['step']} steps)", last["sets"], {} if key == "curve" else None))
+    if curve := relearn.get("curve"):
+        first, last = curve[0]["sets"], curve[-1]["sets"]
+        title = f"relearned ({curve[-1]['step']} steps)"
+        states.append((title, last, relearn.get("came_back", {})))
+        if unseen := last.get("forget_unseen"):
+            change = {key: value - first["forget_unseen"][key] for key, value in unseen.items()}
+            states.append((f"{title}, rows not taught", {"forget": unseen}, change))
+    if curve := relearn.get("retain_only"):
+        states.append((f"retain-only, taught the same ({curve[-1]['step']} steps)", curve[-1]["sets"], None))
     for bits, result in attacks.get("quantize", {}).items():
         states.append((f"weights in {bits} bits", result.get("sets", {}), result.get("came_back", {})))
     if "paraphrase" in attacks:
@@ -312,8 +317,9 @@ def skipped_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
 SHOWN_SETTINGS = """model data forget_file retain_file split splits tasks task task_list forget_losses optim forget_optimizer
 retain_optimizer learning_rates learning_rate forget_lr forget_freq retain_freq forget_coeff regularization_coeff beta gamma
 layer num_epochs max_steps batch_size gradient_accumulation_steps weight_decay adam_betas base_betas max_update max_grad_norm
-optim_bits use_lora lora_rank lora_alpha mask template seed""".split()
+optim_bits use_lora lora_rank lora_alpha mask template seed retain_model retain_logs relearn eval_rows""".split()
 """The arguments that a reader asks for first."""
+_OFF_AT_ZERO = ("max_steps", "max_update", "relearn", "eval_rows")
 
 
 def setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -323,11 +329,7 @@ def setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, ...]]:
     without += [] if settings.get("use_lora") else ["lora_rank", "lora_alpha"]
     for name in SHOWN_SETTINGS:
         value = settings.get(name)
-        if (
-            name not in without
-            and value not in (None, False, [], "")
-            and not (name in ("max_steps", "max_update") and not value)
-        ):
+        if name not in without and value not in (None, False, [], "") and (value or name not in _OFF_AT_ZERO):
             rows.append((name.replace("_", " "), shown_value(value)))
     return rows
 
@@ -373,7 +375,14 @@ def number(value: Any) -> str:
     """A score with three decimals, a dash where there is none."""
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3f}" if abs(value) < 1e5 else f"{value:.3g}"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value, whose size matters where it is small."""
+    return f"{value:.0e}" if value is not None and 0 < value < 0.001 else number(value)
 
 
 def _cell(column: str, value: Any) -> str:

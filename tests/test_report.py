@@ -57,9 +57,13 @@ AFTER = summary(
     retain_only={**summary(0.101, 0.954, 0.621, 0.876, privacy={"mia_loss": 0.499}), "from": "runs/retain/model"},
     attacks={
         "relearn": {
-            "what": "fine-tuned on half of the forget set",
+            "what": "4 of the 20 forget rows, drawn once",
             "rows": 10,
-            "curve": [{"step": s, "sets": {"forget": {"probability": p}}} for s, p in ((0, 0.012), (5, 0.234), (10, 0.456))],
+            "curve": [
+                {"step": s, "sets": {"forget": {"probability": p}, "forget_unseen": {"probability": p / 2}}}
+                for s, p in ((0, 0.012), (5, 0.234), (10, 0.456))
+            ],
+            "came_back": {"probability": 0.444},
             "retain_only": [{"step": s, "sets": {"forget": {"probability": p}}} for s, p in ((0, 0.101), (10, 0.345))],
         },
         "quantize": {
@@ -184,6 +188,7 @@ SCORES = [
     ["retain set", "ROUGE-L recall of its own answer", "0.976", "0.965", "0.954", "stay"],
     ["before unlearning", "0.987", "", "0.987", "", "0.976"],
     ["relearned (10 steps)", "0.456", "+0.444", "-", "-", "-"],
+    ["relearned (10 steps), rows not taught", "0.228", "+0.222", "-", "-", "-"],
     ["retain-only, taught the same (10 steps)", "0.345", "", "-", "", "-"],
     ["weights in 8 bits", "0.013", "+0.001", "-", "-", "0.900"],
     ["weights in 4 bits", "0.314", "+0.302", "0.271", "+0.259", "0.812"],
@@ -210,6 +215,7 @@ def test_a_run_is_told_the_same_on_both_pages(run):
         "eval_before says 1",
         "eval says 1",
         "retain truth 0",
+        "Relearned on: 4 of the 20 forget rows, drawn once.",
         "4 bits: NF4 in blocks of 64.",
         "The retain-only model is runs/retain/model.",
     ):
@@ -340,6 +346,13 @@ def test_a_task_folder_a_sweep_and_an_evaluation_are_runs(run, tmp_path):
     assert ["model utility", "0.643", "0.621", "stay"] in Page(html).rows
     assert ["score", "score", "retain-only", "should"] in Page(html).rows
     assert "| model | org/other |" in lines_of(markdown)
+
+
+def test_a_tiny_p_value_keeps_its_size_and_an_attack_needs_no_before(tmp_path):
+    write(tmp_path / "e" / "eval" / "summary.json", {**AFTER, "tofu": {"forget_quality": 1.23e-11}})
+    rows = Page(made(tmp_path / "e")[1]).rows
+    assert ["TOFU forget quality (p-value against retain-only)", "1e-11", "-", "↑ rise"] in rows
+    assert ["without an attack", "0.012", "", "0.012", "", "0.965"] in rows
 
 
 def test_very_many_results_are_compared_alone(tmp_path):
