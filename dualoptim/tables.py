@@ -329,7 +329,8 @@ def setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, ...]]:
     without += [] if settings.get("use_lora") else ["lora_rank", "lora_alpha"]
     for name in SHOWN_SETTINGS:
         value = settings.get(name)
-        if name not in without and value not in (None, False, [], "") and (value or name not in _OFF_AT_ZERO):
+        off = value is None or value is False or value in ("", []) or (value == 0 and name in _OFF_AT_ZERO)
+        if name not in without and not off:
             rows.append((name.replace("_", " "), shown_value(value)))
     return rows
 

@@ -26,6 +26,8 @@ SETTINGS = {
     "retain_freq": 5,
     "task_list": [1],
     "use_lora": False,
+    "weight_decay": 0.0,
+    "max_steps": 0,
     "environment": {"git_commit": "0123abc", "versions": {"torch": "2.6.0"}},
 }
 
@@ -222,6 +224,8 @@ def test_a_run_is_told_the_same_on_both_pages(run):
         assert text in page.text
         assert text.replace("_", "\\_") in markdown
     assert "| optim | dual-adamw |" in lines
+    assert "| weight decay | 0 |" in lines
+    assert not [line for line in lines if line.startswith(("| max steps", "| use lora"))]  # off
     assert "git_commit: 0123abc" in page.text
 
 
