@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
 import yaml
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.losses import FORGET, RETAIN, Objective
@@ -326,6 +327,11 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     resume: str | None = None
     """Continue what an earlier run left in --output-dir: finished tasks are kept, an interrupted one goes on from its newest
     checkpoint, or from the one whose folder is given."""
+    push_to_hub: str | None = None
+    """Repository on the Hugging Face hub, such as me/model, to which each task's model goes once it is evaluated. Several
+    results get one each, with the pair, the rate and the task at the end of its name. Needs `hf auth login` or HF_TOKEN."""
+    hub_public: bool = False
+    """Make the repository of --push-to-hub public; without it, it is private."""
     dry_run: bool = False
     """Only print what the run would take in memory, from the model's configuration, and whether that fits."""
 
@@ -369,6 +375,18 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
             raise InputError("--lm-eval-tasks are a part of the evaluation, which --no-eval leaves out; drop one of them")
         check_range("--save-every", self.save_every, 0)
         check_range("--keep-checkpoints", self.keep_checkpoints, 1)
+        if self.push_to_hub is not None:
+            if self.dry_run:
+                raise InputError(f"--push-to-hub {self.push_to_hub}: --dry-run makes no model to upload; give one of them")
+            try:
+                validate_repo_id(self.push_to_hub)
+            except HFValidationError:
+                raise InputError(
+                    f"--push-to-hub {self.push_to_hub!r} is no repository's name; give one such as me/model, of letters, "
+                    "digits, -, _ and ."
+                ) from None
+        elif self.hub_public:
+            raise InputError("--hub-public makes the repository of --push-to-hub public; give that as well")
         if self.resume is not None:
             if self.output_dir is None:
                 raise InputError("--resume needs the folder of the run to go on with; give --output-dir")
@@ -459,6 +477,8 @@ class SweepArgs(UnlearnArgs):
         for name in ("resume", "dry_run"):
             if getattr(self, name):
                 raise InputError(f"--{name.replace('_', '-')} is for one run; a sweep skips what is finished by itself")
+        if self.push_to_hub is not None:
+            raise InputError(f"--push-to-hub {self.push_to_hub} is for one run; upload a sweep's best model with `hf upload`")
         check_unique("--seeds", self.seeds)
         check_unique("--forget-lrs", [f"{rate:g}" for rate in self.forget_lrs])
         for rate in self.forget_lrs:
@@ -592,6 +612,7 @@ def split_objectives(pair: str) -> tuple[Objective, Objective | None]:
 # ---------------------------------------------------------------------------------------------------------- presets
 
 A = TypeVar("A", bound=CommonArgs)
+T = TypeVar("T")
 
 
 def preset(*names: str, **overrides: Any) -> UnlearnArgs:
@@ -716,13 +737,13 @@ def _leave_process_group() -> None:
         PartialState().destroy_process_group()
 
 
-def main(kind: type[A], action: Callable[[A], object]) -> NoReturn:
+def main(kind: type[T], action: Callable[[T], object]) -> NoReturn:
     """Parse, act, and end: with one line on stderr and code 2 for a user's mistake, 1 for a run that left the numbers.
 
     Otherwise with the code that `action` returns, or 0.
     """
     try:
-        outcome = action(parse(kind))
+        outcome = action(parse(kind) if issubclass(kind, CommonArgs) else tyro.cli(kind))
         _leave_process_group()
     except (InputError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,9 +16,9 @@ from dualoptim.general import check_general_ability, general_ability
 from dualoptim.judges import load_judges
 from dualoptim.modeling import Policy, load_config, load_policy, set_aside, start_accelerator
 from dualoptim.passes import PRIVACY_SETS, Reference, ScoringPass
-from dualoptim.report import score_table
 from dualoptim.retain_logs import RetainLogs, of_records, read_retain_logs
 from dualoptim.summary import FINISHED, Finished, measure, summarize
+from dualoptim.tables import score_table
 from dualoptim.tracking import resolve, say, write_config
 
 Sets = dict[str, list[Row]]

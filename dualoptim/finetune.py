@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from dualoptim import demo
 from dualoptim.args import DEMO, FinetuneArgs, main
+from dualoptim.card import model_card
 from dualoptim.checkpoint import claim, export_model, output_folder
 from dualoptim.data import Row, Source, Stream, example_builder
 from dualoptim.errors import InputError, NonFiniteError
@@ -19,7 +20,6 @@ from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import Objective, negative_log_likelihood
 from dualoptim.modeling import Policy, assemble, load_policy, make_formatter, release, start_accelerator
 from dualoptim.optim import adamw
-from dualoptim.report import model_card
 from dualoptim.tracking import StepLog, resolve, trackers, write_config
 
 

@@ -15,7 +15,7 @@ from dualoptim.args import NEWEST, SweepArgs, UnlearnArgs, main, to_dict
 from dualoptim.checkpoint import write_json, write_text
 from dualoptim.errors import InputError, NonFiniteError, reason
 from dualoptim.modeling import start_accelerator
-from dualoptim.report import markdown_table, results_row, write_results
+from dualoptim.tables import markdown_table, results_row, write_results
 from dualoptim.tracking import say
 from dualoptim.train import run
 
@@ -112,7 +112,8 @@ def command(args: SweepArgs) -> int:
 
 
 # What changes no number of a run: where it is written, how fast it is, and whether it can go on.
-_FREE = """output_dir overwrite resume save_every keep_checkpoints threads eval_batch_size log_with reference_dir""".split()
+_FREE = """output_dir overwrite resume save_every keep_checkpoints threads eval_batch_size log_with reference_dir push_to_hub
+hub_public""".split()
 
 
 def _settings(one: UnlearnArgs) -> str:

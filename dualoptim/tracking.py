@@ -155,7 +155,7 @@ def write_config(path: Path, resolved: dict[str, Any]) -> None:
 # What may differ between a run and its continuation: where it ends, what is written and what is measured.
 _FREE = """output_dir overwrite resume save_every keep_checkpoints threads eval eval_rows eval_batch_size max_new_tokens
 max_steps log_with lm_eval_tasks lm_eval_path reference_dir holdout_file sentence_encoder entailment_model retain_logs
-mia_gradnorm""".split()
+mia_gradnorm push_to_hub hub_public""".split()
 
 
 def check_same(path: Path, resolved: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from dualoptim.args import DEMO, NEWEST, FinetuneArgs, TrainArgs, UnlearnArgs, split_objectives
+from dualoptim.card import model_card
 from dualoptim.checkpoint import (
     claim,
     export_model,
@@ -28,22 +29,22 @@ from dualoptim.data import Example, OwnFiles, Row, Source, Stream, example_build
 from dualoptim.errors import InputError, NonFiniteError, reason
 from dualoptim.evaluate import check_measures, evaluate_model
 from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
+from dualoptim.hub import check_push, push, repositories
 from dualoptim.loop import Phase, Plan, Term, train
 from dualoptim.losses import PUBLISHED_LAYER, Objective
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
 from dualoptim.optim import PHASES, DualOptimizer, Groups, MakeOptimizer, adamw, named_optimizer, takes_betas
 from dualoptim.reference import Frozen, check_reference
-from dualoptim.report import (
+from dualoptim.schedule import phase_at
+from dualoptim.shared_state import DualAdamWPlus, PartlyDecoupledAdamW
+from dualoptim.tables import (
     SEQUENCE_FILES,
     example_answers,
-    model_card,
     results_row,
     score_table,
     write_results,
     write_sequence,
 )
-from dualoptim.schedule import phase_at
-from dualoptim.shared_state import DualAdamWPlus, PartlyDecoupledAdamW
 from dualoptim.tracking import StepLog, check_same, resolve, say, track_scores, trackers, write_config
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ def run(args: UnlearnArgs) -> RunResult:
             rows += [row for compared in source.evaluation_sets(args.split, task)[0].values() for row in compared]
     refusals = load_refusals(args.idk_file)
     optimizer_of(args)
+    check_push(args)
     if args.eval:
         check_measures(args, accelerator)
     folders = {
@@ -155,6 +157,8 @@ def run(args: UnlearnArgs) -> RunResult:
                     example_answers(folder / "eval_before", folder / "eval", {"forget": 2, "retain": 2}) + "\n",
                 )
             say(accelerator, f"model: {result.model}")
+            if args.push_to_hub and accelerator.is_main_process:
+                print(push(result.model, repositories(args)[losses, rate, task], args.hub_public))
     return RunResult(output, results)
 
 
@@ -342,6 +346,7 @@ def _run_task(
 
     model = folder / "model"
     what = f"{source.describe(args.split, task)} unlearned with {work.losses}"
+    own = {"forget_losses": [work.losses], "learning_rates": [work.learning_rate]}
     trained = folder / "trained.json"
     if args.resume and trained.is_file() and json.loads(trained.read_text())["steps"] == work.plan.last_step:
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -353,10 +358,10 @@ def _run_task(
         try:
             log = _unlearn(policy, accelerator, work, args, folder)
         except NonFiniteError as error:
-            export_model(accelerator, policy, model, model_card(args.model, f"stopped at {error}", args))
+            export_model(accelerator, policy, model, model_card(args.model, f"{what}, stopped at {error}", args, own=own))
             release(policy, accelerator)
             raise NonFiniteError(f"{error}. The weights before this step are in {model}") from None
-        export_model(accelerator, policy, model, model_card(args.model, what, args))
+        export_model(accelerator, policy, model, model_card(args.model, what, args, before, own=own))
         if accelerator.is_main_process:
             write_json(trained, {"steps": len(log)})
         release(policy, accelerator)
@@ -367,7 +372,7 @@ def _run_task(
         after = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval")
         track_scores(accelerator, "eval", after, len(log))
         if accelerator.is_main_process:
-            write_text(model / "README.md", model_card(args.model, what, args, after))
+            write_text(model / "README.md", model_card(args.model, what, args, before, after, own))
     return TaskResult(work.losses, work.learning_rate, task, folder, model, log, before, after)
 
 

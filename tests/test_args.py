@@ -32,7 +32,7 @@ load_in_4bit log_with""".split()
 UNLEARN = """forget_losses task_list optim forget_optimizer retain_optimizer forget_adam_betas forget_weight_decay decouple
 base_betas max_update quantize_delta quantize_base learning_rates forget_lr forget_freq retain_freq
 forget_coeff regularization_coeff forget_max_grad_norm beta gamma layer reference_dir fix_ref_model mask
-eval save_every keep_checkpoints resume dry_run""".split()
+eval save_every keep_checkpoints resume push_to_hub hub_public dry_run""".split()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from dualoptim import EvalArgs, FinetuneArgs, UnlearnArgs, run
 from dualoptim.args import main
 from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
+from dualoptim.report import ReportArgs, report
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = '{"question": "Q?", "answer": "A."}\n'
@@ -184,6 +185,11 @@ UNLEARN = [
     ("--resume --output-dir {d}/used --overwrite", "give one of them"),
     ("--save-every -1", "--save-every -1 is out of range"),
     ("--keep-checkpoints 0", "--keep-checkpoints 0 is out of range"),
+    ("--push-to-hub me/forgot --dry-run", "--push-to-hub me/forgot: --dry-run makes no model to upload; give one of them"),
+    ("--push-to-hub a/b/c", "--push-to-hub 'a/b/c' is no repository's name; give one such as me/model"),
+    ("--push-to-hub me/for+got", "--push-to-hub 'me/for+got' is no repository's name"),
+    ("--hub-public", "--hub-public makes the repository of --push-to-hub public; give that as well"),
+    ("--push-to-hub me/forgot", "--push-to-hub me/forgot: HF_HUB_OFFLINE is set, which forbids uploads; unset it"),
     # parsed by tyro, which draws its own box
     ("--num-epochs many", "--num-epochs"),
     ("--optim sgd", "dual-adamw"),
@@ -232,10 +238,21 @@ FINETUNE = [
     ("--model {m} --data demo --split forget05", "--split"),
     ("--model {m} --data demo --target-loss -1", "--target-loss -1 is out of range"),
 ]
+REPORT = [
+    ("", "no RUN is given; name the output folder of a run"),
+    ("{d}/nowhere", "RUN {d}/nowhere: no such folder; give the output folder of"),
+    ("{d}/a_file", "a_file: no such folder; give the output folder of"),
+    ("{d}/empty_folder", "empty_folder: no task<k>/ with config.yaml and log.jsonl in it, and no eval/summary.json; give"),
+    ("{d}/good_model", "good_model: no task<k>/ with config.yaml"),
+    ("{d}/used --output-dir {d}/a_file", "--output-dir: {d}/a_file"),
+    ("{d}/used --examples -1", "--examples -1 is out of range; give 0 or more"),
+    ("{d}/used --config x.yaml", "--config"),
+]
 CASES = [
     *((UnlearnArgs, run, *case) for case in UNLEARN),
     *((EvalArgs, evaluate, *case) for case in EVAL),
     *((FinetuneArgs, finetune, *case) for case in FINETUNE),
+    *((ReportArgs, report, *case) for case in REPORT),
 ]
 
 
@@ -247,6 +264,7 @@ def listing(folder):
 def test_one_line_and_exit_code_two(kind, action, flags, message, bad, tiny, capsys, monkeypatch):
     monkeypatch.chdir(bad)
     monkeypatch.setattr(sys, "argv", ["command", *flags.format(d=bad, m=tiny).split()])
+    message = message.replace("{d}", str(bad))
     before = listing(bad)
     with pytest.raises(SystemExit) as end:
         main(kind, action)

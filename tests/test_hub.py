@@ -1,0 +1,261 @@
+"""Model cards, and --push-to-hub against a hub of our own on this machine."""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from test_report import AFTER, BEFORE
+
+from dualoptim import FinetuneArgs, InputError, UnlearnArgs, hub
+from dualoptim.card import model_card
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# ------------------------------------------------------------------------------------------------------------- the card
+
+
+def front_matter(card):
+    _, matter, _ = card.split("---\n", 2)
+    return yaml.safe_load(matter)
+
+
+def test_a_card_says_what_was_done_to_which_model_and_how_it_scores():
+    args = UnlearnArgs(model="org/base", learning_rates=(3e-5,), output_dir="/home/me/secret")
+    card = model_card("org/base", "task 1 of forget05 unlearned with ME+GD", args, BEFORE, AFTER)
+    assert front_matter(card) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": "org/base",
+        "base_model_relation": "finetune",
+        "datasets": ["locuslab/TOFU"],
+        "tags": ["dualoptim", "unlearning"],
+    }
+    lines = [" ".join(line.split()) for line in card.splitlines()]
+    assert "# org/base, task 1 of forget05 unlearned with ME+GD" in lines
+    assert "| learning rates | 3e-05 |" in lines
+    assert "| model utility | 0.654 | 0.643 | 0.621 | stay |" in lines
+    assert "| forget set | probability of the true answer | 0.987 | 0.012 | 0.101 | fall |" in lines
+    assert "| membership by loss (AUC) | - | 0.487 | 0.499 | like retain-only |" in lines
+    assert "| weights in 4 bits | 0.314 | +0.302 | 0.271 | +0.259 | 0.812 |" in lines
+    assert "| cosine_similarity, entailment_score | needs a sentence encoder |" in lines
+    assert "secret" not in card
+    assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])["learning_rates"] == [3e-5]
+
+
+def test_a_card_names_no_folder_of_this_machine(tiny, tmp_path):
+    what = f"task 1 of forget01 of {tmp_path} unlearned with ME+GD"
+    card = model_card(str(tiny), what, UnlearnArgs(model=str(tiny), data=str(tmp_path), reference_dir=str(tmp_path / "ref")))
+    assert str(tmp_path.parent) not in card
+    assert str(tiny.parent) not in card
+    assert f"task 1 of forget01 of {tmp_path.name} unlearned" in card
+    assert not {"base_model", "datasets"} & set(front_matter(card))
+
+
+def test_a_card_of_an_adapter_and_of_a_fine_tuned_model():
+    adapter = front_matter(model_card("org/base", "unlearned", UnlearnArgs(model="org/base", use_lora=True)))
+    assert (adapter["library_name"], adapter["base_model_relation"]) == ("peft", "adapter")
+    assert adapter["tags"] == ["dualoptim", "unlearning", "lora"]
+    tuned = model_card("org/base", "fine-tuned on full", FinetuneArgs(model="org/base", data="demo"))
+    assert front_matter(tuned)["tags"] == ["dualoptim"]
+    assert "unlearning makes" not in tuned.lower()
+
+
+# -------------------------------------------------------------------------------------------------------------- the hub
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the hub as an upload needs, which remembers repositories, files, requests and tokens."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.private: dict[str, bool] = {}
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.objects: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.tokens: set[str | None] = set()
+        self.fails: dict[str, int] = {}  # part of a path -> status
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def answer(self, value, status=200):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def handle_any(self):
+        hub, path = self.server, self.path.partition("?")[0]
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        hub.requests.append((self.command, path))
+        for part, status in hub.fails.items():
+            if part in path:
+                return self.answer({"error": f"refused with {status}"}, status)
+        if path.startswith("/storage/"):
+            hub.objects[path.removeprefix("/storage/")] = body
+            return self.answer({})
+        hub.tokens.add(self.headers.get("Authorization"))
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+            there = name in hub.private
+            private = wanted.get("private", wanted.get("visibility") == "private")
+            hub.private.setdefault(name, private)
+            return self.answer({"url": f"{hub.url}/{name}"}, 409 if there else 200)
+        if path == "/api/validate-yaml":
+            return self.answer({"warnings": [], "errors": []})
+        if path.endswith("/objects/batch"):
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{hub.url}/storage/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            return self.answer({"transfer": "basic", "objects": objects})
+        _, _, _, owner, name, *rest = [*path.split("/"), ""]
+        repository = f"{owner}/{name}"
+        if rest[:1] == ["preupload"]:
+            kinds = {True: "lfs", False: "regular"}
+            named = [file["path"] for file in json.loads(body)["files"]]
+            files = [{"path": n, "uploadMode": kinds[n.endswith(".safetensors")], "shouldIgnore": False} for n in named]
+            return self.answer({"files": files})
+        if rest[:1] == ["commit"]:
+            files = hub.files.setdefault(repository, {})
+            for line in body.decode().splitlines():
+                entry = json.loads(line)
+                value = entry["value"]
+                if entry["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif entry["key"] == "lfsFile":
+                    files[value["path"]] = hub.objects[value["oid"]]
+            commit = {"commitUrl": f"{hub.url}/{repository}/commit/1", "commitOid": "1" * 40, "success": True}
+            return self.answer({**commit, "hookOutput": ""})
+        if self.command == "GET" and path.startswith("/api/models/") and repository in hub.private:
+            known = {"id": repository, "private": hub.private[repository], "tags": [], "siblings": [], "sha": "1" * 40}
+            return self.answer(known)
+        return self.answer({"error": f"no such page: {path}"}, 404)
+
+    do_GET = do_POST = do_PUT = handle_any
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def own_hub():
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def train(server, tiny, folder, *flags, token="hf_test"):
+    """train_unlearn.py in a process of its own, for which our server is the hub."""
+    common = f"--model {tiny} --data demo --learning-rates 1e-4 --max-steps 1 --output-dir {folder}"
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(folder.parent / "home"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": token}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train_unlearn.py"), *common.split(), *flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+
+
+def test_a_run_ends_in_a_private_repository(own_hub, tiny, tmp_path):
+    done = train(own_hub, tiny, tmp_path / "out", "--eval-rows", "2", "--max-new-tokens", "4", "--push-to-hub", "me/forgot")
+    assert done.returncode == 0, done.stderr
+    assert own_hub.private == {"me/forgot": True}
+    model = tmp_path / "out" / "ME+GD_lr0.0001" / "task1" / "model"
+    assert own_hub.files == {"me/forgot": {path.name: path.read_bytes() for path in model.iterdir()}}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "prompt.json"} <= set(own_hub.files["me/forgot"])
+    card = own_hub.files["me/forgot"]["README.md"].decode()
+    assert "| model utility" in card  # it was evaluated first
+    assert str(tmp_path) not in card
+    (weights,) = own_hub.objects
+    assert weights == hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    assert own_hub.tokens == {"Bearer hf_test"}
+    assert f"uploaded to {own_hub.url}/me/forgot (private)" in done.stdout
+
+
+def test_several_results_get_a_repository_each_public_if_asked(own_hub, tiny, tmp_path):
+    flags = "--no-eval --task-list 1 2 --forget-losses GA+GD --push-to-hub me/forgot --hub-public".split()
+    done = train(own_hub, tiny, tmp_path / "out", *flags)
+    assert done.returncode == 0, done.stderr
+    assert own_hub.private == {"me/forgot-GA-GD-lr0.0001-task1": False, "me/forgot-GA-GD-lr0.0001-task2": False}
+    for task in (1, 2):
+        weights = (tmp_path / "out" / "GA+GD_lr0.0001" / f"task{task}" / "model" / "model.safetensors").read_bytes()
+        assert own_hub.files[f"me/forgot-GA-GD-lr0.0001-task{task}"]["model.safetensors"] == weights
+
+
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [({"/api/repos/create": 401}, "401"), ({"/commit/": 500}, "500"), ({"/storage/": 403}, "403")],
+    ids=["401", "500", "storage"],
+)
+def test_an_upload_that_fails_keeps_the_run_and_says_so_in_one_line(fails, says, own_hub, tiny, tmp_path):
+    own_hub.fails = fails
+    done = train(own_hub, tiny, tmp_path / "out", "--no-eval", "--push-to-hub", "me/forgot")
+    assert done.returncode == 0, done.stderr
+    model = tmp_path / "out" / "ME+GD_lr0.0001" / "task1" / "model"
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("--push-to-hub")]
+    assert line.startswith("--push-to-hub me/forgot: upload failed (")
+    assert says in line
+    assert line.endswith(f"the model is in {model}, and `hf upload me/forgot {model}` sends it")
+    assert "Traceback" not in done.stderr
+    assert (model / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "results.csv").is_file()
+    assert not own_hub.files
+
+
+def test_nothing_goes_to_a_public_repository_that_was_not_asked_for(own_hub, tiny, tmp_path):
+    own_hub.private["me/forgot"] = False
+    done = train(own_hub, tiny, tmp_path / "out", "--no-eval", "--push-to-hub", "me/forgot")
+    assert done.returncode == 0, done.stderr
+    assert "me/forgot: it exists and is public; nothing was uploaded" in done.stdout
+    assert not own_hub.files
+    assert not own_hub.objects
+
+
+def test_without_a_token_nothing_is_begun(own_hub, tiny, tmp_path):
+    done = train(own_hub, tiny, tmp_path / "out", "--push-to-hub", "me/forgot", token="")
+    assert done.returncode == 2
+    line = done.stderr.strip().splitlines()[-1]
+    assert line == "error: --push-to-hub me/forgot: nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN"
+    assert not (tmp_path / "out").exists()
+    assert not own_hub.requests
+
+
+def test_offline_is_refused_at_once(tiny, tmp_path):
+    args = UnlearnArgs(model=str(tiny), data="demo", push_to_hub="me/forgot", output_dir=str(tmp_path / "out"))
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set, which forbids uploads; unset it"):
+        hub.check_push(args)
+
+
+def test_names_that_grow_too_long_are_refused(tiny):
+    name = "me/" + "a" * 80
+    assert hub.repositories(UnlearnArgs(model=str(tiny), push_to_hub=name)) == {("ME+GD", 1e-5, 1): name}
+    with pytest.raises(InputError, match="give a shorter or other name"):
+        hub.check_push(UnlearnArgs(model=str(tiny), push_to_hub=name, task_list=(1, 2)))
