@@ -395,20 +395,20 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
 
     def _check_objectives(self) -> None:
         """Refuse constants of objectives that this run does not have."""
-        objectives = [objective for pair in self.forget_losses for objective in split_objectives(pair) if objective]
-        for name, fits in (
-            ("beta", any(not math.isnan(objective.beta) for objective in objectives)),
-            ("gamma", any(not math.isnan(objective.gamma) for objective in objectives)),
-            ("layer", any(objective.needs_layer for objective in objectives)),
-            ("fix_ref_model", any(objective.reference for objective in objectives)),
-        ):
+        for name in CONSTANTS:
             value = getattr(self, name)
-            if value not in (None, False) and not fits:
+            if value not in (None, False) and not any(name in constants_of(pair) for pair in self.forget_losses):
                 shown = "" if value is True else f" {value:g}"
                 raise InputError(
                     f"--{name.replace('_', '-')}{shown} has no effect with {' '.join(self.forget_losses)}; drop it, or choose "
                     "objectives that have it (README, Objectives)"
                 )
+
+    def of_pair(self, losses: str, rate: float) -> "UnlearnArgs":
+        """The arguments of one pair of objectives and one rate, without constants that are another pair's."""
+        others = {name: getattr(UnlearnArgs, name) for name in CONSTANTS if name not in constants_of(losses)}
+        own_rate = None if self.optim == "adamw" else self.forget_lr or rate
+        return dataclasses.replace(self, forget_losses=(losses,), learning_rates=(rate,), forget_lr=own_rate, **others)
 
     def _check_optimizers(self) -> None:
         """Refuse settings of an optimizer that this run does not have."""
@@ -607,6 +607,22 @@ def split_objectives(pair: str) -> tuple[Objective, Objective | None]:
             f"retain one of {', '.join(RETAIN)}, for example ME+GD"
         )
     return FORGET[forget], RETAIN[retain]
+
+
+CONSTANTS = ("beta", "gamma", "layer", "fix_ref_model")
+"""Flags that belong to some objectives."""
+
+
+def constants_of(pair: str) -> set[str]:
+    """Which of them have an effect on a pair."""
+    objectives = [objective for objective in split_objectives(pair) if objective]
+    fits = (
+        any(not math.isnan(objective.beta) for objective in objectives),
+        any(not math.isnan(objective.gamma) for objective in objectives),
+        any(objective.needs_layer for objective in objectives),
+        any(objective.reference for objective in objectives),
+    )
+    return {name for name, fit in zip(CONSTANTS, fits, strict=True) if fit}
 
 
 # ---------------------------------------------------------------------------------------------------------- presets

@@ -203,9 +203,7 @@ def _reference_folder(args: UnlearnArgs) -> Path:
 
 def _resolved(args: UnlearnArgs, policy: Policy, losses: str, rate: float) -> dict[str, Any]:
     """The arguments of one pair and rate."""
-    own_rate = None if args.optim == "adamw" else args.forget_lr or rate
-    this = dataclasses.replace(args, forget_losses=(losses,), learning_rates=(rate,), forget_lr=own_rate)
-    return resolve(this, policy)
+    return resolve(args.of_pair(losses, rate), policy)
 
 
 def _check_resume(

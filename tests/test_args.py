@@ -55,14 +55,18 @@ def test_every_flag_has_help_and_stands_in_the_readme(capsys):
     help_text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `--")]
     in_table = {flag for line in table for flag in re.findall(r"`(--[a-z0-9-]+)`", line.split("|")[1])}
-    for name in COMMON + MEASURE + TRAIN + UNLEARN:
+    with pytest.raises(SystemExit):
+        parse(EvalArgs, ["--help"])
+    help_text += " ".join(capsys.readouterr().out.replace("│", " ").split())
+    every = COMMON + MEASURE + TRAIN + UNLEARN + EVAL
+    for name in every:
         flag = f"--{name.replace('_', '-')}"
         assert flag in help_text
         assert flag in in_table, f"{flag} is missing from the README's table"
-    flags = {f"--{name.replace('_', '-')}" for name in COMMON + MEASURE + TRAIN + UNLEARN}
+    flags = {f"--{name.replace('_', '-')}" for name in every}
     assert in_table == flags | {"--no-mask", "--no-packing", "--no-eval", "--preset", "--config"}
     source = (ROOT / "dualoptim" / "args.py").read_text().split("\n")
-    for name in COMMON + MEASURE + TRAIN + UNLEARN:
+    for name in every:
         line = next(number for number, text in enumerate(source) if text.startswith(f"    {name}: "))
         assert source[line + 1].strip().startswith('"""'), f"{name} has no docstring"
 

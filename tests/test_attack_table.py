@@ -76,8 +76,8 @@ def test_on_the_demo(demo_run, tmp_path):
 @pytest.mark.campaign
 def test_on_smollm2(gguf, tmp_path):
     """The README's table: SmolLM2-135M-Instruct and TOFU rows, about half an hour on two cores."""
-    twenty, eighty = list(range(20)), list(range(80))
-    rows = {"forget01": eighty, "forget01_perturbed": eighty, "retain90": eighty, "retain_perturbed": twenty}
+    tasks = [*range(20), *range(40, 60)]  # twenty rows of two tasks
+    rows = {"forget01": tasks, "forget01_perturbed": tasks, "retain90": list(range(40)), "retain_perturbed": list(range(20))}
     data = str(part_of_tofu(tmp_path / "tofu", rows))
     teaching = {"learning_rate": 1e-4, "num_epochs": 8, "batch_size": 8, "target_loss": 0.1}
     models = {}
@@ -91,11 +91,10 @@ def test_on_smollm2(gguf, tmp_path):
         "split": "forget01",
         "learning_rates": (5e-5,),
         "num_epochs": 4,
-        "batch_size": 8,
         "retain_freq": 3,
     }
     attacks = {"relearn": 20, "relearn_lr": 5e-5, "relearn_every": 20, "quantize": (8, 4)}
-    attacks |= {"retain_model": models["retain_only"], "eval_rows": 20, "max_new_tokens": 48}
+    attacks |= {"retain_model": models["retain_only"], "max_new_tokens": 48}
     _, known = compare(tmp_path, unlearning, attacks)
     for summary in known.values():
         assert summary["sets"]["forget"]["probability"] < 0.5

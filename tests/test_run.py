@@ -248,3 +248,12 @@ def test_trackers_follow_every_step_and_score(small_args, tmp_path):
 
 def test_nothing_is_tracked_by_default(demo_run):
     assert not list(demo_run.folder.rglob("trackers"))
+
+
+def test_a_constant_of_one_pair_is_left_out_of_the_others(small_args):
+    args = dataclasses.replace(small_args, forget_losses=("NPO+GD", "ME+GD"), beta=0.2, fix_ref_model=True, max_steps=1)
+    run(args)
+    for losses, beta, fixed in (("NPO+GD", 0.2, True), ("ME+GD", None, False)):
+        path = Path(args.output_dir) / f"{losses}_lr0.0005" / "task1" / "config.yaml"
+        config = load_yaml(path, UnlearnArgs)  # repeats this pair alone
+        assert (config.forget_losses, config.beta, config.fix_ref_model) == ((losses,), beta, fixed)
