@@ -18,7 +18,7 @@ from dualoptim.modeling import Policy, load_config, load_policy, set_aside, star
 from dualoptim.passes import PRIVACY_SETS, Reference, ScoringPass
 from dualoptim.retain_logs import RetainLogs, of_records, read_retain_logs
 from dualoptim.summary import FINISHED, Finished, measure, summarize
-from dualoptim.tables import score_table
+from dualoptim.tables import evaluation_tables
 from dualoptim.tracking import resolve, say, write_config
 
 Sets = dict[str, list[Row]]
@@ -108,7 +108,7 @@ def evaluate(args: EvalArgs) -> dict[str, Any]:
         summary["attacks"] = attacks
     if accelerator.is_main_process:
         write_json(folder / "summary.json", summary)
-    say(accelerator, f"\n{score_table({'score': summary}, full=True)}\n\nrows and summary: {folder}")
+    say(accelerator, f"\n{evaluation_tables(summary)}\n\nrows and summary: {folder}")
     return summary
 
 

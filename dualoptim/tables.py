@@ -25,9 +25,9 @@ _METRIC_TITLES = {
     "exact_memorization": "exact memorization",
     "extraction_strength": "extraction strength",
     "token_entropy": "token entropy of its answer",
-    "cosine_similarity": "similarity of its answer to the one before",
-    "entailment_score": "its answer follows from the true one",
-    "refusal_entailment_score": "its answer follows from a refusal",
+    "cosine_similarity": "similarity of its answer to the true one",
+    "entailment_score": "entailment between the true and its answer",
+    "refusal_entailment_score": "its answer entails a refusal",
 }
 _AGGREGATE_TITLES = {
     "model_utility": ("model utility", "stay"),
@@ -51,17 +51,14 @@ SEQUENCE_FILES = ("tasks.csv", "tasks.md", "tasks.png")
 """What a sequence of tasks leaves beside their folders."""
 
 
-def score_table(summaries: Mapping[str, Mapping[str, Any]], full: bool = False) -> str:
-    """What was forgotten and what was kept, as a Markdown table with a column per summary, by its title.
-
-    Without `full` only the two plainest metrics are shown, which should fall on the forget set and stay on the others.
-    """
+def score_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """What was forgotten and what was kept, by the two plainest metrics, with a column per summary, by its title."""
     rows: list[tuple[str, ...]] = [("", *summaries)]
     for name, title in _SET_TITLES.items():
-        for metric in list(_METRIC_TITLES) if full else list(_METRIC_TITLES)[:2]:
+        for metric in ("probability", "rouge_l_recall"):
             values = [summary["sets"].get(name, {}).get(metric) for summary in summaries.values()]
             if values[-1] is not None:
-                aim = "" if full else " (should fall)" if name == "forget" else " (should stay)"
+                aim = " (should fall)" if name == "forget" else " (should stay)"
                 rows.append((f"{title}{aim}: {_METRIC_TITLES[metric]}", *map(number, values)))
     for key, title in (
         ("model_utility", "model utility (0 to 1, higher keeps more)"),
@@ -69,6 +66,15 @@ def score_table(summaries: Mapping[str, Mapping[str, Any]], full: bool = False) 
     ):
         rows.append((title, *(number(summary.get(key)) for summary in summaries.values())))
     return markdown_table(rows)
+
+
+def evaluation_tables(summary: Mapping[str, Any]) -> str:
+    """Everything that one evaluation measured, what attacks brought back, and what was not measured."""
+    columns = {title.replace("after", "score"): scores for title, scores in side_by_side(None, summary).items()}
+    tables = [(set_rows(columns), 2), (aggregate_rows(columns), 1), (privacy_rows(columns), 1)]
+    tables += [(attack_rows(None, summary), 1)] if summary.get("attacks") else []
+    tables += [(skipped_rows(summary), 2)]
+    return "\n\n".join(markdown_table(rows, left) for rows, left in tables if len(rows) > 1)
 
 
 def example_answers(before: Path, after: Path, counts: Mapping[str, int]) -> str:
