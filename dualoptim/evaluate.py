@@ -8,12 +8,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from dualoptim.args import DEMO, EvalArgs, MeasureArgs
-from dualoptim.attacks import check_attacks, run_attacks
+from dualoptim.attacks import Records, check_attacks, run_attacks
 from dualoptim.checkpoint import claim, output_folder, weights_hash, write_json
 from dualoptim.data import HOLDOUT, OwnFiles, Row, load_refusals, open_source
 from dualoptim.errors import InputError
 from dualoptim.general import check_general_ability, general_ability
-from dualoptim.judges import load_judges
+from dualoptim.judges import Judges, load_judges
 from dualoptim.modeling import Policy, load_config, load_policy, set_aside, start_accelerator
 from dualoptim.passes import PRIVACY_SETS, Reference, ScoringPass
 from dualoptim.retain_logs import RetainLogs, of_records, read_retain_logs
@@ -24,17 +24,15 @@ from dualoptim.tracking import resolve, say, write_config
 Sets = dict[str, list[Row]]
 
 
-def check_measures(args: MeasureArgs, accelerator: Accelerator) -> None:
-    """Make sure that everything an evaluation needs beside the model and the rows can be read, before anything is written.
+def check_measures(args: MeasureArgs, accelerator: Accelerator) -> tuple[Judges, RetainLogs | None]:
+    """Everything that an evaluation needs beside the model and the rows, read before anything is written.
 
     Raises:
-        InputError: if not.
+        InputError: if a part of it cannot be.
     """
     check_general_ability(args)
     load_refusals(args.idk_file)
-    load_judges(args, accelerator.device)
-    if args.retain_logs:
-        read_retain_logs(args.retain_logs)
+    return load_judges(args, accelerator.device), read_retain_logs(args.retain_logs) if args.retain_logs else None
 
 
 def evaluate_model(
@@ -44,15 +42,15 @@ def evaluate_model(
 
     `skipped` names what the data could not give, and why. Rows are shared among processes and gathered in order.
     """
-    scoring = ScoringPass(policy, accelerator, args, load_judges(args, accelerator.device), HOLDOUT in sets)
-    retain = read_retain_logs(args.retain_logs) if args.retain_logs else None
+    judges, retain = check_measures(args, accelerator)
+    scoring = ScoringPass(policy, accelerator, args, judges, HOLDOUT in sets)
     summary = _summary(scoring, measure(scoring, sets, folder), skipped, retain)
     if accelerator.is_main_process:
         write_json(folder / "summary.json", summary)
     return summary
 
 
-def _summary(scoring: ScoringPass, records: Any, skipped: dict[str, str], retain: RetainLogs | None) -> dict[str, Any]:
+def _summary(scoring: ScoringPass, records: Records, skipped: dict[str, str], retain: RetainLogs | None) -> dict[str, Any]:
     """Everything that is measured of a model as it stands."""
     summary = summarize(scoring, records, skipped, retain)
     if scoring.args.lm_eval_tasks:
@@ -72,7 +70,7 @@ def evaluate(args: EvalArgs) -> dict[str, Any]:
     folder = output_folder(args, accelerator) / "eval"
     source = open_source(args)
     source.evaluation_sets(args.split, args.task)  # what is wrong with the data shows before a model is loaded
-    check_measures(args, accelerator)
+    judges, retain = check_measures(args, accelerator)
     for flag, value in (("--reference-model", args.reference_model), ("--mia-gradnorm", args.mia_gradnorm)):
         if value and HOLDOUT not in source.evaluation_sets(args.split, args.task)[0]:
             shown = flag if value is True else f"{flag} {value}"
@@ -89,7 +87,6 @@ def evaluate(args: EvalArgs) -> dict[str, Any]:
         source.cut(policy.formatter)
     sets, skipped = source.evaluation_sets(args.split, args.task)
     policy.formatter.check(row for rows in sets.values() for row in rows)
-    judges = load_judges(args, accelerator.device)
     scoring = ScoringPass(policy, accelerator, args, judges, HOLDOUT in sets)
     scoring.reference = _reference(args, scoring, sets)
     finished = None
@@ -100,7 +97,9 @@ def evaluate(args: EvalArgs) -> dict[str, Any]:
     if accelerator.is_main_process:
         write_config(folder / "config.yaml", resolve(args, policy))
 
-    retain, retain_records = _retain_only(args, scoring, sets, skipped, folder / "retain_only")
+    retain_records = None
+    if args.retain_model is not None:
+        retain, retain_records = _retain_only(args, args.retain_model, scoring, sets, skipped, folder / "retain_only")
     records = measure(scoring, sets, folder, finished)
     summary = _summary(scoring, records, skipped, retain)
     attacks = run_attacks(scoring, source, sets, records, retain_records, folder / "attacks")
@@ -125,18 +124,14 @@ def _reference(args: EvalArgs, scoring: ScoringPass, sets: Sets) -> Reference | 
 
 
 def _retain_only(
-    args: EvalArgs, scoring: ScoringPass, sets: Sets, skipped: dict[str, str], folder: Path
-) -> tuple[RetainLogs | None, Any]:
-    """What `--retain-logs` says, or what is measured of `--retain-model` and written to `folder`, with its records."""
-    if args.retain_logs:
-        return read_retain_logs(args.retain_logs), None
-    if args.retain_model is None:
-        return None, None
-    other = dataclasses.replace(args, model=args.retain_model, retain_model=None)
+    args: EvalArgs, model: str, scoring: ScoringPass, sets: Sets, skipped: dict[str, str], folder: Path
+) -> tuple[RetainLogs, Records]:
+    """What is measured of `--retain-model` and written to `folder`, and its records."""
+    other = dataclasses.replace(args, model=model, retain_model=None)
     with set_aside(scoring.policy, scoring.accelerator):
         same = dataclasses.replace(scoring, policy=load_policy(other, scoring.accelerator), args=other)
         records = measure(same, sets, folder)
         summary = _summary(same, records, skipped, None)
     if scoring.accelerator.is_main_process:
         write_json(folder / "summary.json", summary)
-    return of_records(records, summary, args.retain_model), records
+    return of_records(records, summary, model), records

@@ -2,7 +2,8 @@
 
 All answers of a row (its own, the paraphrase, the wrong ones) lie packed in one teacher-forced forward, with the question there
 once where the model allows it; probabilities, memorization and membership scores all come from that. Answers are generated
-greedily, in order of length, and stop at the end token. No value depends on what a row is batched with.
+greedily, those together whose true answers are equally long, and stop at the end token. No value depends on what a row is
+batched with.
 """
 
 import dataclasses
@@ -70,6 +71,15 @@ class Reference:
     losses: dict[str, list[float]]
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens that the model goes on from, the text that it should give, and how many tokens that has."""
+
+    ids: list[int]
+    wanted: str
+    length: int
+
+
 @dataclass
 class ScoringPass:
     """A model, and everything that decides what it scores."""
@@ -122,7 +132,7 @@ class ScoringPass:
         """`samples` drawn answers to every row's question."""
 
         def compute(indices: Sequence[int], mine: Sequence[Row]) -> list[list[str]]:
-            prompts = [self._prompt(row)[0] for row in mine]
+            prompts = [self._prompt(row) for row in mine]
             seeds = [(index, draw) for index in indices for draw in range(samples)]
             repeated = [prompt for prompt in prompts for _ in range(samples)]
             texts = self._generate(
@@ -149,21 +159,22 @@ class ScoringPass:
         if self._attacks_membership(name):
             self._add_membership(name, indices, rows, examples, records)
         if name != HOLDOUT:
-            prompts, wanted = zip(*map(self._prompt, rows), strict=True)
+            prompts = [self._prompt(row) for row in rows]
             generated = self._generate(f"answer {name}", prompts)
-            self._add_generated(name, indices, rows, wanted, generated, records)
+            self._add_generated(name, indices, rows, [prompt.wanted for prompt in prompts], generated, records)
         return records
 
     def _attacks_membership(self, name: str) -> bool:
         return self.private and name in PRIVACY_SETS
 
-    def _prompt(self, row: Row) -> tuple[list[int], str]:
+    def _prompt(self, row: Row) -> Prompt:
         """What the model is given to go on from, and the text that it should give."""
         example = self.policy.formatter.example(row.question, row.answer)
         if row.question is not None:
-            return example.ids[: example.start], row.answer
+            return Prompt(example.ids[: example.start], row.answer, len(example.ids) - example.start)
         half = max(1, len(example.ids) // 2)  # a passage is continued from its middle
-        return example.ids[:half], self.policy.tokenizer.decode(example.ids[half:], skip_special_tokens=True).strip()
+        rest = example.ids[half:]
+        return Prompt(example.ids[:half], self.policy.tokenizer.decode(rest, skip_special_tokens=True).strip(), len(rest))
 
     def _add_membership(
         self,
@@ -274,10 +285,13 @@ class ScoringPass:
     def _generate(
         self,
         label: str,
-        prompts: Sequence[list[int]],
+        prompts: Sequence[Prompt],
         processor: Callable[[list[int], int], LogitsProcessor] | None = None,
     ) -> list[str]:
-        """Greedy answers to token prompts, in their order; `processor(batch, their length)` changes the logits first."""
+        """Greedy answers to prompts, in their order; `processor(batch, length of the prompts)` changes the logits first.
+
+        A batch goes on until its longest answer ends, and a model that knows its rows answers as long as they are.
+        """
         tokenizer, device = self.policy.tokenizer, self.accelerator.device
         model = self.accelerator.unwrap_model(self.policy.model)
         settings = GenerationConfig(
@@ -291,13 +305,14 @@ class ScoringPass:
         )
         answers = [""] * len(prompts)
         with self._progress(label, len(prompts)) as bar:
-            for batch in in_length_order([len(prompt) for prompt in prompts], self.args.eval_batch_size):
-                longest = max(len(prompts[index]) for index in batch)
+            for batch in in_length_order([prompt.length for prompt in prompts], self.args.eval_batch_size):
+                longest = max(len(prompts[index].ids) for index in batch)
                 ids = torch.full((len(batch), longest), tokenizer.pad_token_id)
                 mask = torch.zeros_like(ids)
                 for row, index in enumerate(batch):
-                    ids[row, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
-                    mask[row, longest - len(prompts[index]) :] = 1
+                    own = prompts[index].ids
+                    ids[row, longest - len(own) :] = torch.tensor(own)
+                    mask[row, longest - len(own) :] = 1
                 output = model.generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),

@@ -140,6 +140,11 @@ def test_evaluation_sets_of_the_hub_layout(hub_source, tofu):
     assert all(row.perturbed_answers == () for row in outside["forget"])
 
 
+def test_forget10_is_evaluated_on_all_of_its_rows():
+    source = Source(str(shared("data/tofu/forget10_perturbed.json").parent))
+    assert len(source.evaluation_sets("forget10", 1)[0]["forget"]) == 400
+
+
 def test_a_missing_evaluation_set_is_named(tmp_path):
     (tmp_path / "forget01.json").write_text('{"question": "q", "answer": "a"}')
     sets, skipped = Source(str(tmp_path)).evaluation_sets("forget01", 1)

