@@ -21,7 +21,7 @@ from dualoptim.checkpoint import load_checkpoint
 from dualoptim.data import Stream
 from dualoptim.errors import NonFiniteError
 from dualoptim.losses import Objective
-from dualoptim.modeling import Policy
+from dualoptim.modeling import Policy, is_sharded
 from dualoptim.optim import MakeOptimizer, decay_groups, measure_state, set_phase
 from dualoptim.reference import Reader
 from dualoptim.schedule import Cycle, lr_factor, phase_at, phase_step, steps_per_epoch
@@ -98,6 +98,9 @@ def train(
     if accelerator.distributed_type == DistributedType.FSDP and hasattr(raw_optimizer, "materialize"):
         raw_optimizer.materialize()  # its checkpoints fill only the state that exists when they are loaded
     policy.model.train()
+    embeddings, head = raw_model.get_input_embeddings(), raw_model.get_output_embeddings()
+    # where both are one tensor, its dense gradient comes from the head, and that of the embeddings needs no second one
+    embeddings.sparse = not is_sharded(accelerator) and head is not None and head.weight is embeddings.weight
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)
     try:
@@ -126,6 +129,7 @@ def train(
             if after_epoch and epoch_ended and after_epoch(round(epoch), log.records[-plan.steps_per_epoch :]):
                 break
     finally:
+        embeddings.sparse = False
         if args.gradient_checkpointing:
             accelerator.unwrap_model(policy.model).gradient_checkpointing_disable()
 

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import is_flash_attn_2_available
 
 from dualoptim.args import CommonArgs, TrainArgs
+from dualoptim.attention import BLOCKWISE
 from dualoptim.data import Example, Formatter, choose_template, pack, pad
 from dualoptim.errors import InputError, reason
 from dualoptim.scores import Batch
@@ -37,6 +38,7 @@ class Policy:
     formatter: Formatter
     template: str
     packed: bool
+    shares: bool = False  # packed texts may have a question in common
 
     @property
     def tokenizer(self) -> Any:
@@ -45,7 +47,7 @@ class Policy:
 
     def batch(self, examples: Sequence[Example], device: torch.device) -> Batch:
         """Examples as this model takes them."""
-        return (pack(examples) if self.packed else pad(examples)).to(device)
+        return (pack(examples, self.shares) if self.packed else pad(examples)).to(device)
 
 
 def start_accelerator(args: CommonArgs) -> Accelerator:
@@ -230,14 +232,17 @@ def four_bit_options(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def assemble(args: CommonArgs, model: Any, formatter: Formatter, template: str, accelerator: Accelerator) -> Policy:
-    """A `Policy` of a loaded model, which is moved to its device and probed for packed rows."""
+    """A `Policy` of a loaded model, which is moved to its device and probed for packed rows and shared questions."""
     if not getattr(model, "is_loaded_in_4bit", False):  # those lie there already and cannot be moved
         model.to(accelerator.device)
+    if args.attn_implementation == "auto" and accelerator.device.type == "cpu" and model._can_set_attn_implementation():
+        model.set_attn_implementation(BLOCKWISE)
     with autocast(accelerator):
         packed = args.packing and takes_packed_rows(model)
+        shares = packed and takes_packed_rows(model, share=True) and _sees_all(model, args.max_length)
     if args.packing and not packed:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
-    return Policy(model, formatter, template, packed)
+    return Policy(model, formatter, template, packed, shares)
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -330,17 +335,20 @@ def _from_hub(name: str, kind: Any, source: str, **options: Any) -> Any:
 
 
 @torch.no_grad()
-def takes_packed_rows(model: Any) -> bool:
+def takes_packed_rows(model: Any, share: bool = False) -> bool:
     """Whether a model keeps packed examples apart, found out by packing two and scoring each alone as well.
 
-    Nothing in a configuration says so reliably, and a model that mixes them trains on wrong numbers without a word.
+    With `share` the two have their first tokens in common. Nothing in a configuration says so reliably, and a model that mixes
+    them trains on wrong numbers without a word.
     """
     was_training = model.training
     model.eval()
     vocabulary = model.config.get_text_config().vocab_size
     examples = [Example([(7 * k + shift) % vocabulary for k in range(length)], 1) for length, shift in ((9, 3), (7, 5))]
+    if share:
+        examples = [Example(examples[0].ids[:4] + example.ids, 4) for example in examples]
     try:
-        together = _logits(model, pack(examples))
+        together = _logits(model, pack(examples, share))
         alone = torch.cat([_logits(model, pack([example])) for example in examples])
     except (TypeError, ValueError, RuntimeError, IndexError):  # no position_ids, or buffers that end too early
         return False
@@ -350,8 +358,18 @@ def takes_packed_rows(model: Any) -> bool:
     return bool((together - alone).norm() <= tolerance * alone.norm())
 
 
+def _sees_all(model: Any, length: int) -> bool:
+    """Whether no window of the model's attention is shorter than a text; a mask for whole texts would leave it out."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return not window or window >= length
+
+
 def _logits(model: Any, batch: Batch) -> torch.Tensor:
     on_device = batch.to(model.device)
     return model(
-        input_ids=on_device.input_ids, position_ids=on_device.position_ids, logits_to_keep=on_device.keep, use_cache=False
+        input_ids=on_device.input_ids,
+        position_ids=on_device.position_ids,
+        attention_mask=on_device.attention_mask,
+        logits_to_keep=on_device.keep,
+        use_cache=False,
     ).logits[0]
