@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from torch import Tensor
 from torch.optim import Optimizer
 
 from dualoptim.args import TrainArgs
 from dualoptim.checkpoint import load_checkpoint
-from dualoptim.data import Stream
+from dualoptim.data import Example, Stream
 from dualoptim.errors import NonFiniteError
 from dualoptim.losses import Objective
 from dualoptim.modeling import Policy, is_sharded
 from dualoptim.optim import MakeOptimizer, decay_groups, measure_state, set_phase
 from dualoptim.reference import Reader
 from dualoptim.schedule import Cycle, lr_factor, phase_at, phase_step, steps_per_epoch
-from dualoptim.scores import score
+from dualoptim.scores import Batch, score
 from dualoptim.tracking import StepLog
 
 
@@ -168,10 +169,7 @@ def _step(
         if deepspeed:
             model.set_gradient_accumulation_boundary(is_last)
         with contextlib.nullcontext() if is_last or deepspeed else accelerator.no_sync(model):
-            objective, scores = term.objective, score(model, batch, term.objective.layer)
-            if term.reference:
-                scores = replace(scores, reference=term.reference(examples, accelerator.device))
-            total, _ = objective.loss(scores, objective.beta, objective.gamma)
+            total = _sum(model, term, examples, batch, accelerator.device)
             # data-parallel processes average their gradients; times their number, the average is the sum again
             loss = term.coefficient * total * (accelerator.num_processes / counts[index])
             # accelerator.backward would take DeepSpeed's step at once, before anything is checked
@@ -198,6 +196,14 @@ def _step(
     if len(losses) > 1:
         record |= {f"{name}_loss": value for name, value in losses.items()}
     return record, losses
+
+
+def _sum(model: Any, term: Term, examples: list[Example], batch: Batch, device: torch.device) -> Tensor:
+    """A term's loss summed over a micro-batch. Scores end here: the backward pass, and the next forward, need the space."""
+    objective, scores = term.objective, score(model, batch, term.objective.layer)
+    if term.reference:
+        scores = replace(scores, reference=term.reference(examples, device))
+    return objective.loss(scores, objective.beta, objective.gamma)[0]
 
 
 def _held(accelerator: Accelerator, policy: Policy, optimizer: Optimizer) -> dict[str, Any]:
