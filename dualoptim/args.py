@@ -58,7 +58,8 @@ class CommonArgs:
     """Lay the examples of a micro-batch end to end instead of padding them. Same numbers, less work; a model whose attention
     cannot tell them apart falls back to padding by itself."""
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention kernel. `auto`: flash-attention where CUDA, the package and 16-bit weights or autocast are there, else sdpa."""
+    """Attention kernel. `auto`: flash-attention where CUDA, the package and 16-bit weights or autocast are there, else sdpa (on
+    CPUs text by text)."""
     output_dir: str | None = None
     """Folder for everything that is written. Default: runs/<date>-<time>."""
     overwrite: bool = False

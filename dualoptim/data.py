@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
-from itertools import accumulate
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -638,79 +638,50 @@ class Formatter:
 # ------------------------------------------------------------------------------------------------------------ batches
 
 
-def pack(examples: Sequence[Example]) -> Batch:
-    """Examples end to end in one row, positions restarting at each: no padding and no attention mask."""
-    lengths = [len(example.ids) for example in examples]
-    offsets = [0, *accumulate(lengths)]
-    ids = np.concatenate([example.ids for example in examples])
-    scored = [np.arange(example.start, length) for example, length in zip(examples, lengths, strict=True)]
-    positions = np.concatenate([offset + span for offset, span in zip(offsets, scored, strict=False)])
+def pack(examples: Sequence[Example], share: bool = False) -> Batch:
+    """Examples end to end in one row, positions restarting at each: no padding and no attention mask.
+
+    With `share`, examples that follow one another and agree up to their first scored token have the tokens before it once, and
+    a mask hides the rest of one from the other: the same numbers from fewer tokens.
+    """
+    # the first token that each example brings itself
+    first = [0] * len(examples)
+    for index, (before, example) in enumerate(pairwise(examples), start=1):
+        if share and before.start == example.start and before.ids[: before.start] == example.ids[: example.start]:
+            first[index] = example.start
+    positions = [np.arange(start, len(example.ids)) for start, example in zip(first, examples, strict=True)]
+    lengths = [len(own) for own in positions]
+    offsets = np.cumsum([0, *lengths[:-1]])
+    spans = [
+        np.arange(offset + example.start - start, offset + len(own))
+        for offset, start, example, own in zip(offsets, first, examples, positions, strict=True)
+    ]
+    predicting = [span - 1 for span in spans]
+    for index, start in enumerate(first):
+        if start:  # the last shared token, where the example before finds it as well
+            predicting[index][0] = predicting[index - 1][0]
+    ids = np.concatenate([example.ids[start:] for example, start in zip(examples, first, strict=True)])
+    scored = np.concatenate(spans)
+    mask = None
+    if any(first):
+        together = np.repeat(np.cumsum([not start for start in first]), lengths)
+        answer = np.repeat(np.arange(len(examples)), lengths)
+        answer[np.concatenate([own < e.start for own, e in zip(positions, examples, strict=True)])] = -1
+        sees = (answer == -1) | (answer[:, None] == answer)
+        mask = torch.from_numpy(np.tril(sees & (together[:, None] == together)))[None, None]
     return Batch(
         input_ids=torch.from_numpy(ids)[None],
-        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
-        attention_mask=None,
-        keep=torch.from_numpy(positions - 1),
-        row=torch.zeros(len(positions), dtype=torch.long),
-        column=torch.arange(len(positions)),
-        labels=torch.from_numpy(ids[positions]),
-        sequence=torch.from_numpy(np.repeat(np.arange(len(examples)), [len(span) for span in scored])),
+        position_ids=torch.from_numpy(np.concatenate(positions))[None],
+        attention_mask=mask,
+        keep=torch.from_numpy(np.concatenate(predicting)),
+        row=torch.zeros(len(scored), dtype=torch.long),
+        column=torch.arange(len(scored)),
+        position=torch.from_numpy(scored),
+        labels=torch.from_numpy(ids[scored]),
+        sequence=torch.from_numpy(np.repeat(np.arange(len(examples)), [len(span) for span in spans])),
         num_sequences=len(examples),
-        num_tokens=len(ids),
+        num_tokens=sum(len(example.ids) for example in examples),
     )
-
-
-def pack_shared(groups: Sequence[Sequence[Example]]) -> Batch:
-    """Packed like `pack`, but what all examples of a group begin with stands there once, and each goes on from it.
-
-    Positions go on from the common part as well, and the mask [1, 1, L, L] lets every token see that part and its own example.
-    The order of examples and their scored tokens are those of `pack` over the groups one after another.
-    """
-    ids: list[np.ndarray] = []  # of each piece: a common part, or what one example adds to it
-    positions, group_of, example_of = [], [], []
-    predictors, labels, lengths = [], [], []
-    offset = example = 0
-    for group, members in enumerate(groups):
-        shared = _common_length(members)
-        pieces = [(members[0].ids[:shared], 0, -1)]
-        pieces += [(member.ids[shared:], shared, example + k) for k, member in enumerate(members)]
-        common_end = offset + shared
-        for piece, first, owner in pieces:
-            if owner >= 0:
-                start = members[owner - example].start
-                places = offset + np.arange(start - 1 - first, len(piece) - 1)  # what predicts each scored token
-                places[places < offset] = common_end - 1
-                predictors.append(places)
-                labels.append(np.array(piece[start - first :]))
-                lengths.append(len(places))
-            ids.append(np.array(piece, dtype=np.int64))
-            positions.append(np.arange(first, first + len(piece)))
-            group_of.append(np.full(len(piece), group))
-            example_of.append(np.full(len(piece), owner))
-            offset += len(piece)
-        example += len(members)
-    position, its_group, its_example = (torch.from_numpy(np.concatenate(part)) for part in (positions, group_of, example_of))
-    visible = (its_group[:, None] == its_group) & (position[:, None] >= position)
-    visible &= (its_example == -1) | (its_example[:, None] == its_example)
-    keep, column = np.unique(np.concatenate(predictors), return_inverse=True)
-    return Batch(
-        input_ids=torch.from_numpy(np.concatenate(ids))[None],
-        position_ids=position[None],
-        attention_mask=visible[None, None],
-        keep=torch.from_numpy(keep),
-        row=torch.zeros(len(column), dtype=torch.long),
-        column=torch.from_numpy(column),
-        labels=torch.from_numpy(np.concatenate(labels)),
-        sequence=torch.from_numpy(np.repeat(np.arange(example), lengths)),
-        num_sequences=example,
-        num_tokens=offset,
-    )
-
-
-def _common_length(examples: Sequence[Example]) -> int:
-    """How many tokens all examples begin with, before the first scored one."""
-    shortest = min(example.start for example in examples)
-    first = examples[0].ids
-    return next((k for k in range(shortest) if any(e.ids[k] != first[k] for e in examples)), shortest)
 
 
 def pad(examples: Sequence[Example]) -> Batch:
@@ -732,6 +703,7 @@ def pad(examples: Sequence[Example]) -> Batch:
         keep=torch.arange(first, length - 1),
         row=torch.from_numpy(rows),
         column=torch.from_numpy(columns),
+        position=torch.from_numpy(columns + first + 1),
         labels=torch.from_numpy(ids[rows, columns + first + 1]),
         sequence=torch.from_numpy(rows),
         num_sequences=len(examples),

@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from torch import Tensor
 from torch.optim import Optimizer
 
 from dualoptim.args import TrainArgs
 from dualoptim.checkpoint import load_checkpoint
-from dualoptim.data import Stream
+from dualoptim.data import Example, Stream
 from dualoptim.errors import NonFiniteError
 from dualoptim.losses import Objective
-from dualoptim.modeling import Policy
+from dualoptim.modeling import Policy, is_sharded
 from dualoptim.optim import MakeOptimizer, decay_groups, measure_state, set_phase
 from dualoptim.reference import Reader
 from dualoptim.schedule import Cycle, lr_factor, phase_at, phase_step, steps_per_epoch
-from dualoptim.scores import score
+from dualoptim.scores import Batch, score
 from dualoptim.tracking import StepLog
 
 
@@ -98,6 +99,9 @@ def train(
     if accelerator.distributed_type == DistributedType.FSDP and hasattr(raw_optimizer, "materialize"):
         raw_optimizer.materialize()  # its checkpoints fill only the state that exists when they are loaded
     policy.model.train()
+    embeddings, head = raw_model.get_input_embeddings(), raw_model.get_output_embeddings()
+    # where both are one tensor, its dense gradient comes from the head, and that of the embeddings needs no second one
+    embeddings.sparse = not is_sharded(accelerator) and head is not None and head.weight is embeddings.weight
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)
     try:
@@ -126,6 +130,7 @@ def train(
             if after_epoch and epoch_ended and after_epoch(round(epoch), log.records[-plan.steps_per_epoch :]):
                 break
     finally:
+        embeddings.sparse = False
         if args.gradient_checkpointing:
             accelerator.unwrap_model(policy.model).gradient_checkpointing_disable()
 
@@ -164,10 +169,7 @@ def _step(
         if deepspeed:
             model.set_gradient_accumulation_boundary(is_last)
         with contextlib.nullcontext() if is_last or deepspeed else accelerator.no_sync(model):
-            objective, scores = term.objective, score(model, batch, term.objective.layer)
-            if term.reference:
-                scores = replace(scores, reference=term.reference(examples, accelerator.device))
-            total, _ = objective.loss(scores, objective.beta, objective.gamma)
+            total = _sum(model, term, examples, batch, accelerator.device)
             # data-parallel processes average their gradients; times their number, the average is the sum again
             loss = term.coefficient * total * (accelerator.num_processes / counts[index])
             # accelerator.backward would take DeepSpeed's step at once, before anything is checked
@@ -194,6 +196,14 @@ def _step(
     if len(losses) > 1:
         record |= {f"{name}_loss": value for name, value in losses.items()}
     return record, losses
+
+
+def _sum(model: Any, term: Term, examples: list[Example], batch: Batch, device: torch.device) -> Tensor:
+    """A term's loss summed over a micro-batch. Scores end here: the backward pass, and the next forward, need the space."""
+    objective, scores = term.objective, score(model, batch, term.objective.layer)
+    if term.reference:
+        scores = replace(scores, reference=term.reference(examples, device))
+    return objective.loss(scores, objective.beta, objective.gamma)[0]
 
 
 def _held(accelerator: Accelerator, policy: Policy, optimizer: Optimizer) -> dict[str, Any]:

@@ -160,8 +160,9 @@ def divergence(scores: TokenScores, beta: float, gamma: float) -> tuple[Tensor, 
     The published code also averages over the question and over padding: KLQ scores the question too, and equals it on a
     batch without padding.
     """
-    ref = _reference(scores, "logits").log_softmax(-1)
-    per_token = (ref.exp() * (ref - scores.logits)).sum(-1) + scores.logsumexp
+    ref = _reference(scores, "logits")
+    gap = torch.linalg.vecdot(ref.softmax(-1), scores.logits - ref)
+    per_token = scores.logsumexp - ref.logsumexp(-1) - gap
     return per_token.sum(), len(per_token)
 
 

@@ -20,7 +20,7 @@ from dualoptim.optim import decay_groups
 from dualoptim.shared_state import BLOCK
 from dualoptim.tracking import say
 
-LOGIT_COPIES = 5  # logits, the softmax's input in float32, and their gradients: measured, in float32 and in bfloat16
+LOGIT_COPIES = 5  # with KL and UNDIAL: logits, the reference's, and their gradients; measured: others take half of it
 GB = 1024**3
 
 

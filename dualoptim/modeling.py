@@ -21,7 +21,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import is_flash_attn_2_available
 
 from dualoptim.args import CommonArgs, TrainArgs
-from dualoptim.data import Example, Formatter, choose_template, pack, pack_shared, pad
+from dualoptim.attention import BLOCKWISE
+from dualoptim.data import Example, Formatter, choose_template, pack, pad
 from dualoptim.errors import InputError, reason
 from dualoptim.scores import Batch
 
@@ -38,7 +39,7 @@ class Policy:
     formatter: Formatter
     template: str
     packed: bool
-    shares_prompts: bool = False  # packed examples may have a common beginning that stands there once
+    shares: bool = False  # packed texts may have a question in common
 
     @property
     def tokenizer(self) -> Any:
@@ -47,13 +48,7 @@ class Policy:
 
     def batch(self, examples: Sequence[Example], device: torch.device) -> Batch:
         """Examples as this model takes them."""
-        return (pack(examples) if self.packed else pad(examples)).to(device)
-
-    def batch_of_groups(self, groups: Sequence[Sequence[Example]], device: torch.device) -> Batch:
-        """The same for groups of examples that begin alike, such as all answers to one question."""
-        if self.shares_prompts and any(len(group) > 1 for group in groups):
-            return pack_shared(groups).to(device)
-        return self.batch([example for group in groups for example in group], device)
+        return (pack(examples, self.shares) if self.packed else pad(examples)).to(device)
 
 
 def start_accelerator(args: CommonArgs) -> Accelerator:
@@ -245,15 +240,17 @@ def quantization_options(accelerator: Accelerator, bits: int) -> dict[str, Any]:
 
 
 def assemble(args: CommonArgs, model: Any, formatter: Formatter, template: str, accelerator: Accelerator) -> Policy:
-    """A `Policy` of a loaded model, which is moved to its device and probed for packed rows."""
+    """A `Policy` of a loaded model, which is moved to its device and probed for packed rows and shared questions."""
     if not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):  # those lie there and cannot be moved
         model.to(accelerator.device)
+    if args.attn_implementation == "auto" and accelerator.device.type == "cpu" and model._can_set_attn_implementation():
+        model.set_attn_implementation(BLOCKWISE)
     with autocast(accelerator):
         packed = args.packing and takes_packed_rows(model)
-        shares_prompts = packed and takes_shared_prompts(model)
+        shares = packed and takes_packed_rows(model, share=True) and _sees_all(model, args.max_length)
     if args.packing and not packed:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
-    return Policy(model, formatter, template, packed, shares_prompts)
+    return Policy(model, formatter, template, packed, shares)
 
 
 @contextlib.contextmanager
@@ -353,36 +350,21 @@ def _from_hub(name: str, kind: Any, source: str, **options: Any) -> Any:
         ) from None
 
 
-def takes_packed_rows(model: Any) -> bool:
+@torch.no_grad()
+def takes_packed_rows(model: Any, share: bool = False) -> bool:
     """Whether a model keeps packed examples apart, found out by packing two and scoring each alone as well.
 
-    Nothing in a configuration says so reliably, and a model that mixes them trains on wrong numbers without a word.
+    With `share` the two have their first tokens in common. Nothing in a configuration says so reliably, and a model that mixes
+    them trains on wrong numbers without a word.
     """
-    vocabulary = model.config.get_text_config().vocab_size
-    examples = [Example([(7 * k + shift) % vocabulary for k in range(length)], 1) for length, shift in ((9, 3), (7, 5))]
-    return _agrees(model, pack(examples), examples)
-
-
-def takes_shared_prompts(model: Any) -> bool:
-    """Whether a model that takes packed rows also takes a mask that lets several examples go on from one beginning.
-
-    Found out in the same way. Attention over a window would look past the mask's positions, and is left out.
-    """
-    config = model.config.get_text_config()
-    if config._attn_implementation != "sdpa" or getattr(config, "sliding_window", None):
-        return False
-    start = [3 * k % config.vocab_size for k in range(6)]
-    examples = [Example([*start, *(5 * k % config.vocab_size for k in more)], 6) for more in (range(1, 5), range(7, 9))]
-    return _agrees(model, pack_shared([examples]), examples)
-
-
-@torch.no_grad()
-def _agrees(model: Any, batch: Batch, examples: Sequence[Example]) -> bool:
-    """Whether a model says the same about the scored tokens of `batch` as about each of its examples alone."""
     was_training = model.training
     model.eval()
+    vocabulary = model.config.get_text_config().vocab_size
+    examples = [Example([(7 * k + shift) % vocabulary for k in range(length)], 1) for length, shift in ((9, 3), (7, 5))]
+    if share:
+        examples = [Example(examples[0].ids[:4] + example.ids, 4) for example in examples]
     try:
-        together = _logits(model, batch)[batch.column]
+        together = _logits(model, pack(examples, share))
         alone = torch.cat([_logits(model, pack([example])) for example in examples])
     except (TypeError, ValueError, RuntimeError, IndexError):  # no position_ids, or buffers that end too early
         return False
@@ -390,6 +372,12 @@ def _agrees(model: Any, batch: Batch, examples: Sequence[Example]) -> bool:
         model.train(was_training)
     tolerance = 1e-3 if alone.dtype == torch.float32 else 5e-2
     return bool((together - alone).norm() <= tolerance * alone.norm())
+
+
+def _sees_all(model: Any, length: int) -> bool:
+    """Whether no window of the model's attention is shorter than a text; a mask for whole texts would leave it out."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return not window or window >= length
 
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:

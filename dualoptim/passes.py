@@ -255,7 +255,7 @@ class ScoringPass:
         scores: list[dict[int, TextScore]] = [{} for _ in rows]
         with self._progress(label, sum(map(len, rows))) as bar:
             for places in _in_batches([[len(text.ids) for text in row] for row in rows], self.args.eval_batch_size):
-                batch = policy.batch_of_groups([[rows[row][k] for k in texts] for row, texts in places], device)
+                batch = policy.batch([rows[row][k] for row, texts in places for k in texts], device)
                 result = score(policy.model, batch)
                 lengths = [int(length) for length in result.lengths()]
                 losses = (-result.per_sequence(result.log_prob) / result.lengths()).tolist()

@@ -29,6 +29,8 @@ from dualoptim.losses import Objective
 from dualoptim.modeling import Policy, autocast
 from dualoptim.scores import Batch, Reference, score
 
+_FILE_BYTES = 2**26  # as much is held in memory before it is written
+
 
 def text_key(example: Example) -> bytes:
     """What identifies a text: its tokens and where scoring starts."""
@@ -93,7 +95,14 @@ class Frozen:
         self._accelerator.wait_for_everyone()  # all have looked before one writes
         keys = list(missing)[self._accelerator.process_index :: self._accelerator.num_processes]
         texts = [missing[key] for key in keys]
-        values: list[Tensor] = [torch.empty(0)] * len(texts)
+        values: dict[bytes, Tensor] = {}  # not on disk yet
+
+        def write() -> None:
+            # another launch may write to the same folder meanwhile
+            name = f"{len(store.files):04d}-{self._accelerator.process_index}-{secrets.token_hex(4)}"
+            store.write(name, [*values], [*values.values()])
+            values.clear()
+
         with torch.no_grad(), _evaluating(policy.model), autocast(self._accelerator):
             for chosen in in_length_order([len(text.ids) for text in texts], self._size):
                 batch = policy.batch([texts[index] for index in chosen], self._accelerator.device)
@@ -105,11 +114,11 @@ class Frozen:
                     found = scores.log_prob if objective.reference == "log_prob" else scores.hidden
                 assert found is not None
                 counts = [len(texts[index].ids) - texts[index].start for index in chosen]
-                for index, value in zip(chosen, found.float().cpu().split(counts), strict=True):
-                    values[index] = value
-        if keys:
-            # another launch may write to the same folder meanwhile
-            store.write(f"{len(store.files):04d}-{self._accelerator.process_index}-{secrets.token_hex(4)}", keys, values)
+                values |= zip([keys[index] for index in chosen], found.float().cpu().split(counts), strict=True)
+                if sum(value.nbytes for value in values.values()) > _FILE_BYTES:
+                    write()
+        if values:
+            write()
         self._accelerator.wait_for_everyone()
 
     def reader(self, objective: Objective) -> "Reader":

@@ -17,19 +17,21 @@ class Batch:
     """Examples as the model takes them, and where their scored tokens are.
 
     Packed, the examples lie one after another in a single row (B = 1, L = all tokens) with positions that restart at each
-    of them and no attention mask; padded, each has its own row. N tokens are scored, S sequences stand in the batch.
+    of them and no attention mask; padded, each has its own row. N tokens are scored, S sequences stand in the batch. Packed
+    examples may share the tokens of their question, and a mask [1, 1, L, L] says then what sees what.
     """
 
     input_ids: Tensor  # [B, L]
     position_ids: Tensor  # [B, L]
-    attention_mask: Tensor | None  # [B, L]; None when packed; [1, 1, L, L] where examples share a beginning
+    attention_mask: Tensor | None  # [B, L], or None when packed, or bool [1, 1, L, L] when packed and sharing
     keep: Tensor  # [K] positions of L whose logits are computed
     row: Tensor  # [N] row of each scored token
     column: Tensor  # [N] where in `keep` the logits that predict it are
+    position: Tensor  # [N] its own place in L
     labels: Tensor  # [N] token ids
     sequence: Tensor  # [N] example of each scored token, 0..S-1
     num_sequences: int
-    num_tokens: int  # real tokens in the batch, scored or not, padding excluded
+    num_tokens: int  # real tokens of the examples, scored or not, shared ones each time, padding excluded
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
@@ -48,14 +50,19 @@ class TokenScores:
     sequence: Tensor  # [N]
     num_sequences: int
     labels: Tensor  # [N]
-    logits: Tensor  # [N, V], for the few objectives that compare whole distributions
+    raw_logits: Tensor  # [N, V] in the model's precision
     hidden: Tensor | None = None  # [N, H] a layer's output at the scored tokens themselves, if it was asked for
     reference: "Reference | None" = None  # what the frozen model says about the same tokens, if the objective needs it
 
     @property
     def vocab_size(self) -> int:
         """V."""
-        return self.logits.shape[-1]
+        return self.raw_logits.shape[-1]
+
+    @property
+    def logits(self) -> Tensor:
+        """[N, V] in float32 at least, for the few objectives that compare whole distributions."""
+        return _widened(self.raw_logits)
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """Sums of `values` [N] over the tokens of each sequence: [S]."""
@@ -75,23 +82,59 @@ class Reference:
     hidden: Tensor | None = None  # [N, H]
 
 
+class _Statistics(torch.autograd.Function):
+    """log p(label), logsumexp, mean and whether the label is the largest, of logits [N, V] in any precision: four times [N].
+
+    With p = softmax(z) the gradient is (g_logsumexp - g_log_prob) p + g_mean / V, plus g_log_prob at the label. Written out, it
+    takes one new tensor [N, V] where autograd's own takes five, and a few rows at a time stay in the processor's cache.
+    """
+
+    rows = 32
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        parts = []
+        for z, label in zip(logits.split(_Statistics.rows), labels.split(_Statistics.rows), strict=True):
+            z = _widened(z)
+            logsumexp = z.logsumexp(-1)
+            log_prob = z.gather(-1, label[:, None])[:, 0] - logsumexp
+            parts.append((log_prob, logsumexp, z.mean(-1), z.argmax(-1) == label))
+        log_prob, logsumexp, mean, correct = (torch.cat(values) for values in zip(*parts, strict=True))
+        ctx.save_for_backward(logits, labels, logsumexp)
+        ctx.mark_non_differentiable(correct)
+        return log_prob, logsumexp, mean, correct
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, labels, logsumexp = ctx.saved_tensors
+        for_label, for_logsumexp, for_mean, _ = (gradient[:, None] for gradient in gradients)
+        result = torch.empty_like(logits)
+        for start in range(0, len(logits), _Statistics.rows):
+            part = slice(start, start + _Statistics.rows)
+            z = _widened(logits[part]) - logsumexp[part, None]
+            z.exp_().mul_(for_logsumexp[part] - for_label[part]).add_(for_mean[part] / z.shape[-1])
+            result[part] = z.scatter_add_(-1, labels[part, None], for_label[part])
+        return result, None
+
+
+def _widened(values: Tensor) -> Tensor:
+    """Half precision as float32, which sums over V need."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def score_logits(logits: Tensor, batch: Batch) -> TokenScores:
-    """Token scores from logits [B, K, V]. Half precision is widened to float32 first: sums over V need it."""
-    in_order = logits.shape[:2] == (1, len(batch.labels))  # packed, each place scored once
-    selected = logits[0] if in_order else logits[batch.row, batch.column]  # [N, V]
-    if selected.dtype in (torch.float16, torch.bfloat16):
-        selected = selected.float()
-    logsumexp = selected.logsumexp(-1)
-    label_logit = selected.gather(-1, batch.labels[:, None])[:, 0]
+    """Token scores from logits [B, K, V]."""
+    selected = logits[0] if logits.shape[0] == 1 else logits[batch.row, batch.column]  # [N, V]
+    log_prob, logsumexp, mean_logit, correct = _Statistics.apply(selected, batch.labels)
     return TokenScores(
-        log_prob=label_logit - logsumexp,
+        log_prob=log_prob,
         logsumexp=logsumexp,
-        mean_logit=selected.mean(-1),
-        correct=selected.detach().argmax(-1) == batch.labels,
+        mean_logit=mean_logit,
+        correct=correct,
         sequence=batch.sequence,
         num_sequences=batch.num_sequences,
         labels=batch.labels,
-        logits=selected,
+        raw_logits=selected,
     )
 
 
@@ -130,4 +173,4 @@ def score(model: Any, batch: Batch, layer: int | None = None) -> TokenScores:
     if layer is None:
         return scores
     states = output.hidden_states[layer + 1]  # the first is the embeddings
-    return dataclasses.replace(scores, hidden=states[batch.row, batch.keep[batch.column] + 1])
+    return dataclasses.replace(scores, hidden=states[batch.row, batch.position])

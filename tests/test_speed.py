@@ -1,0 +1,162 @@
+"""What makes a step cheaper must not move its numbers: losses with and without each, from the same seed."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_scores import MODELS, examples
+
+from dualoptim import loop, modeling, run, scores
+from dualoptim.attention import BLOCKWISE, diagonal_blocks
+from dualoptim.data import Example, pack
+from dualoptim.modeling import takes_packed_rows
+from dualoptim.scores import score
+
+PAIRS = ("ME+GD", "IDK+AP", "NPO+KL", "DPO+GD", "UNDIAL+KLQ", "CE-U+GD", "PDU+GD")
+
+
+def plain_statistics(logits, labels):
+    logsumexp = logits.logsumexp(-1)
+    log_prob = logits.gather(-1, labels[:, None])[:, 0] - logsumexp
+    return log_prob, logsumexp, logits.mean(-1), logits.argmax(-1) == labels
+
+
+def without(name, monkeypatch):
+    """Switch one of them off; the changes to the arguments that this takes."""
+    if name == "shared questions":
+        monkeypatch.setattr(modeling, "_sees_all", lambda *_: False)
+    elif name == "statistics with one gradient tensor":
+        monkeypatch.setattr(scores._Statistics, "apply", plain_statistics)
+    elif name == "sparse gradient of tied embeddings":
+        monkeypatch.setattr(loop, "is_sharded", lambda _: True)
+    return {"attn_implementation": "sdpa"} if name == "attention block by block" else {}
+
+
+@pytest.fixture(scope="module")
+def fast(taught, tmp_path_factory):
+    return run(arguments(taught, tmp_path_factory.mktemp("fast"))).tasks
+
+
+def arguments(taught, folder, **changes):
+    from dualoptim import UnlearnArgs
+
+    common = {"model": str(taught), "data": "demo", "learning_rates": (1e-4,), "retain_freq": 1, "max_steps": 6, "eval": False}
+    return UnlearnArgs(**common, forget_losses=PAIRS, output_dir=str(folder), **changes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "attention block by block",
+        "shared questions",
+        "statistics with one gradient tensor",
+        "sparse gradient of tied embeddings",
+    ],
+)
+def test_the_losses_are_the_same_without(name, fast, taught, tmp_path, monkeypatch):
+    slow = run(arguments(taught, tmp_path, **without(name, monkeypatch))).tasks
+    for one, other in zip(fast, slow, strict=True):
+        for record, expected in zip(one.log, other.log, strict=True):
+            place = f"{one.losses}, step {record['step']}"
+            assert record["loss"] == pytest.approx(expected["loss"], rel=1e-5, abs=1e-5), place
+            assert (record["count"], record["tokens"]) == (expected["count"], expected["tokens"]), place
+
+
+def answers(shared, lengths, seed=0):
+    """Texts with `shared` tokens in common, and answers of these lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    question = torch.randint(97, (shared,), generator=generator).tolist()
+    return [Example(question + torch.randint(97, (n,), generator=generator).tolist(), shared) for n in lengths]
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("attention", ["sdpa", BLOCKWISE])
+def test_shared_questions_change_no_score_and_no_gradient(name, attention):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    model.set_attn_implementation(attention)
+    assert takes_packed_rows(model, share=True)
+    texts = [*answers(5, (3, 1, 4)), *examples(2), *answers(4, (2, 6), seed=1)]
+    found = []
+    for share in (False, True):
+        model.zero_grad()
+        batch = pack(texts, share)
+        result = score(model, batch, layer=0)
+        (result.log_prob.sum() + result.hidden.square().sum()).backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        found.append((batch, result.log_prob.detach(), result.hidden.detach(), gradient))
+    (long, *expected), (short, *values) = found
+    assert long.input_ids.shape[1] - short.input_ids.shape[1] == 5 + 5 + 4
+    assert long.num_tokens == short.num_tokens
+    assert torch.equal(long.labels, short.labels)
+    assert torch.equal(short.input_ids[0, short.position], short.labels)
+    for value, other in zip(values, expected, strict=True):
+        assert torch.allclose(value, other, atol=1e-4, rtol=1e-5)
+
+
+def test_texts_that_share_nothing_have_no_mask():
+    assert pack(examples(3), share=True).attention_mask is None
+    first, second = answers(4, (2, 2))
+    other_start = Example(second.ids, 3)
+    assert pack([first, other_start], share=True).attention_mask is None
+    assert pack([first, second]).attention_mask is None
+
+
+def test_a_model_that_adds_its_mask_shares_nothing():
+    """Eager attention adds what sdpa takes as true and false."""
+    torch.manual_seed(0)
+    model = MODELS["llama"]()
+    model.set_attn_implementation("eager")
+    assert takes_packed_rows(model)
+    assert not takes_packed_rows(model, share=True)
+
+
+def test_a_window_shorter_than_a_text_forbids_sharing():
+    model = MODELS["qwen2"]()
+    assert modeling._sees_all(model, 500)
+    model.config.sliding_window = 100
+    assert not modeling._sees_all(model, 500)
+    assert modeling._sees_all(model, 100)
+
+
+def test_diagonal_blocks_hold_all_that_a_mask_allows():
+    texts = [*answers(5, (3, 1)), *examples(2)]
+    mask = pack(texts, share=True).attention_mask
+    blocks = diagonal_blocks(mask)
+    assert [block.shape[-1] for block in blocks] == [5 + 3 + 1, *(len(text.ids) for text in texts[2:])]
+    assert sum(int(block.sum()) for block in blocks) == int(mask.sum())
+    assert diagonal_blocks(mask) is blocks
+    window = torch.tril(torch.ones(6, 6)) - torch.tril(torch.ones(6, 6), -2)  # each sees itself and the one before
+    assert len(diagonal_blocks(window.bool()[None, None])) == 1
+    assert diagonal_blocks(mask.float()) == []
+    assert diagonal_blocks(mask.expand(2, -1, -1, -1)) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_statistics_is_autograds(dtype):
+    torch.manual_seed(0)
+    logits = torch.randn(70, 33, dtype=dtype)  # more rows than are taken at once
+    labels = torch.randint(33, (70,))
+    factors = torch.randn(3, 70)
+    gradients = []
+    for statistics in (
+        scores._Statistics.apply,
+        lambda z, label: plain_statistics(z.float() if dtype == torch.bfloat16 else z, label),
+    ):
+        z = logits.clone().requires_grad_()
+        found = statistics(z, labels)
+        sum((factor * value).sum() for factor, value in zip(factors, found, strict=False)).backward()
+        gradients.append((z.grad, *(value.detach() for value in found)))
+    for one, other in zip(*gradients, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.allclose(one, other, atol=1e-6, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_plain_sdpa_stays_a_choice(small_args, tmp_path):
+    for choice, expected in (("auto", BLOCKWISE), ("sdpa", "sdpa")):
+        args = dataclasses.replace(small_args, attn_implementation=choice)
+        policy = modeling.load_policy(args, modeling.start_accelerator(args))
+        assert policy.model.config._attn_implementation == expected
+        assert policy.shares
+        policy.model.save_pretrained(tmp_path / choice)
+        assert BLOCKWISE not in (tmp_path / choice / "config.json").read_text()
