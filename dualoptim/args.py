@@ -143,7 +143,8 @@ class MeasureArgs(CommonArgs):
             raise InputError(f"--retain-file {self.retain_file} needs --forget-file, the rows to forget")
         if self.forget_file is not None and self.data is not None:
             raise InputError(f"--forget-file {self.forget_file} takes the place of --data {self.data}; give one of them")
-        if self.forget_file is None and self.holdout_file is None:
+        own_rows = getattr(self, "relearn_rows", "forget") not in ("forget", "retain")
+        if self.forget_file is None and self.holdout_file is None and not own_rows:
             for name in ("question_column", "answer_column", "text_column"):
                 if getattr(self, name) != getattr(MeasureArgs, name):
                     flag = f"--{name.replace('_', '-')}"

@@ -5,6 +5,8 @@ how far the forget set's scores rose. Relearning a few rows and rounding the wei
 methods (arXiv 2406.13356, 2410.16454).
 """
 
+import gc
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -19,8 +21,8 @@ from transformers.pytorch_utils import Conv1D
 
 from dualoptim.args import CommonArgs, EvalArgs, FinetuneArgs
 from dualoptim.checkpoint import write_json_lines
-from dualoptim.data import OwnFiles, Row, Source, read_own, seeded
-from dualoptim.errors import InputError
+from dualoptim.data import Formatter, OwnFiles, Row, Source, read_own, seeded
+from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.finetune import fit
 from dualoptim.metrics import rouge_l_recall
 from dualoptim.modeling import Policy, is_sharded, load_policy, quantization_options, release
@@ -47,21 +49,27 @@ def check_attacks(args: EvalArgs, accelerator: Accelerator, source: Source | Own
             raise InputError(
                 f"--relearn {args.relearn} scores the model while it trains, which needs it whole; start one process or DDP"
             )
-        _relearn_rows(args, source)
+        _rows_to_relearn(args, source)
+    if args.quantize and accelerator.device.type == "cuda":
+        bits = " ".join(map(str, args.quantize))
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise InputError(f"--quantize {bits} needs the package bitsandbytes; pip install 'dualoptim[bitsandbytes]'")
+        if args.model.endswith(".gguf") or (Path(args.model).expanduser() / "adapter_config.json").is_file():
+            raise InputError(f"--quantize {bits}: {args.model} is quantized or an adapter; save it whole with save_pretrained")
     if args.paraphrase and not any(r.paraphrased_question for r in source.evaluation_sets(args.split, args.task)[0]["forget"]):
         raise InputError(f"--paraphrase: the forget rows of {source.name} have no paraphrased_question; drop it")
 
 
 def run_attacks(
     scoring: ScoringPass,
-    source: Source | OwnFiles,
     sets: dict[str, list[Row]],
+    taught: tuple[list[Row], str],
     now: Records,
     retain_now: Records | None,
     folder: Path,
 ) -> dict[str, Any]:
-    """Every attack asked for: its block by name. `now` are the records of the model as it stands, `retain_now` those of the
-    retain-only model. The policy's model is a fresh one afterwards, or gone.
+    """Every attack asked for: its block by name. `taught` are `relearning_rows`, `now` the records of the model as it stands,
+    `retain_now` those of the retain-only model. The policy's model is another one afterwards, or gone.
     """
     args = scoring.args
     assert isinstance(args, EvalArgs)
@@ -69,22 +77,26 @@ def run_attacks(
     sets = {name: rows for name, rows in sets.items() if name in ATTACKED_SETS}
     blocks: dict[str, Any] = {}
     if args.paraphrase:
-        asked = {
-            name: [replace(row, question=row.paraphrased_question) for row in rows if row.paraphrased_question]
-            for name, rows in sets.items()
+        with_one = {
+            name: [n for n, row in enumerate(scoring.used(rows)) if row.paraphrased_question] for name, rows in sets.items()
         }
-        asked = {name: rows for name, rows in asked.items() if rows}
-        blocks["paraphrase"] = _block(measure(scoring, asked, folder / "paraphrase"), now)
+        asked = {
+            name: [replace(sets[name][n], question=sets[name][n].paraphrased_question) for n in numbers]
+            for name, numbers in with_one.items()
+            if numbers
+        }
+        before = [now["forget"][n] for n in with_one["forget"]]
+        blocks["paraphrase"] = _block(measure(scoring, asked, folder / "paraphrase"), before)
     if args.sample:
         blocks["sample"] = _sample(scoring, args, sets["forget"], now, folder / "sample")
     for bits in args.quantize:
         scoring.policy.model = None  # before another one is loaded
         scoring.policy, how = _quantized(args, scoring.accelerator, bits)
         records = measure(scoring, sets, folder / f"quantize{bits}")
-        blocks.setdefault("quantize", {})[str(bits)] = {"how": how, **_block(records, now)}
+        blocks.setdefault("quantize", {})[str(bits)] = {"how": how, **_block(records, now["forget"])}
     if args.relearn:
         scoring.policy.model = None
-        rows, what = _relearn_rows(args, source)
+        rows, what = taught
         block: dict[str, Any] = {"what": what, "rows": len(rows)}
         block["curve"] = _relearn(scoring, args, args.model, rows, sets, now, folder / "relearn")
         if args.retain_model and retain_now:
@@ -95,13 +107,10 @@ def run_attacks(
     return blocks
 
 
-def _block(records: Records, now: Records) -> dict[str, Any]:
-    """Set scores under an attack, and how far those of the forget set rose."""
+def _block(records: Records, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Set scores under an attack, and how far those of the forget set rose, whose records `before` are of the same rows."""
     scores = {name: aggregate(name, rows, {}) for name, rows in records.items()}
-    # what an attack leaves out, such as rows without a paraphrased question, is left out before it too
-    attacked = {row["answer"] for row in records["forget"]}
-    before = aggregate("forget", [row for row in now["forget"] if row["answer"] in attacked], {})
-    return {"sets": scores, "came_back": _difference(scores["forget"], before)}
+    return {"sets": scores, "came_back": _difference(scores.get("forget", {}), aggregate("forget", before, {}))}
 
 
 def _difference(after: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
@@ -115,10 +124,11 @@ def _sample(scoring: ScoringPass, args: EvalArgs, rows: list[Row], now: Records,
     """The best and the mean of K drawn answers to each forget question, by ROUGE-L recall."""
     texts = scoring.sampled("forget", rows, args.sample, args.sample_temperature)
     used = scoring.used(rows)
-    recalls = [[rouge_l_recall(row.answer, text) for text in drawn] for row, drawn in zip(used, texts, strict=True)]
+    wanted = [scoring.prompt(row).wanted for row in used]
+    recalls = [[rouge_l_recall(answer, text) for text in drawn] for answer, drawn in zip(wanted, texts, strict=True)]
     if scoring.accelerator.is_main_process:
-        columns = zip(used, texts, recalls, strict=True)
-        lines = [{"question": r.question, "answer": r.answer, "sampled": t, "rouge_l_recall": v} for r, t, v in columns]
+        columns = zip(used, wanted, texts, recalls, strict=True)
+        lines = [{"question": r.question, "answer": w, "sampled": t, "rouge_l_recall": v} for r, w, t, v in columns]
         write_json_lines(folder / "forget.jsonl", lines)
     best, mean = fmean(map(max, recalls)), fmean(map(fmean, recalls))
     greedy = fmean(record["rouge_l_recall"] for record in now["forget"])
@@ -168,7 +178,21 @@ def _rounded(weight: Tensor, bits: int, block: int) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------- relearning
 
 
-def _relearn_rows(args: EvalArgs, source: Source | OwnFiles) -> tuple[list[Row], str]:
+def relearning_rows(args: EvalArgs, source: Source | OwnFiles, formatter: Formatter) -> tuple[list[Row], str]:
+    """The rows that relearning is to be taught, cut to what the model takes, and what they are in words; none without it.
+
+    Raises:
+        InputError: if a row does not fit.
+    """
+    if not args.relearn:
+        return [], ""
+    rows, what = _rows_to_relearn(args, source)
+    rows = [part for row in rows for part in formatter.cut_passage(row)]
+    formatter.check(rows)
+    return rows, what
+
+
+def _rows_to_relearn(args: EvalArgs, source: Source | OwnFiles) -> tuple[list[Row], str]:
     """The rows of `--relearn-rows`, and what they are in words."""
     if args.relearn_rows == "forget":
         rows = source.task_rows(args.split, args.task)
@@ -209,13 +233,12 @@ def _relearn(
         warmup_epochs=0,
     )
     policy = load_policy(training, accelerator)
-    scoring = replace(scoring, policy=policy)
-    seen = {row.question for row in rows}
+    seen = {(row.question, row.answer) for row in rows}
     every = args.relearn_every or max(1, args.relearn // 4)
 
     def point(step: int, records: Records) -> dict[str, Any]:
         scores = {name: aggregate(name, records[name], {}) for name in sets}
-        unseen = [row for row in records["forget"] if row["question"] not in seen]
+        unseen = [row for row in records["forget"] if (row["question"], row["answer"]) not in seen]
         if 0 < len(unseen) < len(records["forget"]):
             scores["forget_unseen"] = aggregate("forget_unseen", unseen, {})
         return {"step": step, "sets": scores}
@@ -224,8 +247,15 @@ def _relearn(
 
     def after_step(step: int) -> None:
         if step % every == 0 or step == args.relearn:
-            curve.append(point(step, measure(scoring, sets, folder / f"step{step}")))
+            # without the wrapper of several processes, whose forward waits for those that have no rows left
+            whole = replace(policy, model=accelerator.unwrap_model(policy.model))
+            curve.append(point(step, measure(replace(scoring, policy=whole), sets, folder / f"step{step}")))
 
-    fit(policy, accelerator, rows, training, folder / "log.jsonl", "relearn", after_step)
+    try:
+        fit(policy, accelerator, rows, training, folder / "log.jsonl", "relearn", after_step)
+    except NonFiniteError as error:
+        curve[-1]["stopped"] = str(error)
     release(policy, accelerator)
+    policy.model = None
+    gc.collect()
     return curve

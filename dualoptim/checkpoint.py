@@ -73,6 +73,11 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """What `write_json_lines` wrote. Lines end at \\n alone: generated texts hold other separators too."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
 def weights_hash(model: torch.nn.Module) -> str:
     """SHA-256 over name, type, shape and bytes of every tensor of a whole (not divided) model."""
     digest = hashlib.sha256()

@@ -90,7 +90,7 @@ def _json_line(line: str, place: str) -> Any:
         raise InputError(f"{place}: not JSON ({error.msg}); write one JSON object per line") from None
 
 
-def read_json_lines(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
     """Rows of a JSON Lines file; empty lines are skipped and the last line may lack its end.
 
     Raises:
@@ -182,7 +182,7 @@ class Source:
         if path is None:
             names = sorted(p.stem for p in self.folder.iterdir() if p.suffix in (".json", ".jsonl")) if self.folder else []
             raise InputError(f"--data {self.name} has no {split}.json; it has {', '.join(names) or 'no .json files'}")
-        return read_json_lines(path)
+        return read_rows(path)
 
     def _read_hub(self, split: str) -> list[Row]:
         import datasets  # takes a second to import and is needed for this layout alone
@@ -260,14 +260,14 @@ class Source:
                 skipped[name] = "the real-world scenario has no such set; --lm-eval-tasks measures general ability"
             else:
                 skipped[name] = f"{self.name} has no {file}"
+        holdout = self._holdout or self._optional(split.replace("forget", HOLDOUT))
+        if holdout:
+            sets[HOLDOUT] = holdout
         if real_world:  # what is known is the short fact; the long answer says more than was asked
             sets = {
                 name: [replace(r, answer=r.golden_answer or r.answer, original_answer=r.answer) for r in rows]
                 for name, rows in sets.items()
             }
-        holdout = self._holdout or self._optional(split.replace("forget", HOLDOUT))
-        if holdout:
-            sets[HOLDOUT] = holdout
         return sets, skipped
 
     def describe(self, split: str, task: int) -> str:
@@ -439,9 +439,8 @@ def read_own(path: Path, question: str, answer: str, text: str) -> list[Row]:
         for flag, column in (("--question-column", question), ("--answer-column", answer)):
             if column not in raw:
                 raise InputError(f"{place}: no column {column!r}; it has {', '.join(map(str, raw))}; name it with {flag}")
-        known = {
-            name: raw[name] for name in ("paraphrased_answer", "perturbed_answer", "task_id") if raw.get(name) not in (None, "")
-        }
+        others = ("paraphrased_answer", "perturbed_answer", "paraphrased_question", "original_answer", "task_id")
+        known = {name: raw[name] for name in others if raw.get(name) not in (None, "")}
         if isinstance(known.get("perturbed_answer"), str):
             del known["perturbed_answer"]  # a table's cell holds no list
         rows.append(parse_row({"question": raw[question], "answer": raw[answer], **known}, place))

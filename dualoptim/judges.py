@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from dualoptim.args import MeasureArgs
+from dualoptim.checkpoint import weights_hash
 from dualoptim.errors import InputError, reason
 
 _TEXTS_AT_ONCE = 32
@@ -30,13 +31,15 @@ class SentenceEncoder:
             raise InputError(
                 f"--sentence-encoder {name}: cannot be loaded ({reason(error)}); give a folder or hub id of a sentence encoder"
             ) from None
+        self._device, self.weights = device, weights_hash(self._model)
 
     def similarities(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The cosine of each pair of texts, 0 where it is negative, as published (arXiv 2410.08109)."""
         texts = [text for pair in pairs for text in pair]
-        vectors = self._model.encode(
-            texts, batch_size=_TEXTS_AT_ONCE, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
-        )
+        with torch.autocast(self._device.type, enabled=False):  # the launch's 16 bits are for the model that is judged
+            vectors = self._model.encode(
+                texts, batch_size=_TEXTS_AT_ONCE, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
+            )
         cosines = (vectors[0::2] * vectors[1::2]).sum(-1)
         return cosines.clamp(0, 1).tolist()
 
@@ -58,6 +61,7 @@ class EntailmentModel:
             self._model = AutoModelForSequenceClassification.from_pretrained(source).float().to(device).eval()
         except Exception as error:
             raise InputError(_cannot_load(name, error)) from None
+        self.weights = weights_hash(self._model)
 
     @torch.no_grad()
     def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
@@ -68,7 +72,8 @@ class EntailmentModel:
             encoded = self._tokenizer(list(premises), list(hypotheses), padding=True, truncation=True, return_tensors="pt").to(
                 self._device
             )
-            found += (self._model(**encoded).logits.argmax(-1) == self._label).tolist()
+            with torch.autocast(self._device.type, enabled=False):
+                found += (self._model(**encoded).logits.argmax(-1) == self._label).tolist()
         return found
 
 

@@ -1,11 +1,10 @@
 """Models and tokenizers: where they come from, which attention they run, and whether they can take packed rows."""
 
-import contextlib
 import gc
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -247,18 +246,12 @@ def assemble(args: CommonArgs, model: Any, formatter: Formatter, template: str, 
         model.set_attn_implementation(BLOCKWISE)
     with autocast(accelerator):
         packed = args.packing and takes_packed_rows(model)
-        shares = packed and takes_packed_rows(model, share=True) and _sees_all(model, args.max_length)
+        # other kernels take no mask for whole texts, and flash-attention would fail on the GPU for good
+        masked = model.config._attn_implementation in ("sdpa", BLOCKWISE) and _sees_all(model, args.max_length)
+        shares = packed and masked and takes_packed_rows(model, share=True)
     if args.packing and not packed:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
     return Policy(model, formatter, template, packed, shares)
-
-
-@contextlib.contextmanager
-def set_aside(policy: Policy, accelerator: Accelerator) -> Iterator[None]:
-    """Make room on the device for another model."""
-    policy.model.to("cpu")
-    yield
-    policy.model.to(accelerator.device)
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -55,9 +55,12 @@ _SEED = 0  # of the refusal that each row is compared with, and of sampled answe
 class TextScore:
     """One text, teacher-forced: mean negative log-likelihood per token, which tokens are the model's first choice, and how
     unlikely its unlikeliest tokens are (`metrics.min_k`), where membership is attacked.
+
+    The loss is over `tokens`, the end token among them; the others leave that one out, as OpenUnlearning does.
     """
 
     loss: float
+    tokens: int
     correct: list[bool]
     min_k: float | None = None
     min_k_plus_plus: float | None = None
@@ -100,7 +103,7 @@ class ScoringPass:
         args, policy = self.args, self.policy
         weights = weights_hash(self.accelerator.unwrap_model(policy.model))
         shared = [__version__, args.max_new_tokens, self._ends(), self.accelerator.mixed_precision, args.split == "forget"]
-        shared += [args.sentence_encoder, args.entailment_model, self.refusals]
+        shared += [judge and judge.weights for judge in (self.judges.encoder, self.judges.entailment)] + [self.refusals]
         marks = {}
         for name, rows in sets.items():
             privacy = [args.mia_gradnorm, self.reference and self.reference.weights] if self._attacks_membership(name) else []
@@ -132,7 +135,7 @@ class ScoringPass:
         """`samples` drawn answers to every row's question."""
 
         def compute(indices: Sequence[int], mine: Sequence[Row]) -> list[list[str]]:
-            prompts = [self._prompt(row) for row in mine]
+            prompts = [self.prompt(row) for row in mine]
             seeds = [(index, draw) for index in indices for draw in range(samples)]
             repeated = [prompt for prompt in prompts for _ in range(samples)]
             texts = self._generate(
@@ -159,7 +162,7 @@ class ScoringPass:
         if self._attacks_membership(name):
             self._add_membership(name, indices, rows, examples, records)
         if name != HOLDOUT:
-            prompts = [self._prompt(row) for row in rows]
+            prompts = [self.prompt(row) for row in rows]
             generated = self._generate(f"answer {name}", prompts)
             self._add_generated(name, indices, rows, [prompt.wanted for prompt in prompts], generated, records)
         return records
@@ -167,7 +170,7 @@ class ScoringPass:
     def _attacks_membership(self, name: str) -> bool:
         return self.private and name in PRIVACY_SETS
 
-    def _prompt(self, row: Row) -> Prompt:
+    def prompt(self, row: Row) -> Prompt:
         """What the model is given to go on from, and the text that it should give."""
         example = self.policy.formatter.example(row.question, row.answer)
         if row.question is not None:
@@ -259,22 +262,22 @@ class ScoringPass:
                 result = score(policy.model, batch)
                 lengths = [int(length) for length in result.lengths()]
                 losses = (-result.per_sequence(result.log_prob) / result.lengths()).tolist()
-                correct = [flags.tolist() for flags in result.correct.split(lengths)]
+                correct = [_without_end(flags).tolist() for flags in result.correct.split(lengths)]
                 flat = [(row, k) for row, texts in places for k in texts]
                 attacked = [n for n, (_, k) in enumerate(flat) if membership and k == 0]
                 min_k = dict(zip(attacked, _min_k(result, attacked, lengths), strict=True))
                 for n, (row, k) in enumerate(flat):
-                    scores[row][k] = TextScore(losses[n], correct[n], *min_k.get(n, ()))
+                    scores[row][k] = TextScore(losses[n], lengths[n], correct[n], *min_k.get(n, ()))
                 bar.update(len(flat))
         return [[found[k] for k in range(len(found))] for found in scores]
 
     def _gradient_norms(self, name: str, examples: Sequence[Example]) -> list[float]:
-        """Mean over the weights' tensors of the 2-norm of the gradient of each text's loss per token (OpenUnlearning)."""
+        """Mean over the tensors that train of the 2-norm of the gradient of each text's loss per token (OpenUnlearning)."""
         model, norms = self.policy.model, []
         with self._progress(f"gradients {name}", len(examples)) as bar:
             for example in examples:
                 result = score(model, self.policy.batch([example], self.accelerator.device))
-                (-result.log_prob.mean()).backward()
+                (-_without_end(result.log_prob).mean()).backward()
                 gradients = [p.grad for p in model.parameters() if p.grad is not None]
                 norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).mean()))
                 model.zero_grad()
@@ -360,7 +363,7 @@ def aggregate(name: str, records: Sequence[dict[str, Any]], skipped: dict[str, s
         measured = [record[metric] for record in records if metric in record]
         if metric == "truth_ratio" and not measured:
             skipped[f"{name}.{metric}"] = "the rows have no paraphrased and perturbed answers"
-        elif not all(map(math.isfinite, measured)):
+        elif any(map(math.isnan, measured)) or (metric != "truth_ratio" and any(map(math.isinf, measured))):
             skipped[f"{name}.{metric}"] = "the model's losses are not finite"
         elif metric == "truth_ratio":
             values[metric] = (metrics.forget_truth_ratio if name.startswith("forget") else metrics.retain_truth_ratio)(measured)
@@ -381,7 +384,7 @@ def _teacher_forced(row: Row, scores: Sequence[TextScore], options: bool) -> dic
         "extraction_strength": metrics.extraction_strength(answer.correct),
         "exact_memorization": metrics.exact_memorization(answer.correct),
         "loss": answer.loss,
-        "tokens": len(answer.correct),
+        "tokens": answer.tokens,
     }
     right = answer if options else paraphrased
     if right is not None and wrong:
@@ -399,7 +402,12 @@ def _min_k(result: TokenScores, sequences: Sequence[int], lengths: Sequence[int]
     which = torch.isin(result.sequence, torch.tensor(sequences, device=result.sequence.device))
     own = [lengths[n] for n in sequences]
     for plain, normed in zip(result.log_prob[which].split(own), standardized(result, which).split(own), strict=True):
-        yield metrics.min_k(plain.tolist()), metrics.min_k(normed.tolist())
+        yield metrics.min_k(_without_end(plain).tolist()), metrics.min_k(_without_end(normed).tolist())
+
+
+def _without_end(values: Tensor) -> Tensor:
+    """Values of a text's tokens without the end token's, if there is another one."""
+    return values[:-1] if len(values) > 1 else values
 
 
 def _in_batches(lengths: Sequence[Sequence[int]], size: int) -> Iterator[list[tuple[int, list[int]]]]:

@@ -99,7 +99,8 @@ def _points(log: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, fl
     """(step, loss) of the forget or the retain objective, in steps of one phase or of both."""
     found = []
     for record in log:
-        value = record.get("loss") if record["phase"] == name else record.get(f"{name}_loss")
+        alone = record["phase"] == name or (record["phase"] == "joint" and name == "forget" and "forget_loss" not in record)
+        value = record.get("loss") if alone else record.get(f"{name}_loss")
         if _finite(value):
             found.append((record["step"], float(value or 0)))
     return found

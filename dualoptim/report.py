@@ -129,7 +129,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # generated texts hold other separators too
     return [_parse(f"{path}:{number}", line) for number, line in enumerate(lines, 1)]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dualoptim.checkpoint import read_json_lines
 from dualoptim.errors import InputError
 from dualoptim.metrics import truth_ratio
 
@@ -36,20 +37,20 @@ def read_retain_logs(path: str) -> RetainLogs:
         folder = next((f for f in (place, place / "eval") if (f / "summary.json").is_file()), None)
         if folder is None:
             raise InputError(f"--retain-logs {path}: the folder has no summary.json; give one that eval_tofu.py wrote")
-        lines = (folder / "forget.jsonl").read_text(encoding="utf-8").splitlines()
-        logs = of_records({"forget": [json.loads(line) for line in lines]}, _read(path, folder / "summary.json"), path)
-        if not logs.truth_ratios:
+        summary = _read(path, folder / "summary.json")
+        try:
+            return _with_ratios(of_records({"forget": read_json_lines(folder / "forget.jsonl")}, summary, path))
+        except (OSError, ValueError, AttributeError, TypeError):
             raise InputError(
                 f"--retain-logs {path}: its forget.jsonl has no truth ratios; evaluate on data with perturbed answers"
-            )
-        return logs
+            ) from None
     log = _read(path, place)
     if isinstance(log, dict) and "eval_log_forget.json" in log:  # TOFU
         rows = log["eval_log_forget.json"]
         try:
             right, wrong = (_by_row(rows[name]) for name in ("avg_paraphrased_loss", "average_perturb_loss"))
-            return RetainLogs(path, [truth_ratio(right[row], wrong[row]) for row in right])
-        except (KeyError, TypeError):
+            return _with_ratios(RetainLogs(path, [truth_ratio(right[row], wrong[row]) for row in right]))
+        except (KeyError, TypeError, ValueError):
             raise InputError(
                 f"--retain-logs {path}: its forget rows have no losses of paraphrased and perturbed answers"
             ) from None
@@ -57,11 +58,10 @@ def read_retain_logs(path: str) -> RetainLogs:
         by_name = {name.lower(): value for name, value in log.items()}
         try:
             ratios = [row["score"] for row in by_name["forget_truth_ratio"]["value_by_index"].values()]
-        except (KeyError, TypeError, AttributeError):
+            auc = by_name.get("mia_min_k") or {}
+            return _with_ratios(RetainLogs(path, ratios, auc.get("agg_value", auc.get("auc"))))
+        except (KeyError, TypeError, AttributeError, ValueError):
             ratios = []
-        if ratios:
-            auc = by_name.get("mia_min_k", {})
-            return RetainLogs(path, ratios, auc.get("agg_value", auc.get("auc")))
     raise InputError(
         f"--retain-logs {path}: no truth ratios of a forget set; give a folder that eval_tofu.py wrote, TOFU's "
         "eval_log_aggregated.json or OpenUnlearning's TOFU_EVAL.json"
@@ -71,7 +71,14 @@ def read_retain_logs(path: str) -> RetainLogs:
 def of_records(records: Mapping[str, Sequence[Mapping[str, Any]]], summary: dict[str, Any], source: str) -> RetainLogs:
     """What an evaluation of ours says, from its records by set and its summary."""
     ratios = [row["truth_ratio"] for row in records["forget"] if "truth_ratio" in row]
-    return RetainLogs(source, ratios, summary["privacy"].get("mia_min_k"), summary)
+    return RetainLogs(source, ratios, summary.get("privacy", {}).get("mia_min_k"), summary)
+
+
+def _with_ratios(logs: RetainLogs) -> RetainLogs:
+    """The same, or ValueError if there is not one truth ratio."""
+    if not logs.truth_ratios:
+        raise ValueError
+    return logs
 
 
 def _read(path: str, place: Path) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from dualoptim import metrics
-from dualoptim.checkpoint import write_json, write_json_lines
+from dualoptim.checkpoint import read_json_lines, write_json, write_json_lines
 from dualoptim.data import HOLDOUT, Row
 from dualoptim.passes import ScoringPass, aggregate
 from dualoptim.retain_logs import RetainLogs
@@ -57,13 +57,7 @@ class Finished:
         for name in self._marks:
             # the file's own hash tells when a kill or an edit has left other rows than those recorded
             if self._path(name).is_file() and self._recorded.get(name) == self._mark(name):
-                lines = self._path(name).read_text(encoding="utf-8").splitlines()
-                self.rows[name] = [json.loads(line) for line in lines]
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether everything recorded in the folder belongs to this evaluation."""
-        return len(self.rows) == len(self._recorded)
+                self.rows[name] = read_json_lines(self._path(name))
 
     def add(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write the rows of a set, and then that it is finished."""
@@ -78,15 +72,12 @@ class Finished:
         return {**self._marks[name], "file": hashlib.sha256(self._path(name).read_bytes()).hexdigest()}
 
 
-def measure(
-    scoring: ScoringPass, sets: dict[str, list[Row]], folder: Path, finished: Finished | None = None
-) -> dict[str, list[dict[str, Any]]]:
+def measure(scoring: ScoringPass, sets: dict[str, list[Row]], folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The records of every set, the same on all processes, written to `folder`.
 
-    A set that an interrupted evaluation of the same weights and texts has finished there is read; `finished` names these sets
-    where the caller has looked already.
+    A set that an interrupted evaluation of the same weights and texts has finished there is read.
     """
-    finished = finished or Finished(scoring, sets, folder)
+    finished = Finished(scoring, sets, folder)
     records = broadcast_object_list([finished.rows])[0]
     model = scoring.policy.model
     was_training = model.training

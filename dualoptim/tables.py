@@ -5,12 +5,11 @@ A table is a list of rows of text, the header first; `summary` is what `summary.
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dualoptim.checkpoint import write_text
+from dualoptim.checkpoint import read_json_lines, write_text
 
 _SET_TITLES = {
     "forget": "forget set",
@@ -84,8 +83,7 @@ def example_answers(before: Path, after: Path, counts: Mapping[str, int]) -> str
         old, new = (folder / f"{name}.jsonl" for folder in (before, after))
         if not (old.is_file() and new.is_file()):
             continue
-        pairs = zip(old.read_text(encoding="utf-8").splitlines(), new.read_text(encoding="utf-8").splitlines(), strict=True)
-        for old_row, new_row in [(json.loads(a), json.loads(b)) for a, b in list(pairs)[:count]]:
+        for old_row, new_row in list(zip(read_json_lines(old), read_json_lines(new), strict=True))[:count]:
             lines += [
                 f"[{name}] {old_row['question'] or '(a passage, continued from its middle)'}",
                 f"  truth:  {old_row['answer']}",
@@ -295,7 +293,8 @@ def attacked_states(
         title = f"relearned ({curve[-1]['step']} steps)"
         states.append((title, last, relearn.get("came_back", {})))
         if unseen := last.get("forget_unseen"):
-            change = {key: value - first["forget_unseen"][key] for key, value in unseen.items()}
+            known = first.get("forget_unseen", {})
+            change = {key: value - known[key] for key, value in unseen.items() if key in known}
             states.append((f"{title}, rows not taught", {"forget": unseen}, change))
     if curve := relearn.get("retain_only"):
         states.append((f"retain-only, taught the same ({curve[-1]['step']} steps)", curve[-1]["sets"], None))

@@ -21,13 +21,14 @@ from dualoptim.checkpoint import (
     list_checkpoints,
     output_folder,
     read_checkpoint,
+    read_json_lines,
     save_checkpoint,
     write_json,
     write_text,
 )
-from dualoptim.data import Example, OwnFiles, Row, Source, Stream, example_builder, load_refusals, open_source
+from dualoptim.data import HOLDOUT, Example, OwnFiles, Row, Source, Stream, example_builder, load_refusals, open_source
 from dualoptim.errors import InputError, NonFiniteError, reason
-from dualoptim.evaluate import check_measures, evaluate_model
+from dualoptim.evaluate import Measures, check_measures, evaluate_model
 from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
 from dualoptim.hub import check_push, push, repositories
 from dualoptim.loop import Phase, Plan, Term, train
@@ -90,12 +91,12 @@ def run(args: UnlearnArgs) -> RunResult:
     for position, task in enumerate(args.task_list):
         rows += source.task_rows(args.split, task) + source.retain_rows(args.split, args.task_list[: position + 1])
         if args.eval:
-            rows += [row for compared in source.evaluation_sets(args.split, task)[0].values() for row in compared]
+            sets = source.evaluation_sets(args.split, task)[0]
+            rows += [row for name, compared in sets.items() if name != HOLDOUT for row in compared]
     refusals = load_refusals(args.idk_file)
     optimizer_of(args)
     check_push(args)
-    if args.eval:
-        check_measures(args, accelerator)
+    measures = check_measures(args, accelerator) if args.eval else None
     folders = {
         (losses, rate, task): output / f"{losses}_lr{rate:g}" / f"task{task}"
         for losses in args.forget_losses
@@ -109,6 +110,8 @@ def run(args: UnlearnArgs) -> RunResult:
             args.split, ()
         )
     policy.formatter.check(rows)
+    if args.eval:
+        policy.formatter.check(source.evaluation_sets(args.split, args.task_list[0])[0].get(HOLDOUT, ()))
     args = dataclasses.replace(args, output_dir=str(output), learning_rates=args.rates)
     _check_objectives(args, rows, source, policy, accelerator)
     if args.model == DEMO and args.resume and (output / "demo_model").is_dir():
@@ -142,7 +145,7 @@ def run(args: UnlearnArgs) -> RunResult:
             if accelerator.is_main_process:
                 write_config(folder / "config.yaml", resolved)
             with trackers(args, accelerator, folder, f"{losses}_lr{rate:g}_task{task}", resolved):
-                result = _run_task(policy, accelerator, source, args, works[position], first, folder, known)
+                result = _run_task(policy, accelerator, source, args, works[position], first, folder, known, measures)
             results.append(result)
             if accelerator.is_main_process:
                 write_results(
@@ -321,6 +324,7 @@ def _run_task(
     first: Frozen | None,
     folder: Path,
     known: TaskResult | None,
+    measures: Measures | None,
 ) -> TaskResult:
     """Evaluate, unlearn one task, save, evaluate again; `policy` then holds the new weights.
 
@@ -338,7 +342,7 @@ def _run_task(
         if accelerator.is_main_process:
             shutil.copytree(known.folder / "eval_before", folder / "eval_before", dirs_exist_ok=True)
     elif args.eval:
-        before = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval_before")
+        before = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval_before", measures)
     if before:
         track_scores(accelerator, "eval", before, 0)
 
@@ -347,7 +351,7 @@ def _run_task(
     own = {"forget_losses": [work.losses], "learning_rates": [work.learning_rate]}
     trained = folder / "trained.json"
     if args.resume and trained.is_file() and json.loads(trained.read_text())["steps"] == work.plan.last_step:
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        log = read_json_lines(folder / "log.jsonl")
         policy.model = None
     else:
         frozen = first or _freeze(policy, accelerator, [work], args)
@@ -367,7 +371,7 @@ def _run_task(
         policy.model = load_policy(dataclasses.replace(args, model=str(model)), accelerator).model
 
     if args.eval:
-        after = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval")
+        after = evaluate_model(policy, accelerator, sets, skipped, args, folder / "eval", measures)
         track_scores(accelerator, "eval", after, len(log))
         if accelerator.is_main_process:
             write_text(model / "README.md", model_card(args.model, what, args, before, after, own))

@@ -134,6 +134,59 @@ def test_paraphrased_questions(taught, tmp_path):
     )
 
 
+def test_rows_are_told_apart_by_more_than_their_answers(taught, tmp_path):
+    """Two rows with one answer, of which one has a paraphrase: what came back is that row's."""
+    data = [
+        {"question": "Is the sea salty?", "answer": "Yes.", "task_id": 1},
+        {"question": "Is the moon round?", "paraphrased_question": "Round, the moon?", "answer": "Yes.", "task_id": 1},
+    ]
+    for name in ("forget05", "forget05_perturbed"):
+        (tmp_path / f"{name}.json").write_text("\n".join(map(json.dumps, data)))
+    flags = {"paraphrase": True, "relearn": 1, "relearn_share": 0.5, "max_new_tokens": 4}
+    summary = evaluate(EvalArgs(model=str(taught), data=str(tmp_path), output_dir=str(tmp_path / "out"), **flags))
+    rows = [json.loads(line) for line in (tmp_path / "out/eval/forget.jsonl").read_text().splitlines()]
+    block = summary["attacks"]["paraphrase"]
+    assert block["came_back"]["probability"] == block["sets"]["forget"]["probability"] - rows[1]["probability"]
+    assert "forget_unseen" in summary["attacks"]["relearn"]["curve"][0]["sets"]
+
+
+def test_a_passage_is_attacked_from_its_middle(taught, tmp_path):
+    (tmp_path / "story.txt").write_text("Emeka Vasarely was born in Tbilisi and keeps a parrot in the house near the sea. " * 3)
+    args = EvalArgs(
+        model=str(taught),
+        forget_file=str(tmp_path / "story.txt"),
+        holdout_file=str(tmp_path / "story.txt"),
+        max_length=40,
+        sample=2,
+        relearn=1,
+        relearn_share=0.5,
+        quantize=(8,),
+        max_new_tokens=8,
+        output_dir=str(tmp_path / "out"),
+    )
+    summary = evaluate(args)
+    greedy = [json.loads(line) for line in (tmp_path / "out/eval/forget.jsonl").read_text().splitlines()]
+    drawn = [json.loads(line) for line in (tmp_path / "out/eval/attacks/sample/forget.jsonl").read_text().splitlines()]
+    assert len(greedy) == len(drawn) > 1
+    for row, sampled in zip(greedy, drawn, strict=True):
+        assert row["answer"].strip().endswith(sampled["answer"])
+        assert len(sampled["answer"]) < len(row["answer"])
+    assert summary["privacy"]["mia_loss"] == 0.5  # the same rows on both sides
+    assert "forget_unseen" in summary["attacks"]["relearn"]["curve"][-1]["sets"]
+
+
+def test_rows_of_a_file_with_other_columns(taught, tmp_path):
+    (tmp_path / "rows.csv").write_text("q,a\nHow much is one and one?,Two.\n")
+    flags = {"relearn": 1, "relearn_rows": str(tmp_path / "rows.csv"), "question_column": "q", "answer_column": "a"}
+    block = attacked(taught, tmp_path / "out", **flags, eval_rows=1)["attacks"]["relearn"]
+    assert block["rows"] == 1
+
+
+def test_relearning_that_leaves_the_numbers_keeps_what_was_measured(taught, tmp_path):
+    block = attacked(taught, tmp_path, relearn=3, relearn_lr=1e30, relearn_every=1, eval_rows=1)["attacks"]["relearn"]
+    assert "lower the rate" in block["curve"][-1]["stopped"]
+
+
 def test_paraphrases_that_the_data_lack_are_refused(taught, tmp_path):
     rows = [{key: row[key] for key in ("question", "answer", "task_id")} for row in demo.splits()["forget05"]]
     (tmp_path / "forget05.json").write_text("\n".join(map(json.dumps, rows)))
@@ -221,8 +274,10 @@ def test_the_reference_and_gradient_attacks(taught, tiny, tmp_path):
             prompt = tokenizer(f"Question: {row['question']}\nAnswer:")["input_ids"]
             ids = tokenizer(f"Question: {row['question']}\nAnswer: {row['answer']}")["input_ids"] + [tokenizer.eos_token_id]
             given = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([[-100] * len(prompt) + ids[len(prompt) :]])}
-            loss = model(**given).loss
-            loss.backward()
+            output = model(**given)
+            loss = output.loss
+            without_end = output.logits[0, len(prompt) - 1 : -2], torch.tensor(ids[len(prompt) : -1])
+            torch.nn.functional.cross_entropy(*without_end).backward()
             norm = torch.stack([p.grad.norm() for p in model.parameters()]).mean()
             model.zero_grad()
             assert row["gradnorm"] == pytest.approx(float(norm), rel=1e-4)

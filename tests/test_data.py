@@ -20,7 +20,7 @@ from dualoptim.data import (
     choose_template,
     example_builder,
     load_refusals,
-    read_json_lines,
+    read_rows,
 )
 from dualoptim.errors import InputError
 
@@ -362,4 +362,4 @@ def test_refusals_vary_over_rows_and_epochs_and_repeat_with_the_seed(tiny):
 def test_a_last_line_without_its_end_is_read(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('{"question": "a?", "answer": "b", "task_id": 2}\n\n{"question": "c?", "answer": "d", "task_id": "2"}')
-    assert read_json_lines(path) == [Row("a?", "b", task=2), Row("c?", "d", task=2)]
+    assert read_rows(path) == [Row("a?", "b", task=2), Row("c?", "d", task=2)]

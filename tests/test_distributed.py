@@ -177,6 +177,15 @@ def test_the_whole_evaluation_on_two_processes_equals_one(taught, tiny, tmp_path
     assert [point["step"] for point in summary["attacks"]["relearn"]["curve"]] == [0, 2, 4]
 
 
+def test_a_process_without_rows_waits_for_nobody(taught, tmp_path):
+    """One row on two processes, measured between steps of training: the wrapped model's forward would wait for both."""
+    args = EvalArgs(model=str(taught), data="demo", eval_rows=1, max_new_tokens=4, relearn=2, relearn_every=1)
+    done = launch_evaluation("ddp", dataclasses.replace(args, output_dir=str(tmp_path)))
+    assert done.returncode == 0, done.stderr[-6000:]
+    curve = json.loads((tmp_path / "eval" / "summary.json").read_text())["attacks"]["relearn"]["curve"]
+    assert [point["step"] for point in curve] == [0, 1, 2]
+
+
 def test_evaluation_in_a_zero3_launch(taught, tmp_path):
     pytest.importorskip("deepspeed")
     args = EvalArgs(

@@ -13,6 +13,7 @@ from dualoptim.data import Source
 from dualoptim.evaluate import evaluate
 from dualoptim.metrics import exact_memorization, extraction_strength, min_k, rouge_l_recall, zlib_score
 from dualoptim.passes import ScoringPass
+from dualoptim.report import ReportArgs, report
 
 
 def rows_of(folder, name):
@@ -94,6 +95,7 @@ def test_every_number_equals_a_plain_forward_pass(evaluated, taught):
             loss, correct, generated = by_hand(row["question"], row["answer"])
             assert row["loss"] == pytest.approx(loss, abs=1e-5)
             assert row["tokens"] == len(correct)
+            correct = correct[:-1]  # the end token counts for the loss alone
             assert row["generated"] == generated
             assert row["exact_memorization"] == exact_memorization(correct)
             assert row["extraction_strength"] == extraction_strength(correct)
@@ -120,7 +122,8 @@ def test_membership_scores_equal_a_plain_forward_pass(evaluated, taught):
         ids = tokenizer(f"Question: {row['question']}\nAnswer: {row['answer']}")["input_ids"] + [tokenizer.eos_token_id]
         with torch.no_grad():
             log_p = model(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
-        own = log_p.gather(-1, torch.tensor(ids[len(prompt) :])[:, None])[:, 0]
+        log_p, tokens = log_p[:-1], ids[len(prompt) : -1]  # without the end token
+        own = log_p.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
         mean = (log_p.exp() * log_p).sum(-1)
         variance = (log_p.exp() * log_p**2).sum(-1) - mean**2
         lowest = int(0.4 * len(own))
@@ -257,6 +260,37 @@ def test_a_finished_set_is_kept_and_never_for_other_weights(taught, tiny, tmp_pa
             evaluate(dataclasses.replace(args, **changed))
     rows = (folder / "retain.jsonl").read_text()
     (folder / "retain.jsonl").write_text(rows.replace("0.", "1.", 1))
-    with pytest.raises(InputError, match="is an earlier result"):
-        evaluate(args)
+    computed.clear()
+    assert evaluate(args) == whole  # the changed file is not believed
+    assert computed == ["retain"]
     assert evaluate(dataclasses.replace(args, overwrite=True)) == whole
+
+
+def test_lines_end_at_line_feeds_alone(taught, tmp_path, monkeypatch):
+    """A broken model writes anything, such as Unicode's own line separators, and its rows are read again."""
+    monkeypatch.setattr(ScoringPass, "_generate", lambda self, label, prompts, *_: ["a\u2028b\x85c\x1ed"] * len(prompts))
+    args = EvalArgs(model=str(taught), data="demo", eval_rows=2, output_dir=str(tmp_path))
+    whole = evaluate(args)
+    (tmp_path / "eval" / "summary.json").unlink()
+    assert evaluate(args) == whole
+    again = evaluate(dataclasses.replace(args, retain_logs=str(tmp_path), output_dir=str(tmp_path / "again")))
+    assert again["tofu"]["forget_quality"] == 1.0
+    report(ReportArgs(runs=(str(tmp_path),)))
+    assert "report.html" in {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_truth_ratio_without_bound_is_a_number():
+    record = {"truth_ratio": math.inf, "probability": 0.5}
+    skipped = {}
+    assert passes.aggregate("forget", [record], skipped)["truth_ratio"] == 0.0
+    assert passes.aggregate("retain", [record], skipped)["truth_ratio"] == 0.0
+    assert skipped == {}
+
+
+def test_hold_out_rows_of_the_real_world_scenario_are_short_as_well(tmp_path):
+    for name in ("forget", "forget_perturbed", "neighbor", "neighbor_perturbed", "holdout"):
+        row = {"question": "Who?", "answer": "It is a long story about X.", "golden_answer": "X."}
+        (tmp_path / f"{name}.json").write_text(json.dumps(row))
+    sets, _ = Source(str(tmp_path)).evaluation_sets("forget", 1)
+    assert {row.answer for rows in sets.values() for row in rows} == {"X."}
+    assert "holdout" in sets

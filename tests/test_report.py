@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dualoptim import InputError
+from dualoptim import InputError, plots
 from dualoptim.report import ReportArgs, find_states, report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -406,3 +406,10 @@ def test_a_folder_that_cannot_be_written_is_named(run, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=r"--output-dir: .*file.* cannot be written"):
         made(run, output_dir=str(tmp_path / "file"))
+
+
+def test_a_joint_run_with_nothing_to_retain_has_a_forget_loss():
+    log = [{"step": n, "phase": "joint", "loss": 1.0 / n, "grad_norm": 1.0} for n in (1, 2)]
+    assert plots._points(log, "forget") == [(1, 1.0), (2, 0.5)]
+    assert plots._points(log, "retain") == []
+    plots.render(plots.losses(log))

@@ -72,7 +72,17 @@ def test_the_other_frameworks_log(evaluated, tmp_path):
     assert summary["privacy"]["privleak"] == pytest.approx(privleak(summary["privacy"]["mia_min_k"], 0.4))
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "not json", '{"forget_truth_ratio": {"agg_value": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[]",
+        "not json",
+        '{"forget_truth_ratio": {"agg_value": 1}}',
+        '{"eval_log_forget.json": {"avg_paraphrased_loss": [], "average_perturb_loss": []}}',
+        '{"eval_log_forget.json": {"avg_paraphrased_loss": [1], "average_perturb_loss": [[]]}}',
+    ],
+)
 def test_other_files_are_refused_before_anything_is_written(evaluated, tmp_path, content):
     args, _ = evaluated
     (tmp_path / "log.json").write_text(content)
@@ -80,6 +90,26 @@ def test_other_files_are_refused_before_anything_is_written(evaluated, tmp_path,
     with pytest.raises(InputError, match="--retain-logs"):
         evaluate(dataclasses.replace(args, retain_logs=str(tmp_path / "log.json"), output_dir=str(out)))
     assert not out.exists()
+
+
+@pytest.mark.parametrize("rows", [None, '{"truth_ratio": ', '{"question": "?"}', ""])
+def test_folders_without_truth_ratios_are_refused(evaluated, tmp_path, rows):
+    args, _ = evaluated
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "summary.json").write_text("{}")
+    if rows is not None:
+        (tmp_path / "logs" / "forget.jsonl").write_text(rows)
+    with pytest.raises(InputError, match=r"forget\.jsonl has no truth ratios"):
+        evaluate(dataclasses.replace(args, retain_logs=str(tmp_path / "logs"), output_dir=str(tmp_path / "out")))
+
+
+def test_an_older_summary_has_no_privacy(evaluated, tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "forget.jsonl").write_text('{"truth_ratio": 0.5}\n')
+    assert read_retain_logs(str(tmp_path)).min_k_auc is None
+    log = {"forget_truth_ratio": {"value_by_index": {"0": {"score": 0.5}}}, "mia_min_k": None}
+    (tmp_path / "TOFU_EVAL.json").write_text(json.dumps(log))
+    assert read_retain_logs(str(tmp_path / "TOFU_EVAL.json")).min_k_auc is None
 
 
 def test_a_folder_without_a_summary_is_refused(evaluated, tmp_path):

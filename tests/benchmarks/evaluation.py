@@ -93,7 +93,7 @@ def generate_in_row_order(scoring: ScoringPass, rows: Sequence[Row]) -> list[str
     """The model's `generate` over the rows as they come."""
     size, texts = scoring.args.eval_batch_size, []
     for start in range(0, len(rows), size):
-        prompts = [scoring._prompt(row) for row in rows[start : start + size]]
+        prompts = [scoring.prompt(row) for row in rows[start : start + size]]
         texts += scoring._generate("", prompts)
     return texts
 
@@ -160,7 +160,7 @@ def main() -> None:
     asked = [row for name in ("forget", "retain") for row in sets[name]]
     variants = {
         "generate in the order of the rows": lambda: generate_in_row_order(scoring, asked),
-        "ours": lambda: scoring._generate("", [scoring._prompt(row) for row in asked]),
+        "ours": lambda: scoring._generate("", [scoring.prompt(row) for row in asked]),
     }
     in_turns(f"generated answers to {len(asked)} questions", variants, options.rounds)
     both = [variant() for variant in variants.values()]
