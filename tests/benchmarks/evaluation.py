@@ -20,7 +20,7 @@ from dualoptim.finetune import fit
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
 from dualoptim.passes import PRIVACY_SETS, ScoringPass
 
-ROWS = 16  # of each set
+ROWS, QUESTIONS = 16, 48  # of each set: what is scored, and of two sets what is answered
 
 
 def padded(model: Any, examples: Sequence[Example], size: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -118,14 +118,15 @@ def evaluation(args: dict[str, Any], rounds: int) -> None:
     shared = {name: args[name] for name in ("model", "data", "split", "template", "threads")}
     measured = EvalArgs(**shared, max_new_tokens=96, output_dir=args["output_dir"])
     accelerator = start_accelerator(measured)
-    sets, _ = Source(measured.data_source).evaluation_sets(measured.split, 1)
-    sets = {name: rows[:ROWS] for name, rows in sets.items()}
+    whole, _ = Source(measured.data_source).evaluation_sets(measured.split, 1)
+    sets = {name: rows[:ROWS] for name, rows in whole.items()}
+    asked = [row for name in ("forget", "retain") for row in whole[name][:QUESTIONS]]
     # rows of another task stand for what no model has seen
     sets[HOLDOUT] = Source(measured.data_source).task_rows(measured.split, 2)[:ROWS]
     common = {name: value for name, value in shared.items() if name != "split"}
     training = FinetuneArgs(**common, learning_rate=3e-4, num_epochs=6, batch_size=8, target_loss=0.3)
     policy = load_policy(training, accelerator)
-    fit(policy, accelerator, sets["forget"] + sets["retain"], training, None, "teach")
+    fit(policy, accelerator, asked, training, None, "teach")
     release(policy, accelerator)
     policy.model.eval()
     scoring = ScoringPass(policy, accelerator, measured, private=True)
@@ -144,7 +145,6 @@ def evaluation(args: dict[str, Any], rounds: int) -> None:
         "ours": ours,
     }
     callables_in_turns(title, variants, rounds)
-    asked = [row for name in ("forget", "retain") for row in sets[name]]
     variants = {
         "generate in the order of the rows": lambda: generate_in_row_order(scoring, asked),
         "ours": lambda: scoring._generate("", [scoring.prompt(row) for row in asked]),
