@@ -143,8 +143,7 @@ class MeasureArgs(CommonArgs):
             raise InputError(f"--retain-file {self.retain_file} needs --forget-file, the rows to forget")
         if self.forget_file is not None and self.data is not None:
             raise InputError(f"--forget-file {self.forget_file} takes the place of --data {self.data}; give one of them")
-        own_rows = getattr(self, "relearn_rows", "forget") not in ("forget", "retain")
-        if self.forget_file is None and self.holdout_file is None and not own_rows:
+        if not self.reads_own_files:
             for name in ("question_column", "answer_column", "text_column"):
                 if getattr(self, name) != getattr(MeasureArgs, name):
                     flag = f"--{name.replace('_', '-')}"
@@ -165,6 +164,11 @@ class MeasureArgs(CommonArgs):
         check_range("--eval-rows", self.eval_rows, 0)
         check_range("--eval-batch-size", self.eval_batch_size, 1)
         check_range("--max-new-tokens", self.max_new_tokens, 1)
+
+    @property
+    def reads_own_files(self) -> bool:
+        """Whether rows come from a file of the user's, whose columns have names of their own."""
+        return self.forget_file is not None or self.holdout_file is not None
 
 
 @dataclass(frozen=True)
@@ -573,6 +577,11 @@ class EvalArgs(MeasureArgs):
         for bits in self.quantize:
             if bits not in (4, 8):
                 raise InputError(f"--quantize {bits} is not offered; give 8, 4 or both")
+
+    @property
+    def reads_own_files(self) -> bool:
+        """The same, with the rows of relearning."""
+        return super().reads_own_files or self.relearn_rows not in ("forget", "retain")
 
 
 def check_range(flag: str, value: float, minimum: float, above: bool = False) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dualoptim.tables import attacked_states
-
 Draw = Callable[[Any], None]
 
 # text, lines, and the cycle of colours; each has its counterpart for dark pages
@@ -206,9 +204,8 @@ def relearning(before: Mapping[str, Any] | None, attack: Mapping[str, Any]) -> D
     return draw
 
 
-def attacks(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Draw:
-    """The forget set's scores before, after and under every attack."""
-    states = attacked_states(before, after)
+def attacks(states: Sequence[tuple[str, Mapping[str, Any], Any]]) -> Draw:
+    """The forget set's scores before, after and under every attack: the states of `tables.attacked_states`."""
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()

@@ -287,9 +287,7 @@ def _utility_plot(name: str, states: Sequence[State]) -> list[Block]:
 def _tasks(name: str, group: Sequence[State]) -> list[Block]:
     """A sequence of tasks: every task so far, measured after each."""
     lines = tables.sequence(group)
-    shown = [key for key in lines[0] if not key.endswith("rouge_l_recall")]
-    rows: list[Row] = [tuple(key.replace("_", " ") for key in shown)]
-    rows += [tuple(tables.number(line[key]) for key in shown) for line in lines]
+    rows = tables.sequence_rows(lines)
     says = "Probability of the true answers of every task so far, of the retain set, and model utility, after each task."
     return [Plot(f"{name}-tasks", says, plots.tasks(*tables.sequence_curves(lines))), Table(rows)]
 
@@ -400,7 +398,7 @@ def _attacks(state: State, after: Mapping[str, Any]) -> list[Block]:
         says = "Probability of the forget set's true answers while the model is fine-tuned on a part of them again."
         blocks.append(Plot(f"{state.label}-relearn", says, plots.relearning(state.before, found["relearn"])))
     says = "Probability and ROUGE-L recall of the forget set before and after unlearning and under every attack."
-    return [*blocks, Plot(f"{state.label}-attacks", says, plots.attacks(state.before, after))]
+    return [*blocks, Plot(f"{state.label}-attacks", says, plots.attacks(tables.attacked_states(state.before, after)))]
 
 
 def _examples(state: State, count: int) -> list[Block]:

@@ -1,5 +1,6 @@
 """Evaluations of a model that never saw the forget set, in the three forms in which they are published."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,12 +57,10 @@ def read_retain_logs(path: str) -> RetainLogs:
             ) from None
     if isinstance(log, dict):  # OpenUnlearning; the spelling of the key differs between its versions
         by_name = {name.lower(): value for name, value in log.items()}
-        try:
+        with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):
             ratios = [row["score"] for row in by_name["forget_truth_ratio"]["value_by_index"].values()]
             auc = by_name.get("mia_min_k") or {}
             return _with_ratios(RetainLogs(path, ratios, auc.get("agg_value", auc.get("auc"))))
-        except (KeyError, TypeError, AttributeError, ValueError):
-            ratios = []
     raise InputError(
         f"--retain-logs {path}: no truth ratios of a forget set; give a folder that eval_tofu.py wrote, TOFU's "
         "eval_log_aggregated.json or OpenUnlearning's TOFU_EVAL.json"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dualoptim import plots
 from dualoptim.checkpoint import read_json_lines, write_text
 
 _SET_TITLES = {
@@ -149,11 +150,8 @@ def write_sequence(folder: Path, results: Sequence[Any]) -> None:
     writer.writeheader()
     writer.writerows(lines)
     write_text(folder / "tasks.csv", text.getvalue())
-    shown = [name for name in lines[0] if not name.endswith("rouge_l_recall")]
-    table = [tuple(name.replace("_", " ") for name in shown)]
-    table += [tuple(number(line[name]) for name in shown) for line in lines]
-    write_text(folder / "tasks.md", markdown_table(table) + "\n")
-    plot_lines(folder / "tasks.png", *sequence_curves(lines), "probability of the true answer")
+    write_text(folder / "tasks.md", markdown_table(sequence_rows(lines)) + "\n")
+    (folder / "tasks.png").write_bytes(plots.render(plots.tasks(*sequence_curves(lines))).png)
 
 
 def sequence(results: Sequence[Any]) -> list[dict[str, Any]]:
@@ -182,6 +180,13 @@ def sequence(results: Sequence[Any]) -> list[dict[str, Any]]:
     return lines
 
 
+def sequence_rows(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The lines of `sequence` as a table, without ROUGE-L."""
+    shown = [name for name in lines[0] if not name.endswith("rouge_l_recall")]
+    rows = [tuple(name.replace("_", " ") for name in shown)]
+    return rows + [tuple(number(line[name]) for name in shown) for line in lines]
+
+
 def sequence_curves(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, list[float | None]]]:
     """What a plot of `sequence` shows: the names of the states, and a curve per task, of the retain set and of the utility."""
     tasks = [line["after_task"] for line in lines[1:]]
@@ -191,23 +196,6 @@ def sequence_curves(lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict
         "utility": [line["model_utility"] for line in lines],
     }
     return ["before", *(f"after {task}" for task in tasks)], curves
-
-
-def plot_lines(path: Path, ticks: Sequence[str], curves: Mapping[str, Sequence[float | None]], title: str) -> None:
-    """A PNG with one line per curve over named places; what is None is left out."""
-    from matplotlib.figure import Figure  # half a second, and only for plots
-
-    figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    for name, values in curves.items():
-        dashed = "--" if not name.startswith("task") else "-"
-        axes.plot([float("nan") if v is None else v for v in values], dashed, marker="o", markersize=3, label=name)
-    axes.set_xticks(range(len(ticks)), ticks)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path)
 
 
 def side_by_side(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:

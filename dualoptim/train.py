@@ -109,9 +109,8 @@ def run(args: UnlearnArgs) -> RunResult:
         rows = [row for task in args.task_list for row in source.task_rows(args.split, task)] + source.retain_rows(
             args.split, ()
         )
-    policy.formatter.check(rows)
-    if args.eval:
-        policy.formatter.check(source.evaluation_sets(args.split, args.task_list[0])[0].get(HOLDOUT, ()))
+    unseen = source.evaluation_sets(args.split, args.task_list[0])[0].get(HOLDOUT, []) if args.eval else []
+    policy.formatter.check([*rows, *unseen])
     args = dataclasses.replace(args, output_dir=str(output), learning_rates=args.rates)
     _check_objectives(args, rows, source, policy, accelerator)
     if args.model == DEMO and args.resume and (output / "demo_model").is_dir():
