@@ -8,13 +8,13 @@ range of rows of the configuration `full`.
 """
 
 import csv
+import itertools
 import json
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -640,47 +640,53 @@ class Formatter:
 def pack(examples: Sequence[Example], share: bool = False) -> Batch:
     """Examples end to end in one row, positions restarting at each: no padding and no attention mask.
 
-    With `share`, examples that follow one another and agree up to their first scored token have the tokens before it once, and
-    a mask hides the rest of one from the other: the same numbers from fewer tokens.
+    With `share`, an example that has its question in common with the one before it brings only the tokens in which they
+    differ, and a mask hides the rest of one from the other: the same numbers from fewer tokens. In the order of their tokens
+    answers to a question share the most.
     """
-    # the first token that each example brings itself
-    first = [0] * len(examples)
-    for index, (before, example) in enumerate(pairwise(examples), start=1):
-        if share and before.start == example.start and before.ids[: before.start] == example.ids[: example.start]:
-            first[index] = example.start
-    positions = [np.arange(start, len(example.ids)) for start, example in zip(first, examples, strict=True)]
-    lengths = [len(own) for own in positions]
-    offsets = np.cumsum([0, *lengths[:-1]])
-    spans = [
-        np.arange(offset + example.start - start, offset + len(own))
-        for offset, start, example, own in zip(offsets, first, examples, positions, strict=True)
-    ]
-    predicting = [span - 1 for span in spans]
-    for index, start in enumerate(first):
-        if start:  # the last shared token, where the example before finds it as well
-            predicting[index][0] = predicting[index - 1][0]
-    ids = np.concatenate([example.ids[start:] for example, start in zip(examples, first, strict=True)])
-    scored = np.concatenate(spans)
+    paths: list[np.ndarray] = []  # where in the row the tokens of each example lie
+    brought: list[int] = []  # how many of them lie there already
+    length = 0
+    for index, example in enumerate(examples):
+        before = _common(examples[index - 1], example) if share and index else 0
+        own = np.arange(length, length + len(example.ids) - before)
+        paths.append(np.concatenate([paths[-1][:before], own]) if before else own)
+        brought.append(before)
+        length += len(own)
+    parts = [example.ids[before:] for example, before in zip(examples, brought, strict=True)]
+    ids = np.array(list(itertools.chain.from_iterable(parts)))
     mask = None
-    if any(first):
-        together = np.repeat(np.cumsum([not start for start in first]), lengths)
-        answer = np.repeat(np.arange(len(examples)), lengths)
-        answer[np.concatenate([own < e.start for own, e in zip(positions, examples, strict=True)])] = -1
-        sees = (answer == -1) | (answer[:, None] == answer)
-        mask = torch.from_numpy(np.tril(sees & (together[:, None] == together)))[None, None]
+    if any(brought):
+        mask = np.zeros((length, length), dtype=bool)
+        for path, before in zip(paths, brought, strict=True):
+            mask[np.ix_(path[before:], path)] = np.tri(len(path), dtype=bool)[before:]
+    scored = np.concatenate([path[example.start :] for path, example in zip(paths, examples, strict=True)])
+    predicting = np.concatenate([path[example.start - 1 : -1] for path, example in zip(paths, examples, strict=True)])
+    keep, column = np.unique(predicting, return_inverse=True)
+    sequence = np.repeat(np.arange(len(examples)), [len(example.ids) - example.start for example in examples])
     return Batch(
         input_ids=torch.from_numpy(ids)[None],
-        position_ids=torch.from_numpy(np.concatenate(positions))[None],
-        attention_mask=mask,
-        keep=torch.from_numpy(np.concatenate(predicting)),
+        position_ids=torch.from_numpy(
+            np.concatenate([np.arange(before, len(path)) for path, before in zip(paths, brought, strict=True)])
+        )[None],
+        attention_mask=None if mask is None else torch.from_numpy(mask)[None, None],
+        keep=torch.from_numpy(keep),
         row=torch.zeros(len(scored), dtype=torch.long),
-        column=torch.arange(len(scored)),
+        column=torch.from_numpy(column),
         position=torch.from_numpy(scored),
         labels=torch.from_numpy(ids[scored]),
-        sequence=torch.from_numpy(np.repeat(np.arange(len(examples)), [len(span) for span in spans])),
+        sequence=torch.from_numpy(sequence),
         num_sequences=len(examples),
         num_tokens=sum(len(example.ids) for example in examples),
     )
+
+
+def _common(one: Example, other: Example) -> int:
+    """With how many of the same tokens two examples begin; 0 if they do not agree up to their first scored token."""
+    if one.start != other.start:
+        return 0
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one.ids, other.ids, strict=False)))
+    return same if same >= one.start else 0
 
 
 def pad(examples: Sequence[Example]) -> Batch:

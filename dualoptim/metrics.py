@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from statistics import fmean, harmonic_mean
+from typing import Any
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
-from scipy.stats import ks_2samp, rankdata
 
 RETAINED_SETS = ("retain", "real_authors", "world_facts")
 """The sets whose scores should survive; together they make the model utility."""
@@ -28,7 +27,9 @@ FORGET_METRICS = (*TOFU_METRICS, "cosine_similarity", "entailment_score")
 
 
 @cache
-def _rouge() -> RougeScorer:
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # brings nltk, scikit-learn and pandas: a second, and 100 MB
+
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 
@@ -119,6 +120,8 @@ def membership_auc(members: Sequence[float], others: Sequence[float]) -> float:
 
     The area under the ROC curve, from ranks (Mann and Whitney), ties counting half.
     """
+    from scipy.stats import rankdata
+
     ranks = rankdata([*members, *others])
     rank_sum = float(ranks[len(members) :].sum())
     return (rank_sum - len(others) * (len(others) + 1) / 2) / (len(members) * len(others))
@@ -168,4 +171,6 @@ def targeted_forget_efficacy(forget: Mapping[str, float]) -> float | None:
 
 def forget_quality(truth_ratios: Sequence[float], retain_truth_ratios: Sequence[float]) -> float:
     """TOFU's p-value that both models' truth ratios of the forget rows come from one distribution (two-sample KS test)."""
+    from scipy.stats import ks_2samp
+
     return float(ks_2samp(truth_ratios, retain_truth_ratios).pvalue)

@@ -381,4 +381,4 @@ def _logits(model: Any, batch: Batch) -> torch.Tensor:
         attention_mask=on_device.attention_mask,
         logits_to_keep=on_device.keep,
         use_cache=False,
-    ).logits[0]
+    ).logits[0, on_device.column]

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -48,6 +48,8 @@ ROW_METRICS = (
     "exact_memorization",
 )
 
+Values = TypeVar("Values", Tensor, list[bool])
+
 _SEED = 0  # of the refusal that each row is compared with, and of sampled answers: not the training's
 
 
@@ -56,11 +58,10 @@ class TextScore:
     """One text, teacher-forced: mean negative log-likelihood per token, which tokens are the model's first choice, and how
     unlikely its unlikeliest tokens are (`metrics.min_k`), where membership is attacked.
 
-    The loss is over `tokens`, the end token among them; the others leave that one out, as OpenUnlearning does.
+    The end token is among them, but for `min_k`.
     """
 
     loss: float
-    tokens: int
     correct: list[bool]
     min_k: float | None = None
     min_k_plus_plus: float | None = None
@@ -76,11 +77,15 @@ class Reference:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens that the model goes on from, the text that it should give, and how many tokens that has."""
+    """Tokens that the model goes on from, the text that it should give, and that text's tokens, the end among them.
+
+    The first `agreed` of these are what it will answer: the teacher-forced pass has found each to be its first choice.
+    """
 
     ids: list[int]
     wanted: str
-    length: int
+    answer: list[int]
+    agreed: int = 0
 
 
 @dataclass
@@ -162,7 +167,7 @@ class ScoringPass:
         if self._attacks_membership(name):
             self._add_membership(name, indices, rows, examples, records)
         if name != HOLDOUT:
-            prompts = [self.prompt(row) for row in rows]
+            prompts = [self.prompt(row, scores[0].correct) for row, scores in zip(rows, scored, strict=True)]
             generated = self._generate(f"answer {name}", prompts)
             self._add_generated(name, indices, rows, [prompt.wanted for prompt in prompts], generated, records)
         return records
@@ -170,14 +175,16 @@ class ScoringPass:
     def _attacks_membership(self, name: str) -> bool:
         return self.private and name in PRIVACY_SETS
 
-    def prompt(self, row: Row) -> Prompt:
-        """What the model is given to go on from, and the text that it should give."""
+    def prompt(self, row: Row, correct: Sequence[bool] = ()) -> Prompt:
+        """What the model is given to go on from, and what it should give; `correct` is what the pass says of the row's text."""
         example = self.policy.formatter.example(row.question, row.answer)
-        if row.question is not None:
-            return Prompt(example.ids[: example.start], row.answer, len(example.ids) - example.start)
-        half = max(1, len(example.ids) // 2)  # a passage is continued from its middle
-        rest = example.ids[half:]
-        return Prompt(example.ids[:half], self.policy.tokenizer.decode(rest, skip_special_tokens=True).strip(), len(rest))
+        start, wanted = example.start, row.answer
+        if row.question is None:  # a passage is continued from its middle
+            start = max(1, len(example.ids) // 2)
+            wanted = self.policy.tokenizer.decode(example.ids[start:], skip_special_tokens=True).strip()
+        flags = correct[start - example.start :]
+        agreed = next((n for n, right in enumerate(flags) if not right), len(flags))
+        return Prompt(example.ids[:start], wanted, example.ids[start:], agreed)
 
     def _add_membership(
         self,
@@ -258,16 +265,16 @@ class ScoringPass:
         scores: list[dict[int, TextScore]] = [{} for _ in rows]
         with self._progress(label, sum(map(len, rows))) as bar:
             for places in _in_batches([[len(text.ids) for text in row] for row in rows], self.args.eval_batch_size):
-                batch = policy.batch([rows[row][k] for row, texts in places for k in texts], device)
-                result = score(policy.model, batch)
+                # in the order of their tokens the texts of a row share the most
+                flat = [(row, k) for row, texts in places for k in sorted(texts, key=lambda k: rows[row][k].ids)]
+                result = score(policy.model, policy.batch([rows[row][k] for row, k in flat], device))
                 lengths = [int(length) for length in result.lengths()]
                 losses = (-result.per_sequence(result.log_prob) / result.lengths()).tolist()
-                correct = [_without_end(flags).tolist() for flags in result.correct.split(lengths)]
-                flat = [(row, k) for row, texts in places for k in texts]
+                correct = [flags.tolist() for flags in result.correct.split(lengths)]
                 attacked = [n for n, (_, k) in enumerate(flat) if membership and k == 0]
                 min_k = dict(zip(attacked, _min_k(result, attacked, lengths), strict=True))
                 for n, (row, k) in enumerate(flat):
-                    scores[row][k] = TextScore(losses[n], lengths[n], correct[n], *min_k.get(n, ()))
+                    scores[row][k] = TextScore(losses[n], correct[n], *min_k.get(n, ()))
                 bar.update(len(flat))
         return [[found[k] for k in range(len(found))] for found in scores]
 
@@ -293,40 +300,45 @@ class ScoringPass:
     ) -> list[str]:
         """Greedy answers to prompts, in their order; `processor(batch, length of the prompts)` changes the logits first.
 
-        A batch goes on until its longest answer ends, and a model that knows its rows answers as long as they are.
+        What is agreed upon is not generated again. A batch goes on until its longest answer ends, so those are together that
+        should still be equally long.
         """
         tokenizer, device = self.policy.tokenizer, self.accelerator.device
         model = self.accelerator.unwrap_model(self.policy.model)
-        settings = GenerationConfig(
-            max_new_tokens=self.args.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            eos_token_id=self._ends(),
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        answers = [""] * len(prompts)
+        ends, limit = self._ends(), self.args.max_new_tokens
+        answers = [_until(prompt.answer[: prompt.agreed], ends, limit) for prompt in prompts]
+        open_ = [n for n, answer in enumerate(answers) if len(answer) < limit and not (answer and answer[-1] in ends)]
         with self._progress(label, len(prompts)) as bar:
-            for batch in in_length_order([prompt.length for prompt in prompts], self.args.eval_batch_size):
-                longest = max(len(prompts[index].ids) for index in batch)
+            bar.update(len(prompts) - len(open_))
+            missing = [len(prompts[n].answer) - len(answers[n]) for n in open_]
+            for places in in_length_order(missing, self.args.eval_batch_size):
+                batch = [open_[place] for place in places]
+                known = [prompts[n].ids + answers[n] for n in batch]
+                longest = max(map(len, known))
                 ids = torch.full((len(batch), longest), tokenizer.pad_token_id)
                 mask = torch.zeros_like(ids)
-                for row, index in enumerate(batch):
-                    own = prompts[index].ids
+                for row, own in enumerate(known):
                     ids[row, longest - len(own) :] = torch.tensor(own)
                     mask[row, longest - len(own) :] = 1
+                settings = GenerationConfig(
+                    max_new_tokens=limit - min(len(answers[n]) for n in batch),
+                    do_sample=False,
+                    num_beams=1,
+                    repetition_penalty=1.0,
+                    no_repeat_ngram_size=0,
+                    eos_token_id=ends,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
                 output = model.generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
                     generation_config=settings,
                     logits_processor=LogitsProcessorList([processor(batch, longest)] if processor else []),
                 )
-                texts = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-                for index, text in zip(batch, texts, strict=True):
-                    answers[index] = text.strip()
+                for n, new in zip(batch, output[:, longest:].tolist(), strict=True):
+                    answers[n] = _until(answers[n] + new, ends, limit)
                 bar.update(len(batch))
-        return answers
+        return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def _ends(self) -> list[int]:
         """The end token that was learned, and those that the model's own configuration stops at (Phi-3, Gemma)."""
@@ -381,10 +393,10 @@ def _teacher_forced(row: Row, scores: Sequence[TextScore], options: bool) -> dic
         "question": row.question,
         "answer": row.answer,
         "probability": metrics.option_probability(answer.loss, wrong) if options and wrong else math.exp(-answer.loss),
-        "extraction_strength": metrics.extraction_strength(answer.correct),
-        "exact_memorization": metrics.exact_memorization(answer.correct),
+        "extraction_strength": metrics.extraction_strength(_without_end(answer.correct)),
+        "exact_memorization": metrics.exact_memorization(_without_end(answer.correct)),
         "loss": answer.loss,
-        "tokens": answer.tokens,
+        "tokens": len(answer.correct),
     }
     right = answer if options else paraphrased
     if right is not None and wrong:
@@ -393,6 +405,12 @@ def _teacher_forced(row: Row, scores: Sequence[TextScore], options: bool) -> dic
     if answer.min_k is not None:
         record["min_k"], record["min_k_plus_plus"] = answer.min_k, answer.min_k_plus_plus
     return record
+
+
+def _until(tokens: Sequence[int], ends: Sequence[int], limit: int) -> list[int]:
+    """The first tokens: up to the first of `ends`, and at most `limit`."""
+    end = next((n + 1 for n, token in enumerate(tokens) if token in ends), len(tokens))
+    return list(tokens[: min(end, limit)])
 
 
 def _min_k(result: TokenScores, sequences: Sequence[int], lengths: Sequence[int]) -> Iterator[tuple[float, float]]:
@@ -405,8 +423,8 @@ def _min_k(result: TokenScores, sequences: Sequence[int], lengths: Sequence[int]
         yield metrics.min_k(_without_end(plain).tolist()), metrics.min_k(_without_end(normed).tolist())
 
 
-def _without_end(values: Tensor) -> Tensor:
-    """Values of a text's tokens without the end token's, if there is another one."""
+def _without_end(values: Values) -> Values:
+    """Values of a text's tokens without the end token's, if there is another one, as OpenUnlearning has them."""
     return values[:-1] if len(values) > 1 else values
 
 

@@ -18,7 +18,7 @@ class Batch:
 
     Packed, the examples lie one after another in a single row (B = 1, L = all tokens) with positions that restart at each
     of them and no attention mask; padded, each has its own row. N tokens are scored, S sequences stand in the batch. Packed
-    examples may share the tokens of their question, and a mask [1, 1, L, L] says then what sees what.
+    examples may share the tokens that they begin with, and a mask [1, 1, L, L] says then what sees what.
     """
 
     input_ids: Tensor  # [B, L]
@@ -50,7 +50,8 @@ class TokenScores:
     sequence: Tensor  # [N]
     num_sequences: int
     labels: Tensor  # [N]
-    raw_logits: Tensor  # [N, V] in the model's precision
+    raw_logits: Tensor  # [K, V] in the model's precision, K = N unless texts share tokens
+    column: Tensor  # [N] row of `raw_logits` of each
     hidden: Tensor | None = None  # [N, H] a layer's output at the scored tokens themselves, if it was asked for
     reference: "Reference | None" = None  # what the frozen model says about the same tokens, if the objective needs it
 
@@ -62,7 +63,7 @@ class TokenScores:
     @property
     def logits(self) -> Tensor:
         """[N, V] in float32 at least, for the few objectives that compare whole distributions."""
-        return _widened(self.raw_logits)
+        return _widened(self.raw_logits if len(self.raw_logits) == len(self.column) else self.raw_logits[self.column])
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """Sums of `values` [N] over the tokens of each sequence: [S]."""
@@ -83,38 +84,43 @@ class Reference:
 
 
 class _Statistics(torch.autograd.Function):
-    """log p(label), logsumexp, mean and whether the label is the largest, of logits [N, V] in any precision: four times [N].
+    """log p(label), logsumexp, mean and whether the label is the largest, of logits [K, V] in any precision: four times [N].
 
-    With p = softmax(z) the gradient is (g_logsumexp - g_log_prob) p + g_mean / V, plus g_log_prob at the label. Written out, it
-    takes one new tensor [N, V] where autograd's own takes five, and a few rows at a time stay in the processor's cache.
+    `column` [N] says in which row each label is predicted. With p = softmax(z) the gradient is (g_logsumexp - g_log_prob) p +
+    g_mean / V, plus g_log_prob at the label. Written out, it takes one new tensor [K, V] where autograd's own takes five, and a
+    few rows at a time stay in the processor's cache.
     """
 
     rows = 32
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, column: Tensor) -> tuple[Tensor, ...]:
         parts = []
-        for z, label in zip(logits.split(_Statistics.rows), labels.split(_Statistics.rows), strict=True):
+        for z in logits.split(_Statistics.rows):
             z = _widened(z)
-            logsumexp = z.logsumexp(-1)
-            log_prob = z.gather(-1, label[:, None])[:, 0] - logsumexp
-            parts.append((log_prob, logsumexp, z.mean(-1), z.argmax(-1) == label))
-        log_prob, logsumexp, mean, correct = (torch.cat(values) for values in zip(*parts, strict=True))
-        ctx.save_for_backward(logits, labels, logsumexp)
+            parts.append((z.logsumexp(-1), z.mean(-1), z.argmax(-1)))
+        logsumexp, mean, first_choice = (torch.cat(values) for values in zip(*parts, strict=True))
+        ctx.save_for_backward(logits, labels, column, logsumexp)
+        log_prob, correct = _widened(logits[column, labels]) - logsumexp[column], first_choice[column] == labels
         ctx.mark_non_differentiable(correct)
-        return log_prob, logsumexp, mean, correct
+        return log_prob, logsumexp[column], mean[column], correct
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, labels, logsumexp = ctx.saved_tensors
-        for_label, for_logsumexp, for_mean, _ = (gradient[:, None] for gradient in gradients)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        logits, labels, column, logsumexp = ctx.saved_tensors
+        for_label, for_logsumexp, for_mean, _ = gradients
+        to_p, to_all = (
+            torch.zeros_like(logsumexp).index_add_(0, column, values)
+            for values in (for_logsumexp - for_label, for_mean / logits.shape[-1])
+        )
         result = torch.empty_like(logits)
         for start in range(0, len(logits), _Statistics.rows):
             part = slice(start, start + _Statistics.rows)
             z = _widened(logits[part]) - logsumexp[part, None]
-            z.exp_().mul_(for_logsumexp[part] - for_label[part]).add_(for_mean[part] / z.shape[-1])
-            result[part] = z.scatter_add_(-1, labels[part, None], for_label[part])
-        return result, None
+            z.exp_().mul_(to_p[part, None]).add_(to_all[part, None])
+            here = (column >= start) & (column < start + _Statistics.rows)
+            result[part] = z.index_put_((column[here] - start, labels[here]), for_label[here], accumulate=True)
+        return result, None, None
 
 
 def _widened(values: Tensor) -> Tensor:
@@ -124,8 +130,10 @@ def _widened(values: Tensor) -> Tensor:
 
 def score_logits(logits: Tensor, batch: Batch) -> TokenScores:
     """Token scores from logits [B, K, V]."""
-    selected = logits[0] if logits.shape[0] == 1 else logits[batch.row, batch.column]  # [N, V]
-    log_prob, logsumexp, mean_logit, correct = _Statistics.apply(selected, batch.labels)
+    rows, column = logits[0], batch.column
+    if logits.shape[0] > 1:
+        rows, column = logits[batch.row, batch.column], torch.arange(len(batch.labels), device=logits.device)
+    log_prob, logsumexp, mean_logit, correct = _Statistics.apply(rows, batch.labels, column)
     return TokenScores(
         log_prob=log_prob,
         logsumexp=logsumexp,
@@ -134,7 +142,8 @@ def score_logits(logits: Tensor, batch: Batch) -> TokenScores:
         sequence=batch.sequence,
         num_sequences=batch.num_sequences,
         labels=batch.labels,
-        raw_logits=selected,
+        raw_logits=rows,
+        column=column,
     )
 
 
@@ -145,10 +154,10 @@ def standardized(scores: TokenScores, which: Tensor) -> Tensor:
     variance no smaller than 1e-6 as OpenUnlearning has it.
     """
     parts = []
-    for logits, logsumexp, log_prob in zip(
-        *(values[which].split(256) for values in (scores.logits, scores.logsumexp, scores.log_prob)), strict=True
+    for column, logsumexp, log_prob in zip(
+        *(values[which].split(256) for values in (scores.column, scores.logsumexp, scores.log_prob)), strict=True
     ):
-        log_p = logits - logsumexp[:, None]
+        log_p = _widened(scores.raw_logits[column]) - logsumexp[:, None]
         p = log_p.exp()
         mean = (p * log_p).sum(-1)
         variance = (p * (log_p - mean[:, None]).square()).sum(-1)  # a difference of squares would lose digits

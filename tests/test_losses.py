@@ -168,7 +168,9 @@ def scores_of(logits, labels, sequence=None):
     log_prob = logits.gather(-1, torch.tensor(labels)[:, None])[:, 0] - logsumexp
     correct = logits.argmax(-1) == torch.tensor(labels)
     count = int(sequence.max()) + 1
-    return TokenScores(log_prob, logsumexp, logits.mean(-1), correct, sequence, count, torch.tensor(labels), logits)
+    return TokenScores(
+        log_prob, logsumexp, logits.mean(-1), correct, sequence, count, torch.tensor(labels), logits, torch.arange(len(labels))
+    )
 
 
 def test_maximum_entropy_is_the_divergence_from_uniform():

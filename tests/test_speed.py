@@ -15,7 +15,8 @@ from dualoptim.scores import score
 PAIRS = ("ME+GD", "IDK+AP", "NPO+KL", "DPO+GD", "UNDIAL+KLQ", "CE-U+GD", "PDU+GD")
 
 
-def plain_statistics(logits, labels):
+def plain_statistics(logits, labels, column):
+    logits = logits[column]
     logsumexp = logits.logsumexp(-1)
     log_prob = logits.gather(-1, labels[:, None])[:, 0] - logsumexp
     return log_prob, logsumexp, logits.mean(-1), logits.argmax(-1) == labels
@@ -62,11 +63,11 @@ def test_the_losses_are_the_same_without(name, fast, taught, tmp_path, monkeypat
             assert (record["count"], record["tokens"]) == (expected["count"], expected["tokens"]), place
 
 
-def answers(shared, lengths, seed=0):
-    """Texts with `shared` tokens in common, and answers of these lengths."""
+def answers(shared, lengths, seed=0, alike=0):
+    """Texts with `shared` tokens in common, and answers of these lengths, whose first `alike` tokens agree as well."""
     generator = torch.Generator().manual_seed(seed)
-    question = torch.randint(97, (shared,), generator=generator).tolist()
-    return [Example(question + torch.randint(97, (n,), generator=generator).tolist(), shared) for n in lengths]
+    question = torch.randint(97, (shared + alike,), generator=generator).tolist()
+    return [Example([*question, n, *torch.randint(97, (n - 1,), generator=generator).tolist()], shared) for n in lengths]
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -76,7 +77,8 @@ def test_shared_questions_change_no_score_and_no_gradient(name, attention):
     model = MODELS[name]()
     model.set_attn_implementation(attention)
     assert takes_packed_rows(model, share=True)
-    texts = [*answers(5, (3, 1, 4)), *examples(2), *answers(4, (2, 6), seed=1)]
+    alike = sorted(answers(6, (2, 3, 5), seed=2, alike=4) + answers(6, (4,), seed=2), key=lambda text: text.ids)
+    texts = [*answers(5, (3, 1, 4)), *examples(2), *answers(4, (2, 6), seed=1), *alike, alike[-1]]
     found = []
     for share in (False, True):
         model.zero_grad()
@@ -86,7 +88,9 @@ def test_shared_questions_change_no_score_and_no_gradient(name, attention):
         gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
         found.append((batch, result.log_prob.detach(), result.hidden.detach(), gradient))
     (long, *expected), (short, *values) = found
-    assert long.input_ids.shape[1] - short.input_ids.shape[1] == 5 + 5 + 4
+    same = len({tuple(text.ids[:n]) for text in alike for n in range(1, len(text.ids) + 1)})  # the nodes of their tree
+    assert long.input_ids.shape[1] - short.input_ids.shape[1] == 5 + 5 + 4 + sum(len(t.ids) for t in [*alike, alike[-1]]) - same
+    assert len(short.keep) < len(short.labels) == len(long.keep)
     assert long.num_tokens == short.num_tokens
     assert torch.equal(long.labels, short.labels)
     assert torch.equal(short.input_ids[0, short.position], short.labels)
@@ -99,6 +103,8 @@ def test_texts_that_share_nothing_have_no_mask():
     first, second = answers(4, (2, 2))
     other_start = Example(second.ids, 3)
     assert pack([first, other_start], share=True).attention_mask is None
+    other_question = Example([*first.ids[:3], first.ids[3] + 1, *first.ids[4:]], 4)
+    assert pack([first, other_question], share=True).attention_mask is None
     assert pack([first, second]).attention_mask is None
 
 
@@ -136,15 +142,16 @@ def test_diagonal_blocks_hold_all_that_a_mask_allows():
 def test_the_gradient_of_the_statistics_is_autograds(dtype):
     torch.manual_seed(0)
     logits = torch.randn(70, 33, dtype=dtype)  # more rows than are taken at once
-    labels = torch.randint(33, (70,))
-    factors = torch.randn(3, 70)
+    column = torch.cat([torch.arange(70), torch.tensor([3, 68, 3])]).flip(0)  # some rows predict several labels
+    labels = torch.randint(33, (73,))
+    factors = torch.randn(3, 73)
     gradients = []
     for statistics in (
         scores._Statistics.apply,
-        lambda z, label: plain_statistics(z.float() if dtype == torch.bfloat16 else z, label),
+        lambda z, *places: plain_statistics(z.float() if dtype == torch.bfloat16 else z, *places),
     ):
         z = logits.clone().requires_grad_()
-        found = statistics(z, labels)
+        found = statistics(z, labels, column)
         sum((factor * value).sum() for factor, value in zip(factors, found, strict=False)).backward()
         gradients.append((z.grad, *(value.detach() for value in found)))
     for one, other in zip(*gradients, strict=True):

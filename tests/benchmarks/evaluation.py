@@ -18,7 +18,7 @@ from dualoptim import EvalArgs, FinetuneArgs
 from dualoptim.data import HOLDOUT, Example, Row, Source
 from dualoptim.finetune import fit
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
-from dualoptim.passes import PRIVACY_SETS, ScoringPass
+from dualoptim.passes import PRIVACY_SETS, Prompt, ScoringPass
 
 ROWS, QUESTIONS = 16, 48  # of each set: what is scored, and of two sets what is answered
 
@@ -85,12 +85,19 @@ def pass_per_metric(policy: Policy, sets: dict[str, list[Row]], size: int) -> in
 
 
 def generate_in_row_order(scoring: ScoringPass, rows: Sequence[Row]) -> list[str]:
-    """The model's `generate` over the rows as they come."""
+    """The model's `generate` over the rows as they come, from nothing but the questions."""
     size, texts = scoring.args.eval_batch_size, []
     for start in range(0, len(rows), size):
         prompts = [scoring.prompt(row) for row in rows[start : start + size]]
         texts += scoring._generate("", prompts)
     return texts
+
+
+def known_prompts(scoring: ScoringPass, rows: Sequence[Row]) -> list[Prompt]:
+    """Questions, with what the teacher-forced pass has found of the answers to them."""
+    examples = [[scoring.policy.formatter.example(row.question, row.answer)] for row in rows]
+    scores = scoring._score("", examples)
+    return [scoring.prompt(row, own[0].correct) for row, own in zip(rows, scores, strict=True)]
 
 
 def callables_in_turns(title: str, variants: dict[str, Callable[[], object]], rounds: int) -> None:
@@ -145,10 +152,15 @@ def evaluation(args: dict[str, Any], rounds: int) -> None:
         "ours": ours,
     }
     callables_in_turns(title, variants, rounds)
+    prompts = known_prompts(scoring, asked)
+    agreed = sum(prompt.agreed for prompt in prompts) / sum(len(prompt.answer) for prompt in prompts)
     variants = {
         "generate in the order of the rows": lambda: generate_in_row_order(scoring, asked),
-        "ours": lambda: scoring._generate("", [scoring.prompt(row) for row in asked]),
+        "ours": lambda: scoring._generate("", prompts),
     }
-    callables_in_turns(f"generated answers to {len(asked)} questions", variants, rounds)
+    title = (
+        f"generated answers to {len(asked)} questions, {agreed:.0%} of whose tokens the teacher-forced pass has found already"
+    )
+    callables_in_turns(title, variants, rounds)
     one, other = (variant() for variant in variants.values())
     print(f"  the same answers: {sum(a == b for a, b in zip(one, other, strict=True))} of {len(asked)}", flush=True)
