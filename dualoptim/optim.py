@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from dualoptim.shared_state import BLOCK, SignSGD
+from dualoptim.shared_state import BLOCK, PIECE, SignSGD
 
 Groups = list[dict[str, Any]]
 MakeOptimizer = Callable[[Groups], Optimizer]
@@ -30,7 +30,6 @@ PHASES = ("forget", "retain")
 _NOT_FROM_ZERO = ("ASGD", "NAdam", "Rprop")  # a step at rate zero does not leave these as they start
 _OWN_KEYS = ("params", "group_id", "phase")
 _SMALLEST_QUANTIZED = 4096  # elements; smaller tensors save nothing
-_PIECE = 1024 * BLOCK  # elements that a CPU has dequantized at once
 
 
 class DualOptimizer(Optimizer):
@@ -296,16 +295,16 @@ def _adamw_8bit() -> Any:
         def update_step(self, group: dict[str, Any], p: Any, gindex: int, pindex: int) -> None:
             """Update `p`; on a CPU piece by piece, where a whole one is dequantized: five times its size, out of the caches."""
             state = self.state[p]
-            whole = p.numel() <= _PIECE or not p.is_contiguous()
+            whole = p.numel() <= PIECE or not p.is_contiguous()
             if whole or p.device.type != "cpu" or state["state1"].dtype != torch.uint8:
                 super().update_step(group, p, gindex, pindex)
                 return
             weights, gradient = p.data.view(-1), p.grad.reshape(-1)
-            for start in range(0, p.numel(), _PIECE):
-                piece = weights[start : start + _PIECE]
-                piece.grad = gradient[start : start + _PIECE]
-                own = {name: state[name].view(-1)[start : start + _PIECE] for name in ("state1", "state2")}
-                blocks = slice(start // BLOCK, (start + _PIECE) // BLOCK)
+            for start in range(0, p.numel(), PIECE):
+                piece = weights[start : start + PIECE]
+                piece.grad = gradient[start : start + PIECE]
+                own = {name: state[name].view(-1)[start : start + PIECE] for name in ("state1", "state2")}
+                blocks = slice(start // BLOCK, (start + PIECE) // BLOCK)
                 self.state[piece] = {**state, **own, **{name: state[name][blocks] for name in ("absmax1", "absmax2")}}
                 super().update_step(group, piece, gindex, pindex)
                 counter = self.state.pop(piece)["step"]

@@ -5,7 +5,7 @@ Both are written out here, because two independent optimizers cannot express a s
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 BLOCK = 256  # values that share one scale
+PIECE = 1024 * BLOCK  # values that a CPU updates at once, so that what lies between stays in its caches
 
 
 class SharedStateOptimizer(Optimizer):
@@ -54,13 +55,15 @@ class SharedStateOptimizer(Optimizer):
                 if parameter.grad is None:
                     continue
                 self._create(parameter, group)
-                update = self._update(parameter.grad, self.state[parameter], group)
-                if group.get("max_update"):
-                    update.clamp_(-group["max_update"], group["max_update"])
-                largest = update.abs().max() if update.numel() else torch.zeros(())
-                largest = largest.full_tensor() if hasattr(largest, "full_tensor") else largest
-                self.largest_update = torch.maximum(self.largest_update.to(largest), largest)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+                self._count(self.state[parameter], group)
+                for weights, gradient, state in _pieces(parameter, self.state[parameter]):
+                    update = self._update(gradient, state, group)
+                    if group.get("max_update"):
+                        update.clamp_(-group["max_update"], group["max_update"])
+                    largest = update.abs().max() if update.numel() else torch.zeros(())
+                    largest = largest.full_tensor() if hasattr(largest, "full_tensor") else largest
+                    self.largest_update = torch.maximum(self.largest_update.to(largest), largest)
+                    weights.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -79,9 +82,30 @@ class SharedStateOptimizer(Optimizer):
         """The zero state of a parameter that has none."""
         raise NotImplementedError
 
-    def _update(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """Take the gradient into the state, and return by how many rates each weight goes down."""
+    def _count(self, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """Advance the counters of the state that this step changes."""
         raise NotImplementedError
+
+    def _update(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """Take the gradient into the state, in place, and return by how many rates each weight goes down."""
+        raise NotImplementedError
+
+
+def _pieces(parameter: Tensor, state: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+    """Views of a parameter, its gradient and its state: of all at once, or on a CPU of `PIECE` values after another."""
+    gradient = parameter.grad
+    assert gradient is not None
+    divided = hasattr(parameter, "to_local")  # FSDP's tensors cannot be cut
+    if parameter.device.type != "cpu" or divided or parameter.numel() <= PIECE or not parameter.is_contiguous():
+        yield parameter, gradient, state
+        return
+    for start in range(0, parameter.numel(), PIECE):
+        values, blocks = slice(start, start + PIECE), slice(start // BLOCK, (start + PIECE) // BLOCK)
+        own = {
+            key: value if key.endswith("step") else value[blocks] if key.endswith("_scale") else value.view(-1)[values]
+            for key, value in state.items()
+        }
+        yield parameter.view(-1)[values], gradient.reshape(-1)[values], own
 
 
 def plus_update(
@@ -151,10 +175,12 @@ class DualAdamWPlus(SharedStateOptimizer):
                 zero = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 _write(state, f"{bank}/{moment}", zero, in_bytes and group.get("bits") == 8)
 
+    def _count(self, state: dict[str, Any], group: dict[str, Any]) -> None:
+        for bank in (group["phase"], "base"):
+            state[f"{bank}/step"] += 1
+
     def _update(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         banks = (group["phase"], "base")
-        for bank in banks:
-            state[f"{bank}/step"] += 1
         delta, base = (
             (_read(state, f"{bank}/exp_avg", gradient), _read(state, f"{bank}/exp_avg_sq", gradient)) for bank in banks
         )
@@ -195,14 +221,20 @@ class PartlyDecoupledAdamW(SharedStateOptimizer):
                 state[f"{bank}/{name}"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 state[f"{bank}/{name}_step"] = torch.zeros(())
 
+    def _keys(self, group: dict[str, Any]) -> list[str]:
+        """The first and the second moment that the phase updates."""
+        return [
+            f"{group['phase'] if group['decouple'] == letter else 'shared'}/{name}"
+            for name, letter in (("exp_avg", "m"), ("exp_avg_sq", "v"))
+        ]
+
+    def _count(self, state: dict[str, Any], group: dict[str, Any]) -> None:
+        for key in self._keys(group):
+            state[f"{key}_step"] += 1
+
     def _update(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         corrected = []
-        for name, letter, beta, value in (
-            ("exp_avg", "m", group["betas"][0], gradient),
-            ("exp_avg_sq", "v", group["betas"][1], gradient * gradient),
-        ):
-            key = f"{group['phase'] if group['decouple'] == letter else 'shared'}/{name}"
-            state[f"{key}_step"] += 1
+        for key, beta, value in zip(self._keys(group), group["betas"], (gradient, gradient * gradient), strict=True):
             state[key].lerp_(value, 1 - beta)
             corrected.append(state[key] / (1 - beta ** int(state[f"{key}_step"])))
         return corrected[0].div_(corrected[1].sqrt_().add_(group["eps"]))
@@ -243,8 +275,12 @@ def _write(state: dict[str, Any], key: str, value: Tensor, in_bytes: bool) -> No
         return
     from bitsandbytes.functional import quantize_blockwise
 
-    state[key], scale = quantize_blockwise(value.contiguous(), code=_code(value.device), blocksize=BLOCK)
-    state[f"{key}_scale"] = scale.absmax
+    in_bytes_now, scale = quantize_blockwise(value.contiguous(), code=_code(value.device), blocksize=BLOCK)
+    if key in state:
+        state[key].copy_(in_bytes_now)
+        state[f"{key}_scale"].copy_(scale.absmax)
+    else:
+        state[key], state[f"{key}_scale"] = in_bytes_now, scale.absmax
 
 
 def _read(state: dict[str, Any], key: str, like: Tensor) -> Tensor:

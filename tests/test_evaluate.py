@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs, InputError, demo, passes
-from dualoptim.data import Source
+from dualoptim.data import Row, Source
 from dualoptim.evaluate import evaluate
 from dualoptim.metrics import exact_memorization, extraction_strength, min_k, rouge_l_recall, zlib_score
+from dualoptim.modeling import load_policy, start_accelerator
 from dualoptim.passes import ScoringPass
 from dualoptim.report import ReportArgs, report
 
@@ -171,7 +172,7 @@ def test_rows_do_not_depend_on_their_order(evaluated, taught, tmp_path):
 
 
 def test_one_forward_serves_all_texts_of_a_row(taught, tmp_path, monkeypatch):
-    """No metric runs the model again: the tokens of each question once, those of its answers once."""
+    """No metric runs the model again: each question once, its answers as far as they differ."""
     seen = []
     forward = passes.score
 
@@ -185,16 +186,55 @@ def test_one_forward_serves_all_texts_of_a_row(taught, tmp_path, monkeypatch):
     rows = Source("demo").evaluation_sets("forget05", 1)[0]
     texts = [(row.question, row.texts()) for rows in rows.values() for row in rows[:4]]
 
-    def length(text):
-        return len(tokenizer(text)["input_ids"])
+    tokens = set()
+    for question, own in texts:
+        for answer in own:
+            ids = [*tokenizer(f"Question: {question}\nAnswer: {answer}")["input_ids"], tokenizer.eos_token_id]
+            tokens |= {(question, *ids[: n + 1]) for n in range(len(ids))}
+    assert sum(seen) == len(tokens)
 
-    prompts = [length(f"Question: {question}\nAnswer:") for question, _ in texts]
-    answers = [
-        length(f"Question: {question}\nAnswer: {answer}") + 1 - prompt
-        for prompt, (question, own) in zip(prompts, texts, strict=True)
-        for answer in own
-    ]
-    assert sum(seen) == sum(prompts) + sum(answers)
+
+def counted_generation(policy, monkeypatch):
+    """How many tokens each call of `generate` is asked to add to, and adds."""
+    calls, generate = [], policy.model.generate
+
+    def counted(input_ids, **options):
+        output = generate(input_ids=input_ids, **options)
+        calls.append((len(input_ids), output.shape[1] - input_ids.shape[1]))
+        return output
+
+    monkeypatch.setattr(policy.model, "generate", counted)
+    return calls
+
+
+@pytest.mark.parametrize("limit", [128, 6])
+def test_what_the_pass_has_found_is_not_generated_again(taught, tmp_path, monkeypatch, limit):
+    """Answers are those that the questions alone give, whether they agree with the truth wholly, at first or not at all."""
+    args = EvalArgs(model=str(taught), data="demo", max_new_tokens=limit, output_dir=str(tmp_path))
+    accelerator = start_accelerator(args)
+    policy = load_policy(args, accelerator)
+    policy.model.eval()
+    scoring = passes.ScoringPass(policy, accelerator, args)
+    rows = Source("demo").evaluation_sets("forget05", 1)[0]["forget"][:8]
+    changed = [dataclasses.replace(row, answer=" ".join([*row.answer.split()[:4], "what nobody says."])) for row in rows[:4]]
+    unknown = [Row("What is never asked?", "Nothing of the kind.")]
+    passages = [Row(None, row.answer) for row in rows[:2]]
+    mixed = [*rows, *changed, *unknown, *passages]
+    scores = scoring._score("", [[policy.formatter.example(row.question, row.answer)] for row in mixed])
+    prompts = [scoring.prompt(row, own[0].correct) for row, own in zip(mixed, scores, strict=True)]
+    calls = counted_generation(policy, monkeypatch)
+    expected = scoring._generate("", [scoring.prompt(row) for row in mixed])
+    plain = sum(batch * length for batch, length in calls)
+    calls.clear()
+    assert scoring._generate("", prompts) == expected
+    assert sum(batch * length for batch, length in calls) < plain / 2
+    agreed = [prompt.agreed for prompt in prompts]
+    assert agreed[:8] == [len(prompt.answer) for prompt in prompts[:8]]  # the end token too
+    assert all(0 < own < len(prompt.answer) for own, prompt in zip(agreed[8:12], prompts[8:12], strict=True))
+    assert agreed[12] < len(prompts[12].answer)
+    calls.clear()
+    assert scoring._generate("", prompts[:8]) == expected[:8]
+    assert calls == []
 
 
 def test_answers_stop_at_the_end_token_and_at_the_limit(taught, tmp_path, evaluated):

@@ -55,6 +55,37 @@ def test_bytes_per_parameter(kind, bytes_32, bytes_8, quantize_embeddings, share
     )
 
 
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("kind", ["dual-adamw", "dual-adamw-plus"])
+def test_a_step_in_pieces_is_the_step(kind, bits, monkeypatch):
+    """A CPU takes large tensors piece by piece, which need not fill the last one, nor its last block."""
+    found = []
+    for piece in (10**9, 1024):
+        for module in ("optim", "shared_state"):
+            monkeypatch.setattr(f"dualoptim.{module}.PIECE", piece)
+        generator = torch.Generator().manual_seed(0)
+        shapes = ((70, 99), (512,), (4, 1024), (3, 4099))
+        parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        groups = [{"params": parameters, "weight_decay": 0.01, "decayed": True, "bits": bits}]
+        optimizer = optimizer_of(UnlearnArgs(optim=kind, optim_bits=bits))(groups)
+        for phase in ("forget", "retain", "forget", "retain", "retain"):
+            set_phase(optimizer, phase, 1e-3)
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        state = [optimizer.state[parameter] for parameter in parameters]
+        assert set(optimizer.state) == set(parameters)
+        found.append((parameters, state, getattr(optimizer, "largest_update", None)))
+    (whole, expected, largest), (pieces, state, same) = found
+    assert largest == same
+    for one, other in zip(whole, pieces, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(expected, state, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other[key])), key
+
+
 def test_8_bit_resume_is_exact(tiny, tmp_path):
     for optim in ("dual-adamw", "dual-adamw-plus", "adamw"):
         place = tmp_path / optim

@@ -156,11 +156,12 @@ def evaluation(args: dict[str, Any], rounds: int) -> None:
     agreed = sum(prompt.agreed for prompt in prompts) / sum(len(prompt.answer) for prompt in prompts)
     variants = {
         "generate in the order of the rows": lambda: generate_in_row_order(scoring, asked),
-        "ours": lambda: scoring._generate("", prompts),
+        "longest true answers first": lambda: scoring._generate("", [scoring.prompt(row) for row in asked]),
+        "ours: from where the pass disagrees": lambda: scoring._generate("", prompts),
     }
     title = (
         f"generated answers to {len(asked)} questions, {agreed:.0%} of whose tokens the teacher-forced pass has found already"
     )
     callables_in_turns(title, variants, rounds)
-    one, other = (variant() for variant in variants.values())
+    one, _, other = (variant() for variant in variants.values())
     print(f"  the same answers: {sum(a == b for a, b in zip(one, other, strict=True))} of {len(asked)}", flush=True)
