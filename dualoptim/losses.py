@@ -10,13 +10,13 @@ To add an objective, write a function and give it one entry in `FORGET` or `RETA
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from dualoptim.scores import Batch, Reference, TokenScores
+from dualoptim.scores import Batch, Reference, TokenScores, cross_entropy, kl_divergence, widened
 
 Loss = Callable[[TokenScores, float, float], tuple[Tensor, int]]
 """Scores, the objective's `beta` and `gamma` (NaN where it has none) -> sum over its unit, and how many units that were."""
@@ -70,13 +70,14 @@ def cross_entropy_unlearning(scores: TokenScores, beta: float, gamma: float) -> 
     H(q, p) per token with q = sg(softmax(z with z_label = -inf)). The first scored token of a text is left out, as in
     published runs: it rarely says anything yet.
     """
-    z = scores.logits
     later = torch.ones_like(scores.sequence, dtype=torch.bool)
     later[0] = False
     later[1:] = scores.sequence[1:] == scores.sequence[:-1]
-    # the label's own probability taken out and the rest divided by what remains
-    without = z.detach().scatter(-1, scores.labels[:, None], -math.inf).softmax(-1)
-    per_token = scores.logsumexp - (without * z).sum(-1)
+
+    def without_label(part: slice) -> Tensor:
+        return widened(scores.logits[part].detach()).scatter(-1, scores.labels[part, None], -math.inf)
+
+    per_token = cross_entropy(scores, without_label)
     return per_token[later].sum(), len(per_token) - scores.num_sequences
 
 
@@ -85,7 +86,7 @@ def logit_margin(scores: TokenScores, beta: float, gamma: float) -> tuple[Tensor
 
     Here where the answer's tokens are predicted; the published code takes the positions of these tokens themselves.
     """
-    per_token = (scores.logits.max(-1).values - scores.mean_logit) ** 2
+    per_token = (widened(scores.logits.max(-1).values) - scores.mean_logit) ** 2
     return per_token.sum(), len(per_token)
 
 
@@ -123,9 +124,14 @@ def self_distillation(scores: TokenScores, beta: float, gamma: float) -> tuple[T
 
     H(softmax(z_ref - beta 1_label), p); beta = 0 distils the reference itself.
     """
-    lowered = _reference(scores, "logits").clone()
-    lowered[torch.arange(len(lowered)), scores.labels] -= beta
-    per_token = scores.logsumexp - (lowered.softmax(-1) * scores.logits).sum(-1)
+    reference = _reference(scores, "logits")
+
+    def lowered(part: slice) -> Tensor:
+        labels = scores.labels[part, None]
+        logits = reference(part)
+        return logits.scatter_add(-1, labels, torch.full_like(logits[:, :1], -beta))
+
+    per_token = cross_entropy(scores, lowered)
     return per_token.sum(), len(per_token)
 
 
@@ -160,9 +166,7 @@ def divergence(scores: TokenScores, beta: float, gamma: float) -> tuple[Tensor, 
     The published code also averages over the question and over padding: KLQ scores the question too, and equals it on a
     batch without padding.
     """
-    ref = _reference(scores, "logits")
-    gap = torch.linalg.vecdot(ref.softmax(-1), scores.logits - ref)
-    per_token = scores.logsumexp - ref.logsumexp(-1) - gap
+    per_token = kl_divergence(scores, _reference(scores, "logits"))
     return per_token.sum(), len(per_token)
 
 
@@ -173,7 +177,7 @@ def matching_embedding(scores: TokenScores, beta: float, gamma: float) -> tuple[
     return per_token.sum() + 0 * scores.logsumexp.sum(), len(per_token)
 
 
-def _reference(scores: TokenScores, field: Literal["log_prob", "logits", "hidden"]) -> Tensor:
+def _reference(scores: TokenScores, field: Literal["log_prob", "logits", "hidden"]) -> Any:
     """One field of the reference, which whoever uses this objective has to provide."""
     found = getattr(scores.reference or Reference(), field)
     assert found is not None, f"this objective needs {field} of the reference"

@@ -20,7 +20,7 @@ from dualoptim.optim import decay_groups
 from dualoptim.shared_state import BLOCK
 from dualoptim.tracking import say
 
-LOGIT_COPIES = 5  # with KL and UNDIAL: logits, the reference's, and their gradients; measured: others take half of it
+LOGIT_COPIES = 3  # the logits, their gradient, and a part of each that is worked on; measured
 GB = 1024**3
 
 

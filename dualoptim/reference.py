@@ -139,8 +139,12 @@ class Reader:
             return Reference(log_prob=values)
         if self._kind == "hidden":
             return Reference(hidden=values)
-        with torch.no_grad(), autocast(self._accelerator):
-            return Reference(logits=self._head(values.to(self._head.weight.dtype)).float())
+
+        def logits(part: slice) -> Tensor:
+            with torch.no_grad(), autocast(self._accelerator):
+                return self._head(values[part].to(self._head.weight.dtype)).float()
+
+        return Reference(logits=logits)
 
 
 def check_reference(policy: Policy, accelerator: Accelerator, objectives: Iterable[Objective], folder: Path) -> None:
@@ -161,7 +165,7 @@ def check_reference(policy: Policy, accelerator: Accelerator, objectives: Iterab
     batch = policy.batch([Example([1, 2, 3], 1)], accelerator.device)
     head = policy.model.get_output_embeddings()
     with torch.no_grad(), _evaluating(policy.model), autocast(accelerator):
-        logits = score(policy.model, batch).logits
+        logits = score(policy.model, batch).logits.float()
         rebuilt = head(_head_input(policy, batch)).float()
     if not torch.allclose(rebuilt, logits, rtol=1e-3, atol=1e-3):
         raise InputError(

@@ -5,11 +5,13 @@ Most objectives and metrics of this field are arithmetic on these records, so th
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class TokenScores:
 
     @property
     def logits(self) -> Tensor:
-        """[N, V] in float32 at least, for the few objectives that compare whole distributions."""
-        return _widened(self.raw_logits if len(self.raw_logits) == len(self.column) else self.raw_logits[self.column])
+        """[N, V] in the model's precision, for the few objectives that look at whole distributions."""
+        return self.raw_logits if len(self.raw_logits) == len(self.column) else self.raw_logits[self.column]
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """Sums of `values` [N] over the tokens of each sequence: [S]."""
@@ -79,7 +81,7 @@ class Reference:
     """What the model before unlearning says about the N scored tokens of a batch: the one of these that an objective needs."""
 
     log_prob: Tensor | None = None  # [N]
-    logits: Tensor | None = None  # [N, V]
+    logits: Callable[[slice], Tensor] | None = None  # of some of the tokens: [n, V], float32 at least
     hidden: Tensor | None = None  # [N, H]
 
 
@@ -97,11 +99,11 @@ class _Statistics(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, column: Tensor) -> tuple[Tensor, ...]:
         parts = []
         for z in logits.split(_Statistics.rows):
-            z = _widened(z)
+            z = widened(z)
             parts.append((z.logsumexp(-1), z.mean(-1), z.argmax(-1)))
         logsumexp, mean, first_choice = (torch.cat(values) for values in zip(*parts, strict=True))
         ctx.save_for_backward(logits, labels, column, logsumexp)
-        log_prob, correct = _widened(logits[column, labels]) - logsumexp[column], first_choice[column] == labels
+        log_prob, correct = widened(logits[column, labels]) - logsumexp[column], first_choice[column] == labels
         ctx.mark_non_differentiable(correct)
         return log_prob, logsumexp[column], mean[column], correct
 
@@ -116,15 +118,54 @@ class _Statistics(torch.autograd.Function):
         result = torch.empty_like(logits)
         for start in range(0, len(logits), _Statistics.rows):
             part = slice(start, start + _Statistics.rows)
-            z = _widened(logits[part]) - logsumexp[part, None]
+            z = widened(logits[part]) - logsumexp[part, None]
             z.exp_().mul_(to_p[part, None]).add_(to_all[part, None])
             here = (column >= start) & (column < start + _Statistics.rows)
             result[part] = z.index_put_((column[here] - start, labels[here]), for_label[here], accumulate=True)
         return result, None, None
 
 
-def _widened(values: Tensor) -> Tensor:
-    """Half precision as float32, which sums over V need."""
+class _AgainstTargets(torch.autograd.Function):
+    """Cross-entropy H(q, p) or divergence KL(q || p) per token of p = softmax(z) from targets q that are constants: [N].
+
+    The gradient of both is p - q. Written as it comes, some rows at a time, it is the only tensor [N, V] beside z itself:
+    neither q nor its logits ever exist whole.
+    """
+
+    rows = 128
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Callable[[slice], Tensor], divergence: bool) -> Tensor:
+        values, gradient = [], torch.empty_like(logits)
+        for start in range(0, len(logits), _AgainstTargets.rows):
+            part = slice(start, start + _AgainstTargets.rows)
+            log_p, log_q = widened(logits[part]).log_softmax(-1), targets(part).log_softmax(-1)
+            q = log_q.exp()
+            # what a target rules out counts for nothing, however unlikely it is
+            values.append(torch.linalg.vecdot(q, (log_q.clamp_(min=-1e30) - log_p) if divergence else -log_p))
+            gradient[part] = log_p.exp_().sub_(q)
+        ctx.save_for_backward(gradient)
+        return torch.cat(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, for_value: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * for_value[:, None].to(gradient.dtype), None, None
+
+
+def cross_entropy(scores: TokenScores, targets: Callable[[slice], Tensor]) -> Tensor:
+    """H(q, p) per token [N], where `targets` gives the logits [n, V] of q for some of the tokens, held constant."""
+    return _AgainstTargets.apply(scores.logits, targets, False)
+
+
+def kl_divergence(scores: TokenScores, targets: Callable[[slice], Tensor]) -> Tensor:
+    """KL(q || p) per token [N], where `targets` gives the logits [n, V] of q for some of the tokens, held constant."""
+    return _AgainstTargets.apply(scores.logits, targets, True)
+
+
+def widened(values: Tensor) -> Tensor:
+    """Half precision as float32, which sums over V need, and other values as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
@@ -157,7 +198,7 @@ def standardized(scores: TokenScores, which: Tensor) -> Tensor:
     for column, logsumexp, log_prob in zip(
         *(values[which].split(256) for values in (scores.column, scores.logsumexp, scores.log_prob)), strict=True
     ):
-        log_p = _widened(scores.raw_logits[column]) - logsumexp[:, None]
+        log_p = widened(scores.raw_logits[column]) - logsumexp[:, None]
         p = log_p.exp()
         mean = (p * log_p).sum(-1)
         variance = (p * (log_p - mean[:, None]).square()).sum(-1)  # a difference of squares would lose digits

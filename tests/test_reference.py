@@ -36,7 +36,7 @@ def live(monkeypatch):
             calls.append(self.objective.reference)
             with torch.no_grad():
                 scores = score(self.policy.model, self.policy.batch(examples, device), self.objective.layer)
-            return Reference(scores.log_prob, scores.logits, scores.hidden)
+            return Reference(scores.log_prob, scores.logits.__getitem__, scores.hidden)
 
     def init(self, policy, *_):
         self.policy, self.frozen = policy, copy.deepcopy(policy.model).eval()

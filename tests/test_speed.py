@@ -22,12 +22,20 @@ def plain_statistics(logits, labels, column):
     return log_prob, logsumexp, logits.mean(-1), logits.argmax(-1) == labels
 
 
+def plain_targets(logits, targets, divergence):
+    q = targets(slice(None)).softmax(-1)
+    cross_entropy = torch.nn.functional.cross_entropy(logits, q, reduction="none")
+    return cross_entropy - torch.special.entr(q).sum(-1) if divergence else cross_entropy
+
+
 def without(name, monkeypatch):
     """Switch one of them off; the changes to the arguments that this takes."""
     if name == "shared questions":
         monkeypatch.setattr(modeling, "_sees_all", lambda *_: False)
     elif name == "statistics with one gradient tensor":
         monkeypatch.setattr(scores._Statistics, "apply", plain_statistics)
+    elif name == "targets some rows at a time":
+        monkeypatch.setattr(scores._AgainstTargets, "apply", plain_targets)
     elif name == "sparse gradient of tied embeddings":
         monkeypatch.setattr(loop, "is_sharded", lambda _: True)
     return {"attn_implementation": "sdpa"} if name == "attention block by block" else {}
@@ -51,6 +59,7 @@ def arguments(taught, folder, **changes):
         "attention block by block",
         "shared questions",
         "statistics with one gradient tensor",
+        "targets some rows at a time",
         "sparse gradient of tied embeddings",
     ],
 )
@@ -129,8 +138,10 @@ def test_diagonal_blocks_hold_all_that_a_mask_allows():
     texts = [*answers(5, (3, 1)), *examples(2)]
     mask = pack(texts, share=True).attention_mask
     blocks = diagonal_blocks(mask)
-    assert [block.shape[-1] for block in blocks] == [5 + 3 + 1, *(len(text.ids) for text in texts[2:])]
-    assert sum(int(block.sum()) for block in blocks) == int(mask.sum())
+    assert [length for length, _ in blocks] == [5 + 3 + 1, *(len(text.ids) for text in texts[2:])]
+    (_, shared), *others = blocks
+    assert all(own is None for _, own in others)
+    assert int(shared.sum()) + sum(length * (length + 1) // 2 for length, _ in others) == int(mask.sum())
     assert diagonal_blocks(mask) is blocks
     window = torch.tril(torch.ones(6, 6)) - torch.tril(torch.ones(6, 6), -2)  # each sees itself and the one before
     assert len(diagonal_blocks(window.bool()[None, None])) == 1
@@ -155,6 +166,26 @@ def test_the_gradient_of_the_statistics_is_autograds(dtype):
         sum((factor * value).sum() for factor, value in zip(factors, found, strict=False)).backward()
         gradients.append((z.grad, *(value.detach() for value in found)))
     for one, other in zip(*gradients, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.allclose(one, other, atol=1e-6, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("divergence", [True, False])
+def test_the_gradient_against_targets_is_autograds(dtype, divergence, monkeypatch):
+    monkeypatch.setattr(scores._AgainstTargets, "rows", 8)
+    torch.manual_seed(0)
+    logits = torch.randn(21, 33, dtype=dtype)
+    wanted = torch.randn(21, 33, dtype=torch.float32 if dtype == torch.bfloat16 else dtype)
+    wanted[:, 5] = -torch.inf  # as CE-U rules out the label
+    factors = torch.randn(21)
+    found = []
+    for function in (scores._AgainstTargets.apply, plain_targets):
+        z = logits.clone().requires_grad_()
+        values = function(z if function is not plain_targets else scores.widened(z), wanted.__getitem__, divergence)
+        (factors * values).sum().backward()
+        found.append((values.detach(), z.grad))
+    for one, other in zip(*found, strict=True):
         assert one.dtype == other.dtype
         assert torch.allclose(one, other, atol=1e-6, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
 

@@ -20,7 +20,7 @@ from dualoptim.finetune import fit
 from dualoptim.modeling import Policy, load_policy, release, start_accelerator
 from dualoptim.passes import PRIVACY_SETS, Prompt, ScoringPass
 
-ROWS, QUESTIONS = 16, 48  # of each set: what is scored, and of two sets what is answered
+ROWS, QUESTIONS = 8, 32  # of each set: what is scored, and of two sets what is answered
 
 
 def padded(model: Any, examples: Sequence[Example], size: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,6 +8,7 @@ turns, so that a machine that slows down slows both; printed are medians and ran
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -56,7 +57,7 @@ def limit(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
 
 def trainer(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
     """Steps of `run()` against a Trainer with a live reference that pads to the longest text of a batch, or to 500 tokens."""
-    for pair, pad_to in [(pair, None) for pair in pairs] + [(pair, 500) for pair in pairs if pair in ("ME+GD", "NPO+KL")]:
+    for pair, pad_to in itertools.product(pairs, (None, 500)):
         mine = args | {"forget_losses": [pair]}
         contestants = {
             f"Trainer, padded to {pad_to or 'the longest'}": Contestant("trainer", mine, pad_to=pad_to),
@@ -65,6 +66,8 @@ def trainer(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
         if pair == "NPO+KL" and not pad_to:
             narrow = mine | {"optim_bits": 8, "quantize_embeddings": True, "output_dir": f"{mine['output_dir']}8"}
             contestants["ours, both states in 8 bits"] = Contestant("run", narrow)
+            narrower = narrow | {"gradient_checkpointing": True, "output_dir": f"{mine['output_dir']}8c"}
+            contestants["... and gradient checkpointing"] = Contestant("run", narrower)
         against_first(pair, contestants, 1 if pad_to else rounds)
 
 
@@ -202,7 +205,7 @@ def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="demo")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--parts", nargs="+", default=["limit", "trainer", "optimizer", "growth", "start", "evaluation"])
@@ -234,8 +237,10 @@ def main() -> None:
         rows = Source(options.data).task_rows(args["split"], 1)
         print(f"{len(rows)} rows to forget, {options.batch_size} a step, {torch.get_num_threads()} threads")
         for part in options.parts:
-            if part in ("limit", "trainer"):
-                {"limit": limit, "trainer": trainer}[part](args, options.pairs, options.rounds)
+            if part == "limit":
+                limit(args, options.pairs, options.rounds)
+            elif part == "trainer":
+                trainer(args, [pair for pair in options.pairs if pair in ("ME+GD", "NPO+KL")], options.rounds)
             elif part == "optimizer":
                 optimizer(args, options.rounds)
             elif part == "growth":
