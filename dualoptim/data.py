@@ -682,8 +682,12 @@ def pack(examples: Sequence[Example], share: bool = False) -> Batch:
 
 
 def _common(one: Example, other: Example) -> int:
-    """With how many of the same tokens two examples begin; 0 if they do not agree up to their first scored token."""
-    if one.start != other.start:
+    """With how many of the same tokens two examples begin; 0 if these are not of one question.
+
+    That is, if they differ before their first scored token, or if all of them are scored: then it would be chance, and a mask
+    for all texts together costs more than it saves.
+    """
+    if one.start != other.start or one.start <= 1:
         return 0
     same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one.ids, other.ids, strict=False)))
     return same if same >= one.start else 0

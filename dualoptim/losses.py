@@ -75,7 +75,8 @@ def cross_entropy_unlearning(scores: TokenScores, beta: float, gamma: float) -> 
     later[1:] = scores.sequence[1:] == scores.sequence[:-1]
 
     def without_label(part: slice) -> Tensor:
-        return widened(scores.logits[part].detach()).scatter(-1, scores.labels[part, None], -math.inf)
+        logits = widened(scores.raw_logits[scores.column[part]].detach())
+        return logits.scatter(-1, scores.labels[part, None], -math.inf)
 
     per_token = cross_entropy(scores, without_label)
     return per_token[later].sum(), len(per_token) - scores.num_sequences
@@ -86,7 +87,8 @@ def logit_margin(scores: TokenScores, beta: float, gamma: float) -> tuple[Tensor
 
     Here where the answer's tokens are predicted; the published code takes the positions of these tokens themselves.
     """
-    per_token = (widened(scores.logits.max(-1).values) - scores.mean_logit) ** 2
+    largest = widened(scores.raw_logits.max(-1).values)[scores.column]
+    per_token = (largest - scores.mean_logit) ** 2
     return per_token.sum(), len(per_token)
 
 

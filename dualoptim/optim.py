@@ -293,10 +293,9 @@ def _adamw_8bit() -> Any:
             return super().get_config(gindex, pindex, group) | {"optim_bits": group["bits"]}
 
         def update_step(self, group: dict[str, Any], p: Any, gindex: int, pindex: int) -> None:
-            """Update `p`; on a CPU piece by piece, where a whole one is dequantized: five times its size, out of the caches."""
+            """Update `p`; on a CPU piece by piece, where a whole one takes temporaries of five times its size."""
             state = self.state[p]
-            whole = p.numel() <= PIECE or not p.is_contiguous()
-            if whole or p.device.type != "cpu" or state["state1"].dtype != torch.uint8:
+            if p.numel() <= PIECE or p.device.type != "cpu" or not p.is_contiguous():
                 super().update_step(group, p, gindex, pindex)
                 return
             weights, gradient = p.data.view(-1), p.grad.reshape(-1)
@@ -305,7 +304,8 @@ def _adamw_8bit() -> Any:
                 piece.grad = gradient[start : start + PIECE]
                 own = {name: state[name].view(-1)[start : start + PIECE] for name in ("state1", "state2")}
                 blocks = slice(start // BLOCK, (start + PIECE) // BLOCK)
-                self.state[piece] = {**state, **own, **{name: state[name][blocks] for name in ("absmax1", "absmax2")}}
+                own |= {name: state[name][blocks] for name in ("absmax1", "absmax2") if name in state}
+                self.state[piece] = state | own
                 super().update_step(group, piece, gindex, pindex)
                 counter = self.state.pop(piece)["step"]
             state["step"] = counter

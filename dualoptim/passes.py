@@ -1,9 +1,9 @@
 """The one scoring pass: rows in, one record per row out, on any number of processes.
 
-All answers of a row (its own, the paraphrase, the wrong ones) lie packed in one teacher-forced forward, with the question there
-once where the model allows it; probabilities, memorization and membership scores all come from that. Answers are generated
-greedily, those together whose true answers are equally long, and stop at the end token. No value depends on what a row is
-batched with.
+All answers of a row (its own, the paraphrase, the wrong ones) lie packed in one teacher-forced forward, with what they begin
+with there once where the model allows it; probabilities, memorization and membership scores all come from that, and so do the
+first tokens of the model's own answer, as far as it is the true one. The rest is generated greedily, up to the end token. No
+value depends on what a row is batched with.
 """
 
 import dataclasses
@@ -48,6 +48,20 @@ ROW_METRICS = (
     "exact_memorization",
 )
 
+_OTHER_CHOICES = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "guidance_scale",
+    "min_length",
+    "min_new_tokens",
+    "sequence_bias",
+    "suppress_tokens",
+)
+"""Settings of a model's own `generation_config` with which it does not answer by its first choices."""
+
 Values = TypeVar("Values", Tensor, list[bool])
 
 _SEED = 0  # of the refusal that each row is compared with, and of sampled answers: not the training's
@@ -79,7 +93,7 @@ class Reference:
 class Prompt:
     """Tokens that the model goes on from, the text that it should give, and that text's tokens, the end among them.
 
-    The first `agreed` of these are what it will answer: the teacher-forced pass has found each to be its first choice.
+    The first `agreed` of these are what it answers by itself: the teacher-forced pass has found each to be its first choice.
     """
 
     ids: list[int]
@@ -180,7 +194,7 @@ class ScoringPass:
         example = self.policy.formatter.example(row.question, row.answer)
         start, wanted = example.start, row.answer
         if row.question is None:  # a passage is continued from its middle
-            start = max(1, len(example.ids) // 2)
+            start = max(start, len(example.ids) // 2)
             wanted = self.policy.tokenizer.decode(example.ids[start:], skip_special_tokens=True).strip()
         flags = correct[start - example.start :]
         agreed = next((n for n, right in enumerate(flags) if not right), len(flags))
@@ -300,13 +314,15 @@ class ScoringPass:
     ) -> list[str]:
         """Greedy answers to prompts, in their order; `processor(batch, length of the prompts)` changes the logits first.
 
-        What is agreed upon is not generated again. A batch goes on until its longest answer ends, so those are together that
-        should still be equally long.
+        What is agreed upon is not generated again, unless the processor or the model's own configuration wants other tokens
+        than the likeliest. A batch goes on until its longest answer ends, so those are together that should still be equally
+        long.
         """
         tokenizer, device = self.policy.tokenizer, self.accelerator.device
         model = self.accelerator.unwrap_model(self.policy.model)
         ends, limit = self._ends(), self.args.max_new_tokens
-        answers = [_until(prompt.answer[: prompt.agreed], ends, limit) for prompt in prompts]
+        plain = not processor and not any(getattr(model.generation_config, name, None) for name in _OTHER_CHOICES)
+        answers = [_until(prompt.answer[: prompt.agreed if plain else 0], ends, limit) for prompt in prompts]
         open_ = [n for n, answer in enumerate(answers) if len(answer) < limit and not (answer and answer[-1] in ends)]
         with self._progress(label, len(prompts)) as bar:
             bar.update(len(prompts) - len(open_))

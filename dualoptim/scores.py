@@ -7,6 +7,7 @@ Most objectives and metrics of this field are arithmetic on these records, so th
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ class TokenScores:
     @property
     def logits(self) -> Tensor:
         """[N, V] in the model's precision, for the few objectives that look at whole distributions."""
-        return self.raw_logits if len(self.raw_logits) == len(self.column) else self.raw_logits[self.column]
+        shared = len(self.raw_logits) < len(self.column)
+        return self.raw_logits.index_select(0, self.column) if shared else self.raw_logits
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """Sums of `values` [N] over the tokens of each sequence: [S]."""
@@ -115,12 +117,14 @@ class _Statistics(torch.autograd.Function):
             torch.zeros_like(logsumexp).index_add_(0, column, values)
             for values in (for_logsumexp - for_label, for_mean / logits.shape[-1])
         )
+        order = column.argsort()
+        starts = range(0, len(logits), _Statistics.rows)
+        bounds = torch.searchsorted(column[order], torch.tensor([*starts, len(logits)], device=column.device)).tolist()
         result = torch.empty_like(logits)
-        for start in range(0, len(logits), _Statistics.rows):
-            part = slice(start, start + _Statistics.rows)
+        for start, own in zip(starts, pairwise(bounds), strict=True):
+            part, here = slice(start, start + _Statistics.rows), order[slice(*own)]
             z = widened(logits[part]) - logsumexp[part, None]
             z.exp_().mul_(to_p[part, None]).add_(to_all[part, None])
-            here = (column >= start) & (column < start + _Statistics.rows)
             result[part] = z.index_put_((column[here] - start, labels[here]), for_label[here], accumulate=True)
         return result, None, None
 
@@ -129,20 +133,23 @@ class _AgainstTargets(torch.autograd.Function):
     """Cross-entropy H(q, p) or divergence KL(q || p) per token of p = softmax(z) from targets q that are constants: [N].
 
     The gradient of both is p - q. Written as it comes, some rows at a time, it is the only tensor [N, V] beside z itself:
-    neither q nor its logits ever exist whole.
+    neither q nor its logits ever exist whole. It waits for its factor in bf16 if z is that, but never in fp16, where small
+    values are gone before the loss is scaled up.
     """
 
     rows = 128
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Callable[[slice], Tensor], divergence: bool) -> Tensor:
-        values, gradient = [], torch.empty_like(logits)
+        ctx.dtype = logits.dtype
+        dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        values, gradient = [], torch.empty_like(logits, dtype=dtype)
         for start in range(0, len(logits), _AgainstTargets.rows):
             part = slice(start, start + _AgainstTargets.rows)
             log_p, log_q = widened(logits[part]).log_softmax(-1), targets(part).log_softmax(-1)
             q = log_q.exp()
-            # what a target rules out counts for nothing, however unlikely it is
-            values.append(torch.linalg.vecdot(q, (log_q.clamp_(min=-1e30) - log_p) if divergence else -log_p))
+            # -inf, where a target rules a token out, would make 0 times infinity
+            values.append((q * ((log_q.clamp_(min=-1e30) - log_p) if divergence else -log_p)).sum(-1))
             gradient[part] = log_p.exp_().sub_(q)
         ctx.save_for_backward(gradient)
         return torch.cat(values)
@@ -151,7 +158,7 @@ class _AgainstTargets(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, for_value: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * for_value[:, None].to(gradient.dtype), None, None
+        return gradient.mul_(for_value[:, None]).to(ctx.dtype), None, None
 
 
 def cross_entropy(scores: TokenScores, targets: Callable[[slice], Tensor]) -> Tensor:

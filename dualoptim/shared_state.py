@@ -99,13 +99,14 @@ def _pieces(parameter: Tensor, state: dict[str, Any]) -> Iterator[tuple[Tensor, 
     if parameter.device.type != "cpu" or divided or parameter.numel() <= PIECE or not parameter.is_contiguous():
         yield parameter, gradient, state
         return
+    gradient = gradient.reshape(-1)
     for start in range(0, parameter.numel(), PIECE):
         values, blocks = slice(start, start + PIECE), slice(start // BLOCK, (start + PIECE) // BLOCK)
         own = {
             key: value if key.endswith("step") else value[blocks] if key.endswith("_scale") else value.view(-1)[values]
             for key, value in state.items()
         }
-        yield parameter.view(-1)[values], gradient.reshape(-1)[values], own
+        yield parameter.view(-1)[values], gradient[values], own
 
 
 def plus_update(

@@ -235,6 +235,13 @@ def test_what_the_pass_has_found_is_not_generated_again(taught, tmp_path, monkey
     calls.clear()
     assert scoring._generate("", prompts[:8]) == expected[:8]
     assert calls == []
+    # a model that does not answer by its first choices is asked for every token
+    first = prompts[0].answer[0]
+    policy.model.generation_config.suppress_tokens = [first]
+    (other,) = scoring._generate("", prompts[:1])
+    assert calls
+    assert policy.tokenizer(" " + other)["input_ids"][0] != first
+    assert other != expected[0]
 
 
 def test_answers_stop_at_the_end_token_and_at_the_limit(taught, tmp_path, evaluated):

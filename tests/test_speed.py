@@ -115,6 +115,8 @@ def test_texts_that_share_nothing_have_no_mask():
     other_question = Example([*first.ids[:3], first.ids[3] + 1, *first.ids[4:]], 4)
     assert pack([first, other_question], share=True).attention_mask is None
     assert pack([first, second]).attention_mask is None
+    whole_texts = [Example(text.ids, 1) for text in (first, second)]  # the question scored as well, as KLQ does
+    assert pack(whole_texts, share=True).attention_mask is None
 
 
 def test_a_model_that_adds_its_mask_shares_nothing():
@@ -188,6 +190,23 @@ def test_the_gradient_against_targets_is_autograds(dtype, divergence, monkeypatc
     for one, other in zip(*found, strict=True):
         assert one.dtype == other.dtype
         assert torch.allclose(one, other, atol=1e-6, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float16, 4096.0), (torch.bfloat16, 1 / 499)])
+def test_16_bit_gradients_against_targets_take_their_factor_in_32(dtype, factor):
+    """A loss is divided by a count, and in fp16 scaled up: neither is rounded first, and small values wait for their scale."""
+    torch.manual_seed(0)
+    logits = torch.randn(4, 50_000).to(dtype).requires_grad_()
+    targets = torch.randn(4, 50_000)
+    (factor * scores._AgainstTargets.apply(logits, targets.__getitem__, True)).sum().backward()
+    expected = factor * (logits.detach().float().softmax(-1) - targets.softmax(-1))
+    found = logits.grad.float()
+    assert logits.grad.dtype == dtype
+    # what all errors have in common, as a rounded factor would show
+    assert float((found * expected).sum() / expected.square().sum()) == pytest.approx(1, abs=5e-4)
+    small = (expected.abs() < 1e-3) & (expected.abs() > 1e-4) if dtype == torch.float16 else expected.abs() > 0
+    assert small.any()
+    assert ((found - expected).abs()[small] / expected.abs()[small]).mean() < (2e-3 if dtype == torch.float16 else 5e-3)
 
 
 def test_plain_sdpa_stays_a_choice(small_args, tmp_path):

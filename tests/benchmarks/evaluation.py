@@ -1,4 +1,4 @@
-"""What the one scoring pass and the order of generation save: the part `evaluation` of speed.py.
+"""What the one scoring pass saves, and generation that goes on from it: the part `evaluation` of speed.py.
 
 The model is taught the rows for a few steps, so that it answers at their lengths. Both sides score the same texts, as many at
 once. `a pass per metric` is how a framework does it whose metrics know nothing of each other: each runs the model over padded

@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--parts", nargs="+", default=["limit", "trainer", "optimizer", "growth", "start", "evaluation"])
-    parser.add_argument("--pairs", nargs="+", default=["ME+GD", "IDK+AP", "NPO+KL", "DPO+GD"])
+    parser.add_argument("--pairs", nargs="+", default=["ME+GD", "IDK+AP", "NPO+KL", "DPO+GD"], help="trainer: the 1st and 3rd")
     options = parser.parse_args()
     if options.data == "demo":
         print("the demo's texts; --data FOLDER takes TOFU's")
