@@ -323,12 +323,12 @@ class ScoringPass:
         ends, limit = self._ends(), self.args.max_new_tokens
         plain = not processor and not any(getattr(model.generation_config, name, None) for name in _OTHER_CHOICES)
         answers = [_until(prompt.answer[: prompt.agreed if plain else 0], ends, limit) for prompt in prompts]
-        open_ = [n for n, answer in enumerate(answers) if len(answer) < limit and not (answer and answer[-1] in ends)]
+        unfinished = [n for n, answer in enumerate(answers) if len(answer) < limit and not (answer and answer[-1] in ends)]
         with self._progress(label, len(prompts)) as bar:
-            bar.update(len(prompts) - len(open_))
-            missing = [len(prompts[n].answer) - len(answers[n]) for n in open_]
+            bar.update(len(prompts) - len(unfinished))
+            missing = [len(prompts[n].answer) - len(answers[n]) for n in unfinished]
             for places in in_length_order(missing, self.args.eval_batch_size):
-                batch = [open_[place] for place in places]
+                batch = [unfinished[place] for place in places]
                 known = [prompts[n].ids + answers[n] for n in batch]
                 longest = max(map(len, known))
                 ids = torch.full((len(batch), longest), tokenizer.pad_token_id)

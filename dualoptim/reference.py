@@ -2,7 +2,7 @@
 
 No second model lives beside the one that trains. NPO and DPO need the log-probabilities of the scored tokens, 4 bytes each.
 KL and UNDIAL need a distribution over the vocabulary per token: what is kept is the input of the output head (4 H bytes a
-token) and one frozen copy of the head, from which one matrix product rebuilds the logits. EMBED needs a layer's output, 4 H
+token) and one frozen copy of the head, which rebuilds the logits of some rows at a time. EMBED needs a layer's output, 4 H
 bytes as well. Values are stored by weights and token ids, so all runs of one output folder share them.
 """
 
