@@ -232,6 +232,13 @@ def test_what_the_pass_has_found_is_not_generated_again(taught, tmp_path, monkey
     assert agreed[:8] == [len(prompt.answer) for prompt in prompts[:8]]  # the end token too
     assert all(0 < own < len(prompt.answer) for own, prompt in zip(agreed[8:12], prompts[8:12], strict=True))
     assert agreed[12] < len(prompts[12].answer)
+    # a passage is continued from its middle: what the pass says of its first half is not of its answer
+    example = policy.formatter.example(None, rows[0].answer)
+    before = len(example.ids) // 2 - example.start
+    correct = [False] * before + [True] * 2 + [False] * (len(example.ids) - example.start - before - 2)
+    passage = scoring.prompt(passages[0], correct)
+    assert passage.ids + passage.answer == example.ids
+    assert (len(passage.ids), passage.agreed) == (len(example.ids) // 2, 2)
     calls.clear()
     assert scoring._generate("", prompts[:8]) == expected[:8]
     assert calls == []
