@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from dualoptim.shared_state import BLOCK, PIECE, SignSGD
+from dualoptim.shared_state import SignSGD, pieces
 
 Groups = list[dict[str, Any]]
 MakeOptimizer = Callable[[Groups], Optimizer]
@@ -295,20 +295,12 @@ def _adamw_8bit() -> Any:
         def update_step(self, group: dict[str, Any], p: Any, gindex: int, pindex: int) -> None:
             """Update `p`; on a CPU piece by piece, where a whole one takes temporaries of five times its size."""
             state = self.state[p]
-            if p.numel() <= PIECE or p.device.type != "cpu" or not p.is_contiguous():
-                super().update_step(group, p, gindex, pindex)
-                return
-            weights, gradient = p.data.view(-1), p.grad.reshape(-1)
-            for start in range(0, p.numel(), PIECE):
-                piece = weights[start : start + PIECE]
-                piece.grad = gradient[start : start + PIECE]
-                own = {name: state[name].view(-1)[start : start + PIECE] for name in ("state1", "state2")}
-                blocks = slice(start // BLOCK, (start + PIECE) // BLOCK)
-                own |= {name: state[name][blocks] for name in ("absmax1", "absmax2") if name in state}
-                self.state[piece] = state | own
+            for piece, gradient, own in pieces(p, state):
+                piece.grad, self.state[piece] = gradient, own
                 super().update_step(group, piece, gindex, pindex)
-                counter = self.state.pop(piece)["step"]
-            state["step"] = counter
+                if piece is not p:
+                    del self.state[piece]
+            state["step"] = own["step"]  # of the last piece: each has counted this step by itself
 
     return GroupwiseAdamW8bit
 

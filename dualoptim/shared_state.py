@@ -56,7 +56,7 @@ class SharedStateOptimizer(Optimizer):
                     continue
                 self._create(parameter, group)
                 self._count(self.state[parameter], group)
-                for weights, gradient, state in _pieces(parameter, self.state[parameter]):
+                for weights, gradient, state in pieces(parameter, self.state[parameter]):
                     update = self._update(gradient, state, group)
                     if group.get("max_update"):
                         update.clamp_(-group["max_update"], group["max_update"])
@@ -91,22 +91,29 @@ class SharedStateOptimizer(Optimizer):
         raise NotImplementedError
 
 
-def _pieces(parameter: Tensor, state: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-    """Views of a parameter, its gradient and its state: of all at once, or on a CPU of `PIECE` values after another."""
+def pieces(parameter: Tensor, state: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+    """Views of a parameter, its gradient and its state: of all at once, or on a CPU of `PIECE` values after another.
+
+    The state's entries are told by their names, bitsandbytes' (state1, absmax1, qmap1, step) as well as ours.
+    """
     gradient = parameter.grad
     assert gradient is not None
     divided = hasattr(parameter, "to_local")  # FSDP's tensors cannot be cut
     if parameter.device.type != "cpu" or divided or parameter.numel() <= PIECE or not parameter.is_contiguous():
         yield parameter, gradient, state
         return
-    gradient = gradient.reshape(-1)
+    weights, gradient = parameter.detach().view(-1), gradient.reshape(-1)
     for start in range(0, parameter.numel(), PIECE):
         values, blocks = slice(start, start + PIECE), slice(start // BLOCK, (start + PIECE) // BLOCK)
-        own = {
-            key: value if key.endswith("step") else value[blocks] if key.endswith("_scale") else value.view(-1)[values]
-            for key, value in state.items()
-        }
-        yield parameter.view(-1)[values], gradient[values], own
+        own = {}
+        for key, value in state.items():
+            if key.endswith("_scale") or key.startswith("absmax"):
+                own[key] = value[blocks]
+            elif key.endswith("step") or key.startswith("qmap"):
+                own[key] = value
+            else:
+                own[key] = value.view(-1)[values]
+        yield weights[values], gradient[values], own
 
 
 def plus_update(

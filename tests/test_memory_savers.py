@@ -61,8 +61,7 @@ def test_a_step_in_pieces_is_the_step(kind, bits, monkeypatch):
     """A CPU takes large tensors piece by piece, which need not fill the last one, nor its last block."""
     found = []
     for piece in (10**9, 1024):
-        for module in ("optim", "shared_state"):
-            monkeypatch.setattr(f"dualoptim.{module}.PIECE", piece)
+        monkeypatch.setattr("dualoptim.shared_state.PIECE", piece)
         generator = torch.Generator().manual_seed(0)
         shapes = ((70, 99), (512,), (4, 1024), (3, 4099))
         parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
