@@ -80,6 +80,7 @@ def test_a_step_in_pieces_is_the_step(kind, bits, monkeypatch):
     for one, other in zip(whole, pieces, strict=True):
         assert torch.equal(one, other)
     for one, other in zip(expected, state, strict=True):
+        assert (int(other["forget/step"]), int(other["retain/step"])) == (2, 3)
         assert one.keys() == other.keys()
         for key, value in one.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(other[key])), key
