@@ -1,6 +1,6 @@
 """Evaluate: `accelerate launch eval_tofu.py --model FOLDER [flags]`. `--help` lists the flags."""
 
-from dualoptim.args import EvalArgs, main
+from dualoptim.config.args import EvalArgs, main
 from dualoptim.evaluate import evaluate
 
 __all__ = ["EvalArgs", "evaluate"]

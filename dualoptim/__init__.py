@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dualoptim.args import EvalArgs, FinetuneArgs, UnlearnArgs, preset
+from dualoptim.config.args import EvalArgs, FinetuneArgs, UnlearnArgs, preset
 from dualoptim.errors import InputError, NonFiniteError
 
 if TYPE_CHECKING:
-    from dualoptim.optim import DualOptimizer
-    from dualoptim.train import RunResult, TaskResult, run
+    from dualoptim.method.dual import DualOptimizer
+    from dualoptim.unlearn import RunResult, TaskResult, run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,10 +24,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "DualOptimizer": "optim",
-    "RunResult": "train",
-    "TaskResult": "train",
-    "run": "train",
+    "DualOptimizer": "method.dual",
+    "RunResult": "unlearn",
+    "TaskResult": "unlearn",
+    "run": "unlearn",
 }
 
 

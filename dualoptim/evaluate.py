@@ -12,19 +12,19 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from dualoptim.args import DEMO, EvalArgs, MeasureArgs
-from dualoptim.attacks import Records, check_attacks, relearning_rows, run_attacks
-from dualoptim.checkpoint import claim, output_folder, weights_hash, write_json
-from dualoptim.data import HOLDOUT, OwnFiles, Row, load_refusals, open_source
+from dualoptim.config.args import DEMO, EvalArgs, MeasureArgs
+from dualoptim.attack import Records, check_attacks, relearning_rows, run_attacks
+from dualoptim.models.checkpoint import claim, output_folder, weights_hash, write_json
+from dualoptim.data.tofu import HOLDOUT, OwnFiles, Row, load_refusals, open_source
 from dualoptim.errors import InputError
-from dualoptim.general import check_general_ability, general_ability
-from dualoptim.judges import Judges, load_judges
-from dualoptim.modeling import Policy, load_config, load_policy, start_accelerator
-from dualoptim.passes import PRIVACY_SETS, Reference, ScoringPass
-from dualoptim.retain_logs import RetainLogs, of_records, read_retain_logs
-from dualoptim.summary import measure, summarize
-from dualoptim.tables import evaluation_tables
-from dualoptim.tracking import resolve, say, write_config
+from dualoptim.evaluation.lm_harness import check_general_ability, general_ability
+from dualoptim.evaluation.judges import Judges, load_judges
+from dualoptim.models.load import Policy, load_config, load_policy, start_accelerator
+from dualoptim.evaluation.scoring import PRIVACY_SETS, Reference, ScoringPass
+from dualoptim.evaluation.retain_only import RetainLogs, of_records, read_retain_logs
+from dualoptim.evaluation.summary import measure, summarize
+from dualoptim.reporting.tables import evaluation_tables
+from dualoptim.reporting.log import resolve, say, write_config
 
 Sets = dict[str, list[Row]]
 Measures = tuple[Judges, RetainLogs | None]

@@ -10,17 +10,17 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from dualoptim import demo
-from dualoptim.args import DEMO, FinetuneArgs, main
-from dualoptim.card import model_card
-from dualoptim.checkpoint import claim, export_model, output_folder
-from dualoptim.data import Row, Source, Stream, example_builder
+from dualoptim.data import demo
+from dualoptim.config.args import DEMO, FinetuneArgs, main
+from dualoptim.reporting.card import model_card
+from dualoptim.models.checkpoint import claim, export_model, output_folder
+from dualoptim.data.tofu import Row, Source, Stream, example_builder
 from dualoptim.errors import InputError, NonFiniteError
-from dualoptim.loop import Phase, Plan, Term, train
-from dualoptim.losses import Objective, negative_log_likelihood
-from dualoptim.modeling import Policy, assemble, load_policy, make_formatter, release, start_accelerator
-from dualoptim.optim import adamw
-from dualoptim.tracking import StepLog, resolve, trackers, write_config
+from dualoptim.method.loop import Phase, Plan, Term, train
+from dualoptim.method.objectives import Objective, negative_log_likelihood
+from dualoptim.models.load import Policy, assemble, load_policy, make_formatter, release, start_accelerator
+from dualoptim.method.dual import adamw
+from dualoptim.reporting.log import StepLog, resolve, trackers, write_config
 
 
 @dataclass(frozen=True)

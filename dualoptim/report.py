@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from dualoptim import plots, tables
-from dualoptim.args import check_range, main
-from dualoptim.checkpoint import write_text
+from dualoptim.reporting import plots
+from dualoptim.reporting import tables
+from dualoptim.config.args import check_range, main
+from dualoptim.models.checkpoint import write_text
 from dualoptim.errors import InputError
 
 Row = tuple[str, ...]

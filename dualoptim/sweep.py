@@ -11,13 +11,13 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from dualoptim.args import NEWEST, SweepArgs, UnlearnArgs, main, to_dict
-from dualoptim.checkpoint import write_json, write_text
+from dualoptim.config.args import NEWEST, SweepArgs, UnlearnArgs, main, to_dict
+from dualoptim.models.checkpoint import write_json, write_text
 from dualoptim.errors import InputError, NonFiniteError, reason
-from dualoptim.modeling import start_accelerator
-from dualoptim.tables import markdown_table, results_row, write_results
-from dualoptim.tracking import say
-from dualoptim.train import run
+from dualoptim.models.load import start_accelerator
+from dualoptim.reporting.tables import markdown_table, results_row, write_results
+from dualoptim.reporting.log import say
+from dualoptim.unlearn import run
 
 FINISHED = "finished.json"
 METHOD = ("losses", "optim", "learning_rate", "forget_lr")

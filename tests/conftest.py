@@ -27,7 +27,7 @@ def shared_json(path: str):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """An untrained demo model and its tokenizer, saved."""
-    from dualoptim import demo
+    from dualoptim.data import demo
 
     folder = tmp_path_factory.mktemp("tiny")
     model, tokenizer = demo.tiny_model(0)

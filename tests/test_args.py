@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from dualoptim import EvalArgs, FinetuneArgs, InputError, UnlearnArgs, preset
-from dualoptim.args import load_yaml, parse, to_dict
-from dualoptim.data import Tags
-from dualoptim.losses import FORGET
-from dualoptim.presets import PRESETS, SCENARIOS
-from dualoptim.tracking import resolve, write_config
+from dualoptim.config.args import load_yaml, parse, to_dict
+from dualoptim.data.tofu import Tags
+from dualoptim.method.objectives import FORGET
+from dualoptim.config.presets import PRESETS, SCENARIOS
+from dualoptim.reporting.log import resolve, write_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,7 +65,7 @@ def test_every_flag_has_help_and_stands_in_the_readme(capsys):
         assert flag in in_table, f"{flag} is missing from the README's table"
     flags = {f"--{name.replace('_', '-')}" for name in every}
     assert in_table == flags | {"--no-mask", "--no-packing", "--no-eval", "--preset", "--config"}
-    source = (ROOT / "dualoptim" / "args.py").read_text().split("\n")
+    source = (ROOT / "dualoptim" / "config" / "args.py").read_text().split("\n")
     for name in every:
         line = next(number for number, text in enumerate(source) if text.startswith(f"    {name}: "))
         assert source[line + 1].strip().startswith('"""'), f"{name} has no docstring"

@@ -8,7 +8,7 @@ from test_real_model import part_of_tofu
 from dualoptim import EvalArgs, FinetuneArgs, UnlearnArgs, run
 from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
-from dualoptim.tables import markdown_table
+from dualoptim.reporting.tables import markdown_table
 
 OPTIMIZERS = {"dual-adamw": "DualOptim", "adamw": "joint AdamW", "adamw-alternate": "alternating AdamW"}
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dualoptim import EvalArgs, InputError, demo
-from dualoptim.attacks import round_to_nearest
+from dualoptim import EvalArgs, InputError
+from dualoptim.data import demo
+from dualoptim.attack import round_to_nearest
 from dualoptim.evaluate import evaluate
-from dualoptim.metrics import rouge_l_recall
+from dualoptim.evaluation.metrics import rouge_l_recall
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +245,7 @@ def test_draws_follow_the_model(taught, tmp_path):
 
 
 def test_an_interrupted_attack_goes_on(forgetful, tmp_path, monkeypatch):
-    from dualoptim.passes import ScoringPass
+    from dualoptim.evaluation.scoring import ScoringPass
 
     flags = {"quantize": (8,), "relearn": 2, "relearn_lr": 5e-4, "relearn_every": 1, "eval_rows": 3}
     whole = attacked(forgetful, tmp_path, **flags)

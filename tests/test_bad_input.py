@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertLMHeadModel, T5Config
 
 from dualoptim import EvalArgs, FinetuneArgs, UnlearnArgs, run
-from dualoptim.args import main
+from dualoptim.config.args import main
 from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
 from dualoptim.report import ReportArgs, report

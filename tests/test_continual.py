@@ -91,7 +91,7 @@ def test_killed_in_the_second_task_and_resumed(whole, taught, tmp_path):
 
 def test_the_retain_pool_shrinks_by_each_task(taught, tmp_path):
     """KL keeps nothing of a task that has been forgotten: its rows leave the pool."""
-    from dualoptim.data import Source
+    from dualoptim.data.tofu import Source
 
     source = Source("demo")
     pools = [{row.question for row in source.retain_rows("forget05", list(range(1, n + 1)))} for n in (1, 2, 3)]

@@ -9,8 +9,9 @@ from conftest import shared
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from dualoptim import UnlearnArgs, demo
-from dualoptim.data import (
+from dualoptim import UnlearnArgs
+from dualoptim.data import demo
+from dualoptim.data.tofu import (
     TEMPLATES,
     Formatter,
     Row,

@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dualoptim import EvalArgs, InputError, demo, passes
-from dualoptim.data import Row, Source
+from dualoptim import EvalArgs, InputError
+from dualoptim.data import demo
+from dualoptim.evaluation import scoring as passes
+from dualoptim.data.tofu import Row, Source
 from dualoptim.evaluate import evaluate
-from dualoptim.metrics import exact_memorization, extraction_strength, min_k, rouge_l_recall, zlib_score
-from dualoptim.modeling import load_policy, start_accelerator
-from dualoptim.passes import ScoringPass
+from dualoptim.evaluation.metrics import exact_memorization, extraction_strength, min_k, rouge_l_recall, zlib_score
+from dualoptim.models.load import load_policy, start_accelerator
+from dualoptim.evaluation.scoring import ScoringPass
 from dualoptim.report import ReportArgs, report
 
 

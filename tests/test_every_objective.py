@@ -11,12 +11,12 @@ from test_distributed import launch
 from test_real_model import part_of_tofu
 
 from dualoptim import UnlearnArgs
-from dualoptim.data import load_refusals, open_source
-from dualoptim.losses import FORGET, RETAIN
-from dualoptim.modeling import load_policy, start_accelerator
-from dualoptim.reference import Frozen
-from dualoptim.tracking import StepLog
-from dualoptim.train import _work, optimizer_of, train
+from dualoptim.data.tofu import load_refusals, open_source
+from dualoptim.method.objectives import FORGET, RETAIN
+from dualoptim.models.load import load_policy, start_accelerator
+from dualoptim.models.reference import Frozen
+from dualoptim.reporting.log import StepLog
+from dualoptim.unlearn import _work, optimizer_of, train
 
 PAIRS = [f"{forget}+{retain}" for forget, retain in zip(FORGET, [*RETAIN] * 3, strict=False)]
 

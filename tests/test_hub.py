@@ -14,8 +14,9 @@ import pytest
 import yaml
 from test_report import AFTER, BEFORE
 
-from dualoptim import FinetuneArgs, InputError, UnlearnArgs, hub
-from dualoptim.card import model_card
+from dualoptim import FinetuneArgs, InputError, UnlearnArgs
+from dualoptim.reporting import hub
+from dualoptim.reporting.card import model_card
 
 ROOT = Path(__file__).resolve().parents[1]
 

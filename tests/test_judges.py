@@ -8,10 +8,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from dualoptim import EvalArgs, InputError, demo, passes
+from dualoptim import EvalArgs, InputError
+from dualoptim.data import demo
+from dualoptim.evaluation import scoring as passes
 from dualoptim.evaluate import evaluate
-from dualoptim.judges import EntailmentModel, SentenceEncoder
-from dualoptim.metrics import rouge_l_recall
+from dualoptim.evaluation.judges import EntailmentModel, SentenceEncoder
+from dualoptim.evaluation.metrics import rouge_l_recall
 
 
 @pytest.fixture(scope="module")

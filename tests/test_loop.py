@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from conftest import state_of
 
 from dualoptim import NonFiniteError, UnlearnArgs, run
-from dualoptim.data import Row, Source, Stream, example_builder
-from dualoptim.loop import Phase, Plan, Term, train
-from dualoptim.losses import FORGET, RETAIN
-from dualoptim.modeling import load_policy
-from dualoptim.tracking import StepLog
-from dualoptim.train import optimizer_of
+from dualoptim.data.tofu import Row, Source, Stream, example_builder
+from dualoptim.method.loop import Phase, Plan, Term, train
+from dualoptim.method.objectives import FORGET, RETAIN
+from dualoptim.models.load import load_policy
+from dualoptim.reporting.log import StepLog
+from dualoptim.unlearn import optimizer_of
 
 
 def one_step(taught, batch_size, accumulation, name="ME", packing=True, max_grad_norm=0.0):

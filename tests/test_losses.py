@@ -10,9 +10,9 @@ import torch
 from conftest import shared_json
 
 from dualoptim import UnlearnArgs
-from dualoptim.data import Example, pack, pad
-from dualoptim.losses import FORGET, RETAIN, Objective
-from dualoptim.scores import Reference, TokenScores, score
+from dualoptim.data.tofu import Example, pack, pad
+from dualoptim.method.objectives import FORGET, RETAIN, Objective
+from dualoptim.method.scores import Reference, TokenScores, score
 
 OBJECTIVES = {name: objective for name, objective in {**FORGET, **RETAIN}.items() if objective}
 NAN = math.nan

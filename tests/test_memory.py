@@ -12,8 +12,8 @@ from test_distributed import ROOT, launch
 from transformers import LlamaConfig
 
 from dualoptim import InputError, UnlearnArgs, run
-from dualoptim.args import main
-from dualoptim.memory import (
+from dualoptim.config.args import main
+from dualoptim.memory_plan import (
     Layout,
     Parts,
     Shape,
@@ -26,9 +26,9 @@ from dualoptim.memory import (
     shape_of,
     state_bytes,
 )
-from dualoptim.modeling import start_accelerator
-from dualoptim.optim import decay_groups, measure_state
-from dualoptim.train import optimizer_of
+from dualoptim.models.load import start_accelerator
+from dualoptim.method.dual import decay_groups, measure_state
+from dualoptim.unlearn import optimizer_of
 
 SHAPE = Shape(quantizable=800, other=200, frozen=100, layers=2, hidden=8, intermediate=16, vocabulary=50)
 
@@ -159,7 +159,7 @@ def test_two_processes_hold_what_the_plan_says(stage, tiny):
 
 def _measure_partition(folder):
     """In a launch: print planned and measured bytes of weights, masters and optimizer state of the first process."""
-    from dualoptim import demo
+    from dualoptim.data import demo
 
     args = UnlearnArgs(model=folder, data="demo")
     accelerator = start_accelerator(args)

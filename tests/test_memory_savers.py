@@ -9,11 +9,12 @@ from conftest import state_of
 from test_distributed import arguments, launch
 from test_resume import FOLDER, same_end, stop_and_resume
 
-from dualoptim import EvalArgs, InputError, UnlearnArgs, demo, run
+from dualoptim import EvalArgs, InputError, UnlearnArgs, run
+from dualoptim.data import demo
 from dualoptim.evaluate import evaluate
-from dualoptim.modeling import load_policy, start_accelerator
-from dualoptim.optim import decay_groups, measure_state, set_phase
-from dualoptim.train import optimizer_of
+from dualoptim.models.load import load_policy, start_accelerator
+from dualoptim.method.dual import decay_groups, measure_state, set_phase
+from dualoptim.unlearn import optimizer_of
 
 BAND = 0.05
 
@@ -61,7 +62,7 @@ def test_a_step_in_pieces_is_the_step(kind, bits, monkeypatch):
     """A CPU takes large tensors piece by piece, which need not fill the last one, nor its last block."""
     found = []
     for piece in (10**9, 1024):
-        monkeypatch.setattr("dualoptim.shared_state.PIECE", piece)
+        monkeypatch.setattr("dualoptim.method.plus.PIECE", piece)
         generator = torch.Generator().manual_seed(0)
         shapes = ((70, 99), (512,), (4, 1024), (3, 4099))
         parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]

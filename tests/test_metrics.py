@@ -8,7 +8,7 @@ import scipy.stats
 import sklearn.metrics
 from conftest import shared_json
 
-from dualoptim import metrics
+from dualoptim.evaluation import metrics
 
 FILES = {
     "retain": ("eval_log.json", "Retain"),

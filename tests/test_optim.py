@@ -8,9 +8,9 @@ import torch
 from conftest import shared_json
 
 from dualoptim import UnlearnArgs
-from dualoptim.optim import PHASES, DualOptimizer, adamw, decay_groups, set_phase
-from dualoptim.shared_state import DualAdamWPlus, PartlyDecoupledAdamW
-from dualoptim.train import optimizer_of
+from dualoptim.method.dual import PHASES, DualOptimizer, adamw, decay_groups, set_phase
+from dualoptim.method.plus import DualAdamWPlus, PartlyDecoupledAdamW
+from dualoptim.unlearn import optimizer_of
 
 PATTERN = "FRRRRRFRRRRRFFRF"
 PHASE = {"F": "forget", "R": "retain"}

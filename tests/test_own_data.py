@@ -9,7 +9,7 @@ from conftest import SHARED, shared
 from transformers import AutoTokenizer
 
 from dualoptim import EvalArgs, InputError, UnlearnArgs, run
-from dualoptim.data import Formatter, Row, Source, read_own
+from dualoptim.data.tofu import Formatter, Row, Source, read_own
 from dualoptim.evaluate import evaluate
 
 QUESTIONS = [{"q": f"Who is person {i}?", "a": f"Person {i} is a baker from Lviv.", "task_id": 1 + i // 4} for i in range(8)]

@@ -8,10 +8,10 @@ from conftest import shared
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import FinetuneArgs, UnlearnArgs, run
-from dualoptim.args import CommonArgs
-from dualoptim.data import Formatter, choose_template
+from dualoptim.config.args import CommonArgs
+from dualoptim.data.tofu import Formatter, choose_template
 from dualoptim.finetune import finetune
-from dualoptim.metrics import token_entropy
+from dualoptim.evaluation.metrics import token_entropy
 
 
 def part_of_tofu(folder: Path, rows: dict[str, list[int]]) -> Path:

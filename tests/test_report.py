@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dualoptim import InputError, plots
+from dualoptim import InputError
+from dualoptim.reporting import plots
 from dualoptim.report import ReportArgs, find_states, report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -286,7 +287,7 @@ def test_joint_steps_have_both_losses(tmp_path):
     (state,) = find_states(tmp_path / "out")
     from matplotlib.figure import Figure
 
-    from dualoptim import plots
+    from dualoptim.reporting import plots
 
     figure = Figure()
     plots.losses(state.log)(figure)

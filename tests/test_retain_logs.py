@@ -8,8 +8,8 @@ from conftest import shared
 
 from dualoptim import EvalArgs, InputError
 from dualoptim.evaluate import evaluate
-from dualoptim.metrics import forget_quality, privleak
-from dualoptim.retain_logs import read_retain_logs
+from dualoptim.evaluation.metrics import forget_quality, privleak
+from dualoptim.evaluation.retain_only import read_retain_logs
 
 
 @pytest.fixture(scope="module")

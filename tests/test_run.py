@@ -14,8 +14,8 @@ from conftest import state_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs, FinetuneArgs, UnlearnArgs, run
-from dualoptim.args import load_yaml
-from dualoptim.data import TEMPLATES, Tags, choose_template
+from dualoptim.config.args import load_yaml
+from dualoptim.data.tofu import TEMPLATES, Tags, choose_template
 from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
 

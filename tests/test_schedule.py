@@ -2,7 +2,7 @@
 
 import pytest
 
-from dualoptim.schedule import cycle_length, lr_factor, phase_at, phase_step, steps_per_epoch
+from dualoptim.method.schedule import cycle_length, lr_factor, phase_at, phase_step, steps_per_epoch
 
 PUBLISHED = (("forget", 1), ("retain", 5))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import shared_json
 
-from dualoptim.optim import DualOptimizer
-from dualoptim.shared_state import DualAdamWPlus, PartlyDecoupledAdamW, SignSGD, plus_update
+from dualoptim.method.dual import DualOptimizer
+from dualoptim.method.plus import DualAdamWPlus, PartlyDecoupledAdamW, SignSGD, plus_update
 
 RATES = {"forget": 1e-3, "retain": 5e-4}
 PHASES = ["forget" if step % 3 == 0 else "retain" for step in range(30)]

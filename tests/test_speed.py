@@ -6,11 +6,14 @@ import pytest
 import torch
 from test_scores import MODELS, examples
 
-from dualoptim import loop, modeling, run, scores
-from dualoptim.attention import BLOCKWISE, diagonal_blocks
-from dualoptim.data import Example, pack
-from dualoptim.modeling import takes_packed_rows
-from dualoptim.scores import score
+from dualoptim.method import loop
+from dualoptim.models import load as modeling
+from dualoptim import run
+from dualoptim.method import scores
+from dualoptim.models.packing import BLOCKWISE, diagonal_blocks
+from dualoptim.data.tofu import Example, pack
+from dualoptim.models.load import takes_packed_rows
+from dualoptim.method.scores import score
 
 PAIRS = ("ME+GD", "IDK+AP", "NPO+KL", "DPO+GD", "UNDIAL+KLQ", "CE-U+GD", "PDU+GD")
 

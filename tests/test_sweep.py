@@ -9,8 +9,8 @@ import pytest
 
 from dualoptim import InputError
 from dualoptim import sweep as sweep_module
-from dualoptim.args import SweepArgs, UnlearnArgs, parse
-from dualoptim.presets import PRESETS
+from dualoptim.config.args import SweepArgs, UnlearnArgs, parse
+from dualoptim.config.presets import PRESETS
 from dualoptim.sweep import command, runs_of, summarize, sweep
 
 

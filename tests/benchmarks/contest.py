@@ -106,9 +106,9 @@ class Turn:
 
 def windows(args: Any, policy: Any, accelerator: Any) -> Iterator[tuple[str, Any, list[list[Any]]]]:
     """Phase, objective and micro-batches of every step that `run(args)` would take."""
-    from dualoptim.data import load_refusals, open_source
-    from dualoptim.schedule import phase_at, phase_step
-    from dualoptim.train import _work
+    from dualoptim.data.tofu import load_refusals, open_source
+    from dualoptim.method.schedule import phase_at, phase_step
+    from dualoptim.unlearn import _work
 
     source, (losses,) = open_source(args), args.forget_losses
     work = _work(policy, accelerator, source, load_refusals(None), args, losses, 1e-5, 0)
@@ -126,8 +126,8 @@ def limit(args: Any, turn: Turn) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from dualoptim.data import pack
-    from dualoptim.modeling import load_policy, start_accelerator
+    from dualoptim.data.tofu import pack
+    from dualoptim.models.load import load_policy, start_accelerator
 
     accelerator = start_accelerator(args)
     policy = load_policy(args, accelerator)
@@ -147,9 +147,10 @@ def limit(args: Any, turn: Turn) -> None:
 
 def ours(args: Any, turn: Turn, launched: float) -> None:
     """`run(args)`, held after each step. The first step also says what the seconds before it went into."""
-    from dualoptim import tracking, train
-    from dualoptim.data import Formatter
-    from dualoptim.reference import Frozen
+    from dualoptim.reporting import log as tracking
+    from dualoptim import unlearn as train
+    from dualoptim.data.tofu import Formatter
+    from dualoptim.models.reference import Frozen
 
     spent = {"imports": time.time() - launched}
 

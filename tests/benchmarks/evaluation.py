@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from dualoptim import EvalArgs, FinetuneArgs
-from dualoptim.data import HOLDOUT, Example, Row, Source
+from dualoptim.data.tofu import HOLDOUT, Example, Row, Source
 from dualoptim.finetune import fit
-from dualoptim.modeling import Policy, load_policy, release, start_accelerator
-from dualoptim.passes import PRIVACY_SETS, Prompt, ScoringPass
+from dualoptim.models.load import Policy, load_policy, release, start_accelerator
+from dualoptim.evaluation.scoring import PRIVACY_SETS, Prompt, ScoringPass
 
 ROWS, QUESTIONS = 8, 32  # of each set: what is scored, and of two sets what is answered
 

@@ -24,10 +24,10 @@ from contest import Contestant, in_turns, spread
 from evaluation import evaluation
 
 from dualoptim import UnlearnArgs
-from dualoptim.data import Source
-from dualoptim.modeling import load_policy, start_accelerator
-from dualoptim.optim import decay_groups, measure_state
-from dualoptim.train import optimizer_of
+from dualoptim.data.tofu import Source
+from dualoptim.models.load import load_policy, start_accelerator
+from dualoptim.method.dual import decay_groups, measure_state
+from dualoptim.unlearn import optimizer_of
 
 
 def against_first(title: str, contestants: dict[str, Contestant], rounds: int) -> None:
@@ -114,7 +114,7 @@ def growth(threads: int) -> None:
     """Whole runs of a small model: how seconds and peak memory grow with the data, the vocabulary and the tasks."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from dualoptim import demo
+    from dualoptim.data import demo
 
     def run(
         folder: Path, rows: int = 200, words: int = 40, vocabulary: int = 4096, tasks: int = 1

@@ -14,7 +14,7 @@ from contest import Turn, windows
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, pad, softplus
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from dualoptim.modeling import load_policy, start_accelerator
+from dualoptim.models.load import load_policy, start_accelerator
 
 BETA = 0.1
 

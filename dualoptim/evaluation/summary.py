@@ -10,11 +10,11 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from dualoptim import metrics
-from dualoptim.checkpoint import read_json_lines, write_json, write_json_lines
-from dualoptim.data import HOLDOUT, Row
-from dualoptim.passes import ScoringPass, aggregate
-from dualoptim.retain_logs import RetainLogs
+from dualoptim.evaluation import metrics
+from dualoptim.models.checkpoint import read_json_lines, write_json, write_json_lines
+from dualoptim.data.tofu import HOLDOUT, Row
+from dualoptim.evaluation.scoring import ScoringPass, aggregate
+from dualoptim.evaluation.retain_only import RetainLogs
 
 FINISHED = "finished.json"
 

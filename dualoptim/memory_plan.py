@@ -12,13 +12,13 @@ import torch
 from accelerate import Accelerator, DistributedType
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from dualoptim import demo
-from dualoptim.args import DEMO, UnlearnArgs, split_objectives
+from dualoptim.data import demo
+from dualoptim.config.args import DEMO, UnlearnArgs, split_objectives
 from dualoptim.errors import InputError, reason
-from dualoptim.modeling import add_adapter, load_config, start_accelerator
-from dualoptim.optim import decay_groups
-from dualoptim.shared_state import BLOCK
-from dualoptim.tracking import say
+from dualoptim.models.load import add_adapter, load_config, start_accelerator
+from dualoptim.method.dual import decay_groups
+from dualoptim.method.plus import BLOCK
+from dualoptim.reporting.log import say
 
 LOGIT_COPIES = 3  # the logits, their gradient, and a part of each that is worked on; measured
 GB = 1024**3

@@ -22,8 +22,8 @@ import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from dualoptim.errors import InputError, NonFiniteError
-from dualoptim.losses import FORGET, RETAIN, Objective
-from dualoptim.presets import PRESETS, listing
+from dualoptim.method.objectives import FORGET, RETAIN, Objective
+from dualoptim.config.presets import PRESETS, listing
 
 DEMO = "demo"
 NEWEST = "newest"

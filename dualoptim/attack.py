@@ -19,15 +19,15 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from dualoptim.args import CommonArgs, EvalArgs, FinetuneArgs
-from dualoptim.checkpoint import write_json_lines
-from dualoptim.data import Formatter, OwnFiles, Row, Source, read_own, seeded
+from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs
+from dualoptim.models.checkpoint import write_json_lines
+from dualoptim.data.tofu import Formatter, OwnFiles, Row, Source, read_own, seeded
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.finetune import fit
-from dualoptim.metrics import rouge_l_recall
-from dualoptim.modeling import Policy, is_sharded, load_policy, quantization_options, release
-from dualoptim.passes import ScoringPass, aggregate
-from dualoptim.summary import measure
+from dualoptim.evaluation.metrics import rouge_l_recall
+from dualoptim.models.load import Policy, is_sharded, load_policy, quantization_options, release
+from dualoptim.evaluation.scoring import ScoringPass, aggregate
+from dualoptim.evaluation.summary import measure
 
 Records = Mapping[str, Sequence[dict[str, Any]]]
 

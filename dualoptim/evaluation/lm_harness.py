@@ -7,9 +7,9 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from dualoptim.args import MeasureArgs
+from dualoptim.config.args import MeasureArgs
 from dualoptim.errors import InputError, reason
-from dualoptim.modeling import Policy
+from dualoptim.models.load import Policy
 
 
 def check_general_ability(args: MeasureArgs) -> None:

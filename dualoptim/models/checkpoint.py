@@ -14,10 +14,10 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast_object_list
 
-from dualoptim.args import CommonArgs
-from dualoptim.data import PROMPT_FILE
+from dualoptim.config.args import CommonArgs
+from dualoptim.data.tofu import PROMPT_FILE
 from dualoptim.errors import InputError
-from dualoptim.modeling import Policy
+from dualoptim.models.load import Policy
 
 
 def output_folder(args: CommonArgs, accelerator: Accelerator) -> Path:

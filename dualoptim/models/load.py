@@ -19,11 +19,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import is_flash_attn_2_available
 
-from dualoptim.args import CommonArgs, TrainArgs
-from dualoptim.attention import BLOCKWISE
-from dualoptim.data import Example, Formatter, choose_template, pack, pad
+from dualoptim.config.args import CommonArgs, TrainArgs
+from dualoptim.models.packing import BLOCKWISE
+from dualoptim.data.tofu import Example, Formatter, choose_template, pack, pad
 from dualoptim.errors import InputError, reason
-from dualoptim.scores import Batch
+from dualoptim.method.scores import Batch
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from dualoptim.args import DEMO, NEWEST, FinetuneArgs, TrainArgs, UnlearnArgs, split_objectives
-from dualoptim.card import model_card
-from dualoptim.checkpoint import (
+from dualoptim.config.args import DEMO, NEWEST, FinetuneArgs, TrainArgs, UnlearnArgs, split_objectives
+from dualoptim.reporting.card import model_card
+from dualoptim.models.checkpoint import (
     claim,
     export_model,
     list_checkpoints,
@@ -26,19 +26,19 @@ from dualoptim.checkpoint import (
     write_json,
     write_text,
 )
-from dualoptim.data import HOLDOUT, Example, OwnFiles, Row, Source, Stream, example_builder, load_refusals, open_source
+from dualoptim.data.tofu import HOLDOUT, Example, OwnFiles, Row, Source, Stream, example_builder, load_refusals, open_source
 from dualoptim.errors import InputError, NonFiniteError, reason
 from dualoptim.evaluate import Measures, check_measures, evaluate_model
 from dualoptim.finetune import DEMO_RECIPE, demo_policy, fit
-from dualoptim.hub import check_push, push, repositories
-from dualoptim.loop import Phase, Plan, Term, train
-from dualoptim.losses import PUBLISHED_LAYER, Objective
-from dualoptim.modeling import Policy, load_policy, release, start_accelerator
-from dualoptim.optim import PHASES, DualOptimizer, Groups, MakeOptimizer, adamw, named_optimizer, takes_betas
-from dualoptim.reference import Frozen, check_reference
-from dualoptim.schedule import phase_at
-from dualoptim.shared_state import DualAdamWPlus, PartlyDecoupledAdamW
-from dualoptim.tables import (
+from dualoptim.reporting.hub import check_push, push, repositories
+from dualoptim.method.loop import Phase, Plan, Term, train
+from dualoptim.method.objectives import PUBLISHED_LAYER, Objective
+from dualoptim.models.load import Policy, load_policy, release, start_accelerator
+from dualoptim.method.dual import PHASES, DualOptimizer, Groups, MakeOptimizer, adamw, named_optimizer, takes_betas
+from dualoptim.models.reference import Frozen, check_reference
+from dualoptim.method.schedule import phase_at
+from dualoptim.method.plus import DualAdamWPlus, PartlyDecoupledAdamW
+from dualoptim.reporting.tables import (
     SEQUENCE_FILES,
     example_answers,
     results_row,
@@ -46,7 +46,7 @@ from dualoptim.tables import (
     write_results,
     write_sequence,
 )
-from dualoptim.tracking import StepLog, check_same, resolve, say, track_scores, trackers, write_config
+from dualoptim.reporting.log import StepLog, check_same, resolve, say, track_scores, trackers, write_config
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def run(args: UnlearnArgs) -> RunResult:
         NonFiniteError: if a loss or gradient is not finite; the weights before that step are in the task's `model/`.
     """
     if args.dry_run:
-        raise InputError("dry_run trains nothing; call dualoptim.memory.dry_run(args), or run without it")
+        raise InputError("dry_run trains nothing; call dualoptim.memory_plan.dry_run(args), or run without it")
     accelerator = start_accelerator(args)
     output = output_folder(args, accelerator)
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from dualoptim.shared_state import SignSGD, pieces
+from dualoptim.method.plus import SignSGD, pieces
 
 Groups = list[dict[str, Any]]
 MakeOptimizer = Callable[[Groups], Optimizer]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dualoptim.checkpoint import read_json_lines
+from dualoptim.models.checkpoint import read_json_lines
 from dualoptim.errors import InputError
-from dualoptim.metrics import truth_ratio
+from dualoptim.evaluation.metrics import truth_ratio
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from dualoptim.scores import Batch, Reference, TokenScores, cross_entropy, kl_divergence, widened
+from dualoptim.method.scores import Batch, Reference, TokenScores, cross_entropy, kl_divergence, widened
 
 Loss = Callable[[TokenScores, float, float], tuple[Tensor, int]]
 """Scores, the objective's `beta` and `gamma` (NaN where it has none) -> sum over its unit, and how many units that were."""

@@ -14,10 +14,10 @@ import yaml
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dualoptim.args import CommonArgs, TrainArgs, to_dict
-from dualoptim.checkpoint import write_json_lines, write_text
+from dualoptim.config.args import CommonArgs, TrainArgs, to_dict
+from dualoptim.models.checkpoint import write_json_lines, write_text
 from dualoptim.errors import InputError, reason
-from dualoptim.modeling import Policy
+from dualoptim.models.load import Policy
 
 
 class StepLog:

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from dualoptim import tables
-from dualoptim.args import DEMO, CommonArgs, UnlearnArgs, to_dict
+from dualoptim.reporting import tables
+from dualoptim.config.args import DEMO, CommonArgs, UnlearnArgs, to_dict
 
 # Where a run was made and sent is no matter of the model.
 _LEFT_OUT = """output_dir overwrite threads reference_dir resume dry_run log_with save_every keep_checkpoints push_to_hub

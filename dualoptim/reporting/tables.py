@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dualoptim import plots
-from dualoptim.checkpoint import read_json_lines, write_text
+from dualoptim.reporting import plots
+from dualoptim.models.checkpoint import read_json_lines, write_text
 
 _SET_TITLES = {
     "forget": "forget set",

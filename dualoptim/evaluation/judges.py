@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from dualoptim.args import MeasureArgs
-from dualoptim.checkpoint import weights_hash
+from dualoptim.config.args import MeasureArgs
+from dualoptim.models.checkpoint import weights_hash
 from dualoptim.errors import InputError, reason
 
 _TEXTS_AT_ONCE = 32

@@ -22,12 +22,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dualoptim.checkpoint import weights_hash
-from dualoptim.data import Example, in_length_order
+from dualoptim.models.checkpoint import weights_hash
+from dualoptim.data.tofu import Example, in_length_order
 from dualoptim.errors import InputError
-from dualoptim.losses import Objective
-from dualoptim.modeling import Policy, autocast
-from dualoptim.scores import Batch, Reference, score
+from dualoptim.method.objectives import Objective
+from dualoptim.models.load import Policy, autocast
+from dualoptim.method.scores import Batch, Reference, score
 
 _FILE_BYTES = 2**26  # as much is held in memory before it is written
 

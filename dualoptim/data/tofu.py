@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dualoptim import demo
-from dualoptim.args import DEMO, CommonArgs, MeasureArgs, TrainArgs
+from dualoptim.data import demo
+from dualoptim.config.args import DEMO, CommonArgs, MeasureArgs, TrainArgs
 from dualoptim.errors import InputError, reason
-from dualoptim.scores import Batch
+from dualoptim.method.scores import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -456,7 +456,7 @@ def load_refusals(path: str | None) -> list[str]:
         InputError: if the file cannot be read or holds none.
     """
     if path is None:
-        text = resources.files("dualoptim").joinpath("refusals.txt").read_text(encoding="utf-8")
+        text = resources.files("dualoptim.data").joinpath("refusals.txt").read_text(encoding="utf-8")
     else:
         try:
             text = Path(path).read_text(encoding="utf-8")

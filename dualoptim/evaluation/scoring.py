@@ -22,13 +22,14 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from dualoptim import __version__, metrics
-from dualoptim.args import MeasureArgs
-from dualoptim.checkpoint import weights_hash
-from dualoptim.data import HOLDOUT, Example, Row, in_length_order, load_refusals, seeded
-from dualoptim.judges import Judges
-from dualoptim.modeling import Policy, autocast
-from dualoptim.scores import TokenScores, score, standardized
+from dualoptim import __version__
+from dualoptim.evaluation import metrics
+from dualoptim.config.args import MeasureArgs
+from dualoptim.models.checkpoint import weights_hash
+from dualoptim.data.tofu import HOLDOUT, Example, Row, in_length_order, load_refusals, seeded
+from dualoptim.evaluation.judges import Judges
+from dualoptim.models.load import Policy, autocast
+from dualoptim.method.scores import TokenScores, score, standardized
 
 OPTION_SETS = ("real_authors", "world_facts")
 """Sets with short answers, whose probability is normalized over the options and whose answer is its own paraphrase."""

@@ -17,17 +17,17 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dualoptim.args import TrainArgs
-from dualoptim.checkpoint import load_checkpoint
-from dualoptim.data import Example, Stream
+from dualoptim.config.args import TrainArgs
+from dualoptim.models.checkpoint import load_checkpoint
+from dualoptim.data.tofu import Example, Stream
 from dualoptim.errors import NonFiniteError
-from dualoptim.losses import Objective
-from dualoptim.modeling import Policy, is_sharded
-from dualoptim.optim import MakeOptimizer, decay_groups, measure_state, set_phase
-from dualoptim.reference import Reader
-from dualoptim.schedule import Cycle, lr_factor, phase_at, phase_step, steps_per_epoch
-from dualoptim.scores import Batch, score
-from dualoptim.tracking import StepLog
+from dualoptim.method.objectives import Objective
+from dualoptim.models.load import Policy, is_sharded
+from dualoptim.method.dual import MakeOptimizer, decay_groups, measure_state, set_phase
+from dualoptim.models.reference import Reader
+from dualoptim.method.schedule import Cycle, lr_factor, phase_at, phase_step, steps_per_epoch
+from dualoptim.method.scores import Batch, score
+from dualoptim.reporting.log import StepLog
 
 
 @dataclass(frozen=True)

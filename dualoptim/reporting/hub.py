@@ -5,7 +5,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from dualoptim.args import UnlearnArgs
+from dualoptim.config.args import UnlearnArgs
 from dualoptim.errors import InputError, reason
 
 
