@@ -1,9 +1,15 @@
 """Evaluate: `accelerate launch eval_tofu.py --model FOLDER [flags]`. `--help` lists the flags."""
 
-from dualoptim.config.args import EvalArgs, main
-from dualoptim.evaluate import evaluate
+from dualoptim import EvalArgs
+from dualoptim.config.cli import main
 
-__all__ = ["EvalArgs", "evaluate"]
+
+def evaluate(args: EvalArgs) -> object:
+    """Evaluate, and attack if asked."""
+    from dualoptim import evaluate as command  # torch and transformers, for which `--help` need not wait
+
+    return command.evaluate(args)
+
 
 if __name__ == "__main__":
     main(EvalArgs, evaluate)

@@ -1,19 +1,15 @@
 """Unlearn: `accelerate launch train_unlearn.py [flags]`; without flags the built-in demo runs. `--help` lists the flags."""
 
-from dualoptim import UnlearnArgs, run
-from dualoptim.config.args import main
-
-__all__ = ["UnlearnArgs", "run"]
+from dualoptim import UnlearnArgs
+from dualoptim.config.cli import main
 
 
-def action(args: UnlearnArgs) -> object:
+def unlearn(args: UnlearnArgs) -> object:
     """Run, or with `--dry-run` say what running would take."""
-    if args.dry_run:
-        from dualoptim.memory_plan import dry_run
+    from dualoptim.unlearn import command  # torch and transformers, for which `--help` need not wait
 
-        return dry_run(args)
-    return run(args)
+    return command(args)
 
 
 if __name__ == "__main__":
-    main(UnlearnArgs, action)
+    main(UnlearnArgs, unlearn)

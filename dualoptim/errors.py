@@ -1,4 +1,7 @@
-"""The two ways a command ends early, each with one line for the user."""
+"""End a command early in one of two ways, each with one line for the user."""
+
+import contextlib
+from collections.abc import Iterator
 
 
 class InputError(Exception):
@@ -18,3 +21,18 @@ class NonFiniteError(RuntimeError):
 def reason(error: BaseException) -> str:
     """What a library's error says, in one line of at most 300 characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+@contextlib.contextmanager
+def blamed(flag: str, value: object, remedy: str, what: str = "cannot be loaded") -> Iterator[None]:
+    """Turn whatever a library raises inside into the one line that a user reads, for kinds that differ by its version.
+
+    Raises:
+        InputError: naming the flag, its value, the library's reason and the remedy.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{flag} {value}: {what} ({reason(error)}); {remedy}") from None

@@ -1,27 +1,32 @@
-"""Fine-tuning: the training loop with one phase, for target models (they know the forget set) and retain-only models.
+"""Fine-tune a model on rows: the shortest complete program on the training loop. Read this file first.
 
-python -m dualoptim.finetune --model MODEL --data DATA --splits retain90 forget01 --output-dir runs/target
+    dualoptim finetune --model MODEL --data DATA --splits retain90 forget01 --output-dir runs/target
+
+It makes target models, which know the forget set, and retain-only models, which never saw it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
-from dualoptim.data import demo
-from dualoptim.config.args import DEMO, FinetuneArgs, main
-from dualoptim.reporting.card import model_card
-from dualoptim.models.checkpoint import claim, export_model, output_folder
-from dualoptim.data.tofu import Row, Source, Stream, example_builder
+from dualoptim.config.args import FinetuneArgs
+from dualoptim.config.cli import main
+from dualoptim.config.saved import write_config
+from dualoptim.data.tofu import tofu_source
+from dualoptim.data.rows import Row
+from dualoptim.data.stream import ExampleBuilder, Stream
 from dualoptim.errors import InputError, NonFiniteError
-from dualoptim.method.loop import Phase, Plan, Term, train
+from dualoptim.method.adamw import adamw
+from dualoptim.method.loop import Phase, Term, steps
 from dualoptim.method.objectives import Objective, negative_log_likelihood
-from dualoptim.models.load import Policy, assemble, load_policy, make_formatter, release, start_accelerator
-from dualoptim.method.dual import adamw
-from dualoptim.reporting.log import StepLog, resolve, trackers, write_config
-
+from dualoptim.method.schedule import Plan, steps_per_epoch
+from dualoptim.models.export import export_model
+from dualoptim.models.launch import claim, output_folder, release, start_accelerator, training
+from dualoptim.models.load import load_model
+from dualoptim.models.loaded import LoadedModel, MicroBatches
+from dualoptim.reporting.card import model_card
+from dualoptim.reporting.log import StepLog, trackers
 
 @dataclass(frozen=True)
 class FinetuneResult:
@@ -32,95 +37,79 @@ class FinetuneResult:
     log: list[dict[str, Any]]
 
 
-DEMO_RECIPE = FinetuneArgs(
-    splits=("full", "real_authors_perturbed", "world_facts_perturbed"),
-    learning_rate=3e-3,
-    num_epochs=60,
-    batch_size=40,
-    target_loss=0.01,
-)
-"""How the demo's tiny model is taught its rows: until the mean loss of an epoch says that it knows the answers."""
-
-
 def finetune(args: FinetuneArgs) -> FinetuneResult:
-    """Fine-tune a model on all rows of some splits; writes `<output_dir>/model/`, `log.jsonl` and `config.yaml`.
+    """Teach a model all rows of some splits; writes `<output_dir>/model/`, `log.jsonl` and `config.yaml`.
 
     Raises:
         InputError: for anything that is wrong with the arguments, the data or the model.
         NonFiniteError: if a loss or gradient is not finite.
     """
+    # ---- read everything that can be wrong, before anything is written
     accelerator = start_accelerator(args)
     folder = output_folder(args, accelerator)
-    source = Source(args.data_source)
-    rows = [row for split in args.splits for row in source.rows(split)]
-    if args.tasks:
-        missing = set(args.tasks) - {row.task for row in rows}
-        if missing:
-            raise InputError(f"--tasks {min(missing)}: no row of {', '.join(args.splits)} belongs to this task")
-        rows = [row for row in rows if row.task is None or row.task in args.tasks]
-    policy = demo_policy(args, accelerator) if args.model == DEMO else load_policy(args, accelerator)
-    policy.formatter.check(rows)
+    rows = rows_to_learn(args)
+    loaded = load_model(args, accelerator)
+    loaded.formatter.check(rows)
     claim(args, accelerator, [folder / name for name in ("config.yaml", "log.jsonl", "model", "trackers")])
-    resolved = resolve(args, policy)
+
+    # ---- train and save
     if accelerator.is_main_process:
-        write_config(folder / "config.yaml", resolved)
-    what = f"fine-tuned on {', '.join(args.splits)} of {args.data_source}"
+        write_config(folder / "config.yaml", loaded.resolved(args))
+    what, model = f"fine-tuned on {', '.join(args.splits)} of {args.data_source}", folder / "model"
+    log = StepLog(folder / "log.jsonl", plan_of(args, len(rows), accelerator.num_processes).last_step, "fine-tune", accelerator)
     try:
-        with trackers(args, accelerator, folder, folder.name, resolved):
-            log = fit(policy, accelerator, rows, args, folder / "log.jsonl", "fine-tune")
+        with trackers(accelerator, folder, folder.name, loaded.resolved(args)), log:
+            for _ in learn(loaded, rows, args, log):
+                pass  # a step is taken whenever its record is asked for
+        export_model(loaded, model, model_card(args, what))
     except NonFiniteError as error:
-        export_model(accelerator, policy, folder / "model", model_card(args.model, f"{what}, stopped at {error}", args))
-        release(policy, accelerator)
-        raise NonFiniteError(f"{error}. The weights before this step are in {folder / 'model'}") from None
-    export_model(accelerator, policy, folder / "model", model_card(args.model, what, args))
-    release(policy, accelerator)
-    return FinetuneResult(folder, folder / "model", log)
+        export_model(loaded, model, model_card(args, f"{what}, stopped at {error}"))
+        raise NonFiniteError(f"{error}. The weights before this step are in {model}") from None
+    finally:
+        release(loaded)
+    return FinetuneResult(folder, model, log.records)
 
 
-def fit(
-    policy: Policy,
-    accelerator: Accelerator,
-    rows: Sequence[Row],
-    args: FinetuneArgs,
-    log_path: Path | None,
-    label: str,
-    after_step: Callable[[int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Train on `rows` with one phase until the last epoch, or until `target_loss` is reached; the steps' records.
+def learn(loaded: LoadedModel, rows: Sequence[Row], args: FinetuneArgs, log: StepLog) -> Iterator[dict[str, Any]]:
+    """Train a model on rows, a step whenever the next record is asked for, and leave it prepared.
 
-    `after_step` gets the number of steps taken.
+    Ends with the last epoch, or after the first one whose mean loss per token is below `target_loss`.
     """
-    builder = example_builder(rows, policy.formatter, ("answer",), args.seed)
-    stream = Stream.of(args, "retain", len(rows), builder, accelerator.process_index, accelerator.num_processes)
-    phases = {
-        "retain": Phase({"retain": Term(Objective(negative_log_likelihood), stream)}, args.learning_rate, args.max_grad_norm)
-    }
-    plan = Plan.of(args, (("retain", 1),), len(rows), stream.global_batch)
+    stream = Stream.of(args, "retain", ExampleBuilder(rows, loaded.formatter, ("answer",), args.seed), loaded.share)
+    term = Term(Objective(negative_log_likelihood), MicroBatches(stream, loaded.layout))
+    phases = {"learn": Phase({"learn": term}, args.learning_rate, args.max_grad_norm)}
+    plan = plan_of(args, len(rows), loaded.accelerator.num_processes)
 
-    def knows_enough(epoch: int, records: Sequence[dict[str, Any]]) -> bool:
-        tokens = sum(record["count"] for record in records)
-        return sum(record["loss"] * record["count"] for record in records) / tokens < args.target_loss
-
-    with StepLog(log_path, plan.last_step, label, accelerator) as log:
-        train(
-            policy,
-            accelerator,
-            phases,
-            plan,
-            args,
-            adamw(args.learning_rate, args.adam_betas, bits=args.optim_bits),
-            log,
-            after_epoch=knows_enough,
-            after_step=after_step,
-        )
-    return log.records
+    with training(loaded, args, adamw(args.learning_rate, args.adam_betas, bits=args.optim_bits)) as engine:
+        for record in steps(engine, phases, plan):
+            log.add(record)
+            yield record
+            if record["step"] % plan.steps_per_epoch == 0:
+                epoch = log.records[-plan.steps_per_epoch :]
+                tokens = sum(one["count"] for one in epoch)
+                if sum(one["loss"] * one["count"] for one in epoch) / tokens < args.target_loss:
+                    return
 
 
-def demo_policy(args: FinetuneArgs, accelerator: Accelerator) -> Policy:
-    """The demo's untrained model and its tokenizer."""
-    model, tokenizer = demo.tiny_model(args.seed)
-    formatter, template = make_formatter(args, tokenizer)
-    return assemble(args, model, formatter, template, accelerator)
+def plan_of(args: FinetuneArgs, rows: int, processes: int) -> Plan:
+    """How many steps the training takes, and at which rates."""
+    cycle = (("learn", 1),)
+    per_epoch = steps_per_epoch(rows, args.batch_size * args.gradient_accumulation_steps * processes, cycle)
+    return Plan(cycle, per_epoch, args.num_epochs, args.warmup_epochs, args.max_steps)
+
+
+def rows_to_learn(args: FinetuneArgs) -> list[Row]:
+    """The rows of `--splits`, or those of `--tasks` among them.
+
+    Raises:
+        InputError: if a split is unknown or cannot be read, or has none of these tasks.
+    """
+    source = tofu_source(args.data_source)
+    rows = [row for split in args.splits for row in source.rows(split)]
+    missing = set(args.tasks) - {row.task for row in rows}
+    if missing:
+        raise InputError(f"--tasks {min(missing)}: no row of {', '.join(args.splits)} belongs to this task")
+    return [row for row in rows if not args.tasks or row.task is None or row.task in args.tasks]
 
 
 if __name__ == "__main__":

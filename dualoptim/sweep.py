@@ -1,53 +1,33 @@
-"""`python -m dualoptim.sweep`: pairs of objectives x rates x forget rates x seeds, compared in one table and one plot."""
+"""Sweep: run pairs of objectives x rates x forget rates x seeds, and compare them in one table and one plot."""
 
-import dataclasses
-import hashlib
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from dualoptim.config.args import NEWEST, SweepArgs, UnlearnArgs, main, to_dict
-from dualoptim.models.checkpoint import write_json, write_text
+from dualoptim.atomic import write_json
+from dualoptim.config.args import NEWEST, SweepArgs, UnlearnArgs
+from dualoptim.config.cli import main
+from dualoptim.config.flags import default_of, flags
+from dualoptim.config.product import single_runs
+from dualoptim.config.saved import to_dict, to_plain
 from dualoptim.errors import InputError, NonFiniteError, reason
-from dualoptim.models.load import start_accelerator
-from dualoptim.reporting.tables import markdown_table, results_row, write_results
-from dualoptim.reporting.log import say
+from dualoptim.models.launch import say, start_accelerator
+from dualoptim.reporting.results import result_columns, write_sweep
 from dualoptim.unlearn import run
 
-FINISHED = "finished.json"
-METHOD = ("losses", "optim", "learning_rate", "forget_lr")
+Line = dict[str, Any]
+"""A line of results.csv by its columns."""
 
 
-def runs_of(args: SweepArgs) -> dict[str, UnlearnArgs]:
-    """Every run of the sweep by the name of its folder."""
-    own = {field.name for field in dataclasses.fields(UnlearnArgs)}
-    shared = {name: getattr(args, name) for name in own}
-    found = {}
-    for losses, rate, forget_rate, seed in itertools.product(
-        args.forget_losses, args.rates, args.forget_lrs or (args.forget_lr,), args.seeds or (args.seed,)
-    ):
-        name = f"{losses}_lr{rate:g}_flr{rate if forget_rate is None else forget_rate:g}_seed{seed}"
-        changes: dict[str, Any] = {
-            "forget_losses": (losses,),
-            "learning_rates": (rate,),
-            "forget_lr": forget_rate,
-            "seed": seed,
-        }
-        changes |= {"output_dir": f"{args.output_dir}/{name}"}
-        changes |= {"reference_dir": args.reference_dir or f"{args.output_dir}/reference"}
-        found[name] = UnlearnArgs(**{**shared, **changes})
-    return found
+def sweep(args: SweepArgs) -> list[Line]:
+    """Run what is not finished yet; writes `results.csv`, `results.md`, `methods.md` and `results.png`, and returns the lines.
 
-
-def sweep(args: SweepArgs) -> list[dict[str, Any]]:
-    """Run what is not finished yet; writes `results.csv`, `results.md`, `methods.md` and `results.png`, and returns the rows.
-
-    A row is a task of a run, with the last one's scores; a run that failed has its reason under `failed`. A run that finished
+    A line is a task of a run, with the last one's scores; a run that failed has its reason under `failed`. A run that finished
     with other settings is refused, or replaced with `--overwrite`.
 
     Raises:
@@ -57,31 +37,12 @@ def sweep(args: SweepArgs) -> list[dict[str, Any]]:
         raise InputError("a sweep needs a folder that a second call finds again; give --output-dir")
     accelerator = start_accelerator(args)
     folder = Path(args.output_dir).expanduser()
-    rows: list[dict[str, Any]] = []
+    lines: list[Line] = []
     refused: list[InputError] = []
-    for name, one in runs_of(args).items():
-        finished, settings = folder / name / FINISHED, _settings(one)
-        (known,) = broadcast_object_list([_finished(finished) if accelerator.is_main_process else None])
-        if known and known["settings"] == settings:
-            say(accelerator, f"{name}: finished before")
-            rows += known["rows"]
-            continue
-        own = {
-            "optim": one.optim,
-            "forget_lr": f"{one.rates[0] if one.forget_lr is None else one.forget_lr:g}",
-            "seed": one.seed,
-        }
+    runs = runs_of(args)
+    for name, one in runs.items():
         try:
-            if known and not args.overwrite:
-                raise InputError(f"--output-dir: {folder / name} was finished with other settings; --overwrite replaces it")
-            if accelerator.is_main_process:
-                finished.unlink(missing_ok=True)
-            # what an interrupted call left is begun again, unless it has checkpoints to go on from
-            goes_on = one.save_every and (folder / name).is_dir() and not args.overwrite
-            result = run(dataclasses.replace(one, **({"resume": NEWEST} if goes_on else {"overwrite": True})))
-            new = [own | results_row(t.losses, t.learning_rate, t.task, t.before, t.after, t.folder) for t in result.tasks]
-            if accelerator.is_main_process:
-                write_json(finished, {"settings": settings, "rows": new})
+            lines += _run(name, one, folder, accelerator)
         except Exception as error:  # one run that fails must not stop the others, whatever it is
             if isinstance(error, InputError):
                 refused.append(error)
@@ -91,96 +52,76 @@ def sweep(args: SweepArgs) -> list[dict[str, Any]]:
                 accelerator.free_memory()
             failed = f"{type(error).__name__}: {reason(error)}"
             say(accelerator, f"{name}: FAILED, {failed}")
-            new = [own | {"losses": one.forget_losses[0], "learning_rate": f"{one.rates[0]:g}", "task": "-", "failed": failed}]
-            new[0]["folder"] = str(folder / name)
-        rows += new
-        if accelerator.is_main_process and len(refused) < len(rows):
-            _write(folder, rows)
-    if refused and len(refused) == len(rows):
+            rate = f"{one.learning_rates[0]:g}"
+            line = {"losses": one.forget_losses[0], "learning_rate": rate, "task": "-", "failed": failed}
+            lines.append(_own(one) | line | {"folder": str(folder / name)})
+        if accelerator.is_main_process and len(refused) < len(lines):
+            write_sweep(folder, lines)
+    if refused and len(refused) == len(lines):
         raise refused[0]
     if accelerator.is_main_process:
-        _write(folder, rows)
         say(accelerator, "\n" + (folder / "methods.md").read_text(encoding="utf-8"))
-    failures = sum("failed" in row for row in rows)
-    say(accelerator, f"{len(runs_of(args))} runs, {failures} failed: {folder / 'results.md'}, {folder / 'results.png'}")
-    return rows
+    failures = sum("failed" in line for line in lines)
+    say(accelerator, f"{len(runs)} runs, {failures} failed: {folder / 'results.md'}, {folder / 'results.png'}")
+    return lines
+
+
+def runs_of(args: SweepArgs) -> dict[str, UnlearnArgs]:
+    """Every run of the sweep by the name of its folder."""
+    shared = UnlearnArgs(**{field.name: getattr(args, field.name) for field in fields(UnlearnArgs)})
+    shared = replace(shared, reference_dir=args.reference_dir or f"{args.output_dir}/reference")
+    found = {}
+    for one in single_runs(shared, args.forget_lrs, args.seeds):
+        name = f"{one.forget_losses[0]}_lr{one.learning_rates[0]:g}_flr{_forget_lr(one):g}_seed{one.seed}"
+        found[name] = replace(one, output_dir=f"{args.output_dir}/{name}")
+    return found
+
+
+def _run(name: str, one: UnlearnArgs, folder: Path, accelerator: Accelerator) -> list[Line]:
+    """The lines of a run, which is taken unless it has finished before with the same settings."""
+    path, settings = folder / name / "finished.json", _settings(one)
+    found = json.loads(path.read_text(encoding="utf-8")) if accelerator.is_main_process and path.is_file() else None
+    (finished,) = broadcast_object_list([found])
+    if finished and _same(finished["settings"], settings):
+        say(accelerator, f"{name}: finished before")
+        return finished["rows"]
+    if finished and not one.overwrite:
+        raise InputError(f"--output-dir: {folder / name} was finished with other settings; --overwrite replaces it")
+    if accelerator.is_main_process:
+        path.unlink(missing_ok=True)
+    # what an interrupted call left is begun again, unless it has checkpoints to go on from
+    goes_on = one.save_every and (folder / name).is_dir() and not one.overwrite
+    result = run(replace(one, resume=NEWEST) if goes_on else replace(one, overwrite=True))
+    lines = [_own(one) | result_columns(task) for task in result.tasks]
+    if accelerator.is_main_process:
+        write_json(path, {"settings": settings, "rows": lines})
+    return lines
+
+
+def _own(one: UnlearnArgs) -> Line:
+    """What tells a run from others of the sweep, beside its pair and rate."""
+    return {"optim": one.optim, "forget_lr": f"{_forget_lr(one):g}", "seed": one.seed}
+
+
+def _forget_lr(one: UnlearnArgs) -> float:
+    return one.forget_lr or one.learning_rates[0]
+
+
+def _settings(one: UnlearnArgs) -> dict[str, Any]:
+    """Everything that decides the lines of a run."""
+    deciding = flags(UnlearnArgs)
+    return {name: value for name, value in to_dict(one).items() if deciding[name].changes in ("numbers", "measures")}
+
+
+def _same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a run was finished with the same settings; a flag that it does not know, because it is older, had its default."""
+    defaults = {name: default_of(UnlearnArgs, name) for name in now}
+    return {name: before.get(name, default) for name, default in to_plain(defaults).items()} == dict(now)
 
 
 def command(args: SweepArgs) -> int:
     """`sweep` as a command: its exit code, 1 if a run failed."""
-    return int(any("failed" in row for row in sweep(args)))
-
-
-# What changes no number of a run: where it is written, how fast it is, and whether it can go on.
-_FREE = """output_dir overwrite resume save_every keep_checkpoints threads eval_batch_size log_with reference_dir push_to_hub
-hub_public""".split()
-
-
-def _settings(one: UnlearnArgs) -> str:
-    """The hash of everything that decides a run's rows."""
-    deciding = {name: value for name, value in to_dict(one).items() if name not in _FREE}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
-
-
-def _finished(path: Path) -> dict[str, Any] | None:
-    """The settings and rows of a run that has finished."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    (folder / "results.csv").unlink(missing_ok=True)  # the rows of all runs are here
-    write_results(folder, rows)
-    methods = summarize(rows)
-    shown: list[tuple[str, ...]] = [
-        ("method", "runs", "model utility", "forget efficacy", "retain probability", "forget probability")
-    ]
-    for method, scores in methods.items():
-        count = max((len(values) for values in scores.values()), default=0)
-        shown.append((method, str(count), *(_spread(values) for values in scores.values())))
-    write_text(folder / "methods.md", markdown_table(shown) + "\n")
-    plot_methods(folder / "results.png", methods)
-
-
-def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """For every method (pair, optimizer, rates) the scores of its runs after their last task, one per seed."""
-    last: dict[str, Mapping[str, Any]] = {}
-    for row in rows:
-        last[str(Path(str(row["folder"])).parent) if row["task"] != "-" else str(row["folder"])] = row
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in last.values():
-        method = "{} {} lr {} forget {}".format(*(row[name] for name in METHOD))
-        scores = found.setdefault(method, {})
-        for name in ("model_utility", "untargeted_forget_efficacy", "retain_probability", "forget_probability"):
-            scores.setdefault(name, []).extend([row[name]] if row.get(name) is not None else [])
-    return found
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
-
-
-def plot_methods(path: Path, methods: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Model utility against forget efficacy: a point per run, and per method the mean with its standard deviation."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    for index, (method, scores) in enumerate(methods.items()):
-        x, y = scores["untargeted_forget_efficacy"], scores["model_utility"]
-        if not x or len(x) != len(y):
-            continue
-        colour = f"C{index % 10}"
-        axes.plot(x, y, ".", color=colour, alpha=0.4)
-        spread = [stdev(values) if len(values) > 1 else 0.0 for values in (x, y)]
-        axes.errorbar(fmean(x), fmean(y), spread[1], spread[0], "o", color=colour, capsize=3, label=method)
-    axes.set_xlabel("forget efficacy (higher forgets more)")
-    axes.set_ylabel("model utility (higher keeps more)")
-    axes.grid(alpha=0.3)
-    if axes.has_data():
-        axes.legend(fontsize=7)
-    figure.savefig(path)
+    return int(any("failed" in line for line in sweep(args)))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,12 @@ published runs of all scenarios and joint methods had two, so that one process d
 many examples a step.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from dualoptim.config.args import UnlearnArgs
+from dualoptim.errors import InputError
 
 _DUALOPTIM = "github.com/CityU-MLO/DualOptim LLM/"
 _CLOSER_LOOK = "github.com/sail-sg/closer-look-LLM-unlearning "
@@ -125,3 +129,26 @@ def listing() -> str:
     """All presets, a line each."""
     width = max(map(len, PRESETS))
     return "\n".join(f"{name:{width}}  {preset.about}; {preset.source}" for name, preset in PRESETS.items())
+
+
+def preset(*names: str, **overrides: Any) -> UnlearnArgs:
+    """`UnlearnArgs` with the published settings of `names`, later ones over earlier ones, changed by `overrides`.
+
+    Raises:
+        InputError: if there is no such preset.
+    """
+    return UnlearnArgs(**{**published(names), **overrides})
+
+
+def published(names: Sequence[str]) -> dict[str, Any]:
+    """The settings of the presets called `names`, later ones over earlier ones.
+
+    Raises:
+        InputError: if there is no such preset.
+    """
+    settings: dict[str, Any] = {}
+    for name in names:
+        if name not in PRESETS:
+            raise InputError(f"--preset {name!r} is unknown; --preset without a name lists them all")
+        settings |= PRESETS[name].settings
+    return settings

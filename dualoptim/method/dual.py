@@ -10,18 +10,12 @@ Two optimizer objects over one model would be simpler to write, and break under 
 last one, FSDP fails to save them, and fp16 unscales the gradients once for each.
 """
 
-import functools
-import importlib
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
-
-from dualoptim.method.plus import SignSGD, pieces
 
 Groups = list[dict[str, Any]]
 MakeOptimizer = Callable[[Groups], Optimizer]
@@ -29,7 +23,6 @@ MakeOptimizer = Callable[[Groups], Optimizer]
 PHASES = ("forget", "retain")
 _NOT_FROM_ZERO = ("ASGD", "NAdam", "Rprop")  # a step at rate zero does not leave these as they start
 _OWN_KEYS = ("params", "group_id", "phase")
-_SMALLEST_QUANTIZED = 4096  # elements; smaller tensors save nothing
 
 
 class DualOptimizer(Optimizer):
@@ -200,149 +193,3 @@ class DualOptimizer(Optimizer):
 
 def _with_prefix(entries: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
-
-
-def decay_groups(model: torch.nn.Module, weight_decay: float, bits: int = 32, quantize_embeddings: bool = False) -> Groups:
-    """The trainable parameters in groups: weights with `weight_decay`, biases and norms without.
-
-    With `bits` 8 a group says in `bits` whether its states may be quantized: not those of biases, norms, tensors of fewer than
-    4,096 elements and (unless `quantize_embeddings`) embeddings. It has to be a property of the group, because ZeRO lays all
-    tensors of a group end to end before the optimizer sees them.
-    """
-    undecayed, embeddings = set(), set()
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if name.endswith("bias") or "norm" in type(module).__name__.lower():
-                undecayed.add(id(parameter))
-            if isinstance(module, torch.nn.Embedding):
-                embeddings.add(id(parameter))
-    groups: dict[tuple[bool, int], list[torch.nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            decayed = id(parameter) not in undecayed
-            size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 may have divided it already, and left 0 here
-            wide = not decayed or size < _SMALLEST_QUANTIZED
-            wide = wide or (id(parameter) in embeddings and not quantize_embeddings)
-            groups.setdefault((decayed, 32 if wide else bits), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "decayed": decayed, "bits": own_bits}
-        for (decayed, own_bits), parameters in sorted(groups.items(), key=lambda item: (not item[0][0], item[0][1]))
-    ]
-
-
-def adamw(lr: float, betas: tuple[float, float], eps: float = 1e-8, bits: int = 32) -> MakeOptimizer:
-    """A factory of AdamW: torch's, fused where every parameter lies on a device that has the fused kernel, or with `bits` 8
-    bitsandbytes', which keeps the states of groups with `bits` 8 as bytes.
-
-    Block-wise quantization (Dettmers et al., arXiv 2110.02861): 256 values share one float32 scale.
-    """
-
-    def make(groups: Groups) -> Optimizer:
-        if bits == 8:
-            return _adamw_8bit()(groups, lr=lr, betas=betas, eps=eps, min_8bit_size=_SMALLEST_QUANTIZED)
-        devices = {parameter.device.type for group in groups for parameter in group["params"]}
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=devices <= {"cpu", "cuda"})
-
-    return make
-
-
-def named_optimizer(name: str, betas: tuple[float, float], weight_decay: float) -> MakeOptimizer:
-    """A factory of the optimizer called `name`: adamw, adamw-8bit, sgd, signsgd, or an import path.
-
-    Groups that are `decayed` get `weight_decay`, an optimizer that `takes_betas` gets those, SGD the first of them as its
-    momentum; all else is the optimizer's own default. Raises:
-        ImportError, AttributeError, TypeError: if a path leads to no optimizer.
-    """
-    make: Callable[..., Optimizer]
-    if name in ("adamw", "adamw-8bit"):
-        make = adamw(0.0, betas, bits=8 if name == "adamw-8bit" else 32)
-    elif name == "sgd":
-        make = functools.partial(torch.optim.SGD, lr=0.0, momentum=betas[0])
-    elif name == "signsgd":
-        make = functools.partial(SignSGD, lr=0.0)
-    else:
-        make = functools.partial(_imported(name), lr=0.0, **({"betas": betas} if takes_betas(name) else {}))
-    return lambda groups: make([{**group, "weight_decay": weight_decay if group["decayed"] else 0.0} for group in groups])
-
-
-def takes_betas(name: str) -> bool:
-    """Whether decay rates of moments mean anything to the optimizer called `name`."""
-    if name in ("adamw", "adamw-8bit", "sgd", "signsgd"):
-        return name != "signsgd"
-    return "betas" in inspect.signature(_imported(name)).parameters
-
-
-def _imported(path: str) -> Any:
-    """The optimizer's class at an import path."""
-    module, _, attribute = path.rpartition(".")
-    if not module:
-        raise ImportError(f"{path!r} is no optimizer's name")
-    kind = getattr(importlib.import_module(module), attribute)
-    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
-        raise TypeError(f"{path} is no torch optimizer")
-    return kind
-
-
-@functools.cache
-def _adamw_8bit() -> Any:
-    """bitsandbytes' AdamW8bit, which otherwise cannot be told group by group what to quantize."""
-    from bitsandbytes.optim import AdamW8bit
-
-    class GroupwiseAdamW8bit(AdamW8bit):
-        def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
-            return super().get_config(gindex, pindex, group) | {"optim_bits": group["bits"]}
-
-        def update_step(self, group: dict[str, Any], p: Any, gindex: int, pindex: int) -> None:
-            """Update `p`; on a CPU piece by piece, where a whole one takes temporaries of five times its size."""
-            state = self.state[p]
-            for piece, gradient, own in pieces(p, state):
-                piece.grad, self.state[piece] = gradient, own
-                super().update_step(group, piece, gindex, pindex)
-                if piece is not p:
-                    del self.state[piece]
-            state["step"] = own["step"]  # of the last piece: each has counted this step by itself
-
-    return GroupwiseAdamW8bit
-
-
-@dataclass(frozen=True)
-class StateSize:
-    """What an optimizer holds on this process, in bytes and numbers of parameters; quantized tensors apart from the others."""
-
-    dtypes: frozenset[str]  # of what the optimizer updates
-    bytes_32: int
-    parameters_32: int
-    bytes_8: int
-    parameters_8: int
-
-
-def measure_state(optimizer: Optimizer) -> StateSize:
-    """Count the optimizer's state as it lies in memory. A tensor that several entries share counts once."""
-    seen: set[int] = set()
-    held, parameters = {True: 0, False: 0}, {True: 0, False: 0}
-    dtypes = set()
-    for parameter, entries in optimizer.state.items():
-        tensors = [_own_part(value) for value in entries.values() if isinstance(value, torch.Tensor)]
-        quantized = any(tensor.dtype == torch.uint8 for tensor in tensors)
-        dtypes.add(str(parameter.dtype).removeprefix("torch."))
-        parameters[quantized] += _own_part(parameter).numel()
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                held[quantized] += storage.nbytes()
-    return StateSize(frozenset(dtypes), held[False], parameters[False], held[True], parameters[True])
-
-
-def _own_part(tensor: torch.Tensor) -> torch.Tensor:
-    """What lies on this process: FSDP's tensors speak for all of them."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # importing DTensor to ask for it costs a second
-
-
-def set_phase(optimizer: Optimizer, phase: str, lr: float) -> None:
-    """Choose the phase and its rate on an optimizer of either kind; one with a single bank takes the rate alone."""
-    if hasattr(optimizer, "use"):
-        optimizer.use(phase, lr)
-    else:
-        for group in optimizer.param_groups:
-            group["lr"] = lr

@@ -5,15 +5,18 @@ Both are written out here, because two independent optimizers cannot express a s
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-BLOCK = 256  # values that share one scale
-PIECE = 1024 * BLOCK  # values that a CPU updates at once, so that what lies between stays in its caches
+from dualoptim.method.kernels import BLOCK, pieces
+
+Group = dict[str, Any]
+State = dict[str, Any]
 
 
 class SharedStateOptimizer(Optimizer):
@@ -22,10 +25,15 @@ class SharedStateOptimizer(Optimizer):
     `use(phase, lr)` writes the phase and its rate into the groups, where DeepSpeed and Accelerate keep them.
     """
 
-    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+    # What a subclass says: the zero state of a parameter that has none; which counters a step advances; how it takes a gradient
+    # into the state, in place, and by how many rates each weight then goes down.
+    _create: Callable[[Tensor, Group], None]
+    _count: Callable[[State, Group], None]
+    _update: Callable[[Tensor, State, Group], Tensor]
+
+    def __init__(self, params: Iterable[Any], defaults: Group) -> None:
         super().__init__(params, {**defaults, "phase": "forget"})
-        self.largest_update = torch.zeros(())
-        """Largest change of one weight by the gradient in the last step, in rates."""
+        self.largest_update = torch.zeros(())  # largest change of one weight by the gradient in the last step, in rates
 
     def use(self, phase: str, lr: float | None = None) -> None:
         """Make `phase` active, with rate `lr` if one is given.
@@ -51,9 +59,7 @@ class SharedStateOptimizer(Optimizer):
         """Update every parameter that has a gradient."""
         loss = closure() if closure else None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
+            for parameter in (parameter for parameter in group["params"] if parameter.grad is not None):
                 self._create(parameter, group)
                 self._count(self.state[parameter], group)
                 for weights, gradient, state in pieces(parameter, self.state[parameter]):
@@ -78,58 +84,22 @@ class SharedStateOptimizer(Optimizer):
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group |= {key: value for key, value in saved.items() if key != "params"}
 
-    def _create(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """The zero state of a parameter that has none."""
-        raise NotImplementedError
 
-    def _count(self, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """Advance the counters of the state that this step changes."""
-        raise NotImplementedError
+@dataclass
+class Moments:
+    """Adam's two moments (m, v), the decay rates of both, and how many gradients they have seen, the current one included."""
 
-    def _update(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """Take the gradient into the state, in place, and return by how many rates each weight goes down."""
-        raise NotImplementedError
+    m: Tensor
+    v: Tensor
+    betas: tuple[float, float]
+    steps: int
 
 
-def pieces(parameter: Tensor, state: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-    """Views of a parameter, its gradient and its state: of all at once, or on a CPU of `PIECE` values after another.
-
-    The state's entries are told by their names, bitsandbytes' (state1, absmax1, qmap1, step) as well as ours.
-    """
-    gradient = parameter.grad
-    assert gradient is not None
-    divided = hasattr(parameter, "to_local")  # FSDP's tensors cannot be cut
-    if parameter.device.type != "cpu" or divided or parameter.numel() <= PIECE or not parameter.is_contiguous():
-        yield parameter, gradient, state
-        return
-    weights, gradient = parameter.detach().view(-1), gradient.reshape(-1)
-    for start in range(0, parameter.numel(), PIECE):
-        values, blocks = slice(start, start + PIECE), slice(start // BLOCK, (start + PIECE) // BLOCK)
-        own = {}
-        for key, value in state.items():
-            if key.endswith("_scale") or key.startswith("absmax"):
-                own[key] = value[blocks]
-            elif key.endswith("step") or key.startswith("qmap"):
-                own[key] = value
-            else:
-                own[key] = value.view(-1)[values]
-        yield weights[values], gradient[values], own
-
-
-def plus_update(
-    gradient: Tensor,
-    delta: tuple[Tensor, Tensor],
-    base: tuple[Tensor, Tensor],
-    own_step: int,
-    step: int,
-    betas: tuple[float, float],
-    base_betas: tuple[float, float],
-    eps: float,
-) -> Tensor:
+def plus_update(gradient: Tensor, delta: Moments, base: Moments, eps: float) -> Tensor:
     """One step of DualOptim+ (arXiv 2605.21539) on float32 moments, which it changes in place; returns the update in rates.
 
-    `delta` (dm, dv) belongs to the phase and has seen `own_step` of its gradients with this one; `base` (m, v) is shared and
-    has seen `step` of all. With the base as it stood before this step, corrected for its bias,
+    `delta` (dm, dv) belongs to the phase, `base` (m, v) is shared and sees the gradients of all phases. With the base as it
+    stood before this step, corrected for its bias,
 
         dm <- b1 dm + (1 - b1)(g - m^)        dv <- b2 dv + (1 - b2)(g^2 - v^)
         update = (dm^ + m^) / (sqrt|dv^ + v^| + eps)
@@ -137,15 +107,17 @@ def plus_update(
 
     With a base that stays zero this is Adam on the phase's own gradients.
     """
-    seen = step - 1
-    m, v = (moment / (1 - beta**seen) if seen else moment.clone() for moment, beta in zip(base, base_betas, strict=True))
-    square = gradient * gradient
-    delta[0].lerp_(gradient - m, 1 - betas[0])
-    delta[1].lerp_(square - v, 1 - betas[1])
-    m.add_(delta[0], alpha=1 / (1 - betas[0] ** own_step))
-    v.add_(delta[1], alpha=1 / (1 - betas[1] ** own_step))
-    base[0].lerp_(gradient, 1 - base_betas[0])
-    base[1].lerp_(square, 1 - base_betas[1])
+    seen, square = base.steps - 1, gradient * gradient
+    m, v = (
+        moment / (1 - beta**seen) if seen else moment.clone()
+        for moment, beta in zip((base.m, base.v), base.betas, strict=True)
+    )
+    delta.m.lerp_(gradient - m, 1 - delta.betas[0])
+    delta.v.lerp_(square - v, 1 - delta.betas[1])
+    m.add_(delta.m, alpha=1 / (1 - delta.betas[0] ** delta.steps))
+    v.add_(delta.v, alpha=1 / (1 - delta.betas[1] ** delta.steps))
+    base.m.lerp_(gradient, 1 - base.betas[0])
+    base.v.lerp_(square, 1 - base.betas[1])
     return m.div_(v.abs_().sqrt_().add_(eps))
 
 
@@ -173,29 +145,27 @@ class DualAdamWPlus(SharedStateOptimizer):
         defaults = {"lr": lr, "betas": betas, "base_betas": base_betas or betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"max_update": max_update, "quantized": quantized})
 
-    def _create(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _create(self, parameter: Tensor, group: Group) -> None:
         state = self.state[parameter]
-        if state:
-            return
-        for bank, in_bytes in group["quantized"].items():
+        for bank, in_bytes in group["quantized"].items() if not state else ():
             state[f"{bank}/step"] = torch.zeros(())
             for moment in ("exp_avg", "exp_avg_sq"):
                 zero = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 _write(state, f"{bank}/{moment}", zero, in_bytes and group.get("bits") == 8)
 
-    def _count(self, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _count(self, state: State, group: Group) -> None:
         for bank in (group["phase"], "base"):
             state[f"{bank}/step"] += 1
 
-    def _update(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        banks = (group["phase"], "base")
+    def _update(self, gradient: Tensor, state: State, group: Group) -> Tensor:
+        banks = {group["phase"]: group["betas"], "base": group["base_betas"]}
         delta, base = (
-            (_read(state, f"{bank}/exp_avg", gradient), _read(state, f"{bank}/exp_avg_sq", gradient)) for bank in banks
+            Moments(*(_read(state, f"{bank}/{name}") for name in ("exp_avg", "exp_avg_sq")), betas, int(state[f"{bank}/step"]))
+            for bank, betas in banks.items()
         )
-        own_step, step = (int(state[f"{bank}/step"]) for bank in banks)
-        update = plus_update(gradient, delta, base, own_step, step, group["betas"], group["base_betas"], group["eps"])
+        update = plus_update(gradient, delta, base, group["eps"])
         for bank, moments in zip(banks, (delta, base), strict=True):
-            for name, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
+            for name, moment in (("exp_avg", moments.m), ("exp_avg_sq", moments.v)):
                 if f"{bank}/{name}_scale" in state:
                     _write(state, f"{bank}/{name}", moment, True)
         return update
@@ -220,52 +190,28 @@ class PartlyDecoupledAdamW(SharedStateOptimizer):
             raise ValueError(f"decouple {decouple!r} is unknown; choose m or v, or an AdamW or DualOptimizer of its own")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "decouple": decouple})
 
-    def _create(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _create(self, parameter: Tensor, group: Group) -> None:
         state = self.state[parameter]
-        if state:
-            return
-        for name, letter in (("exp_avg", "m"), ("exp_avg_sq", "v")):
-            for bank in ("forget", "retain") if group["decouple"] == letter else ("shared",):
-                state[f"{bank}/{name}"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                state[f"{bank}/{name}_step"] = torch.zeros(())
+        for key in [] if state else [key for phase in ("forget", "retain") for key in _keys(phase, group["decouple"])]:
+            state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state[f"{key}_step"] = torch.zeros(())
 
-    def _keys(self, group: dict[str, Any]) -> list[str]:
-        """The first and the second moment that the phase updates."""
-        return [
-            f"{group['phase'] if group['decouple'] == letter else 'shared'}/{name}"
-            for name, letter in (("exp_avg", "m"), ("exp_avg_sq", "v"))
-        ]
-
-    def _count(self, state: dict[str, Any], group: dict[str, Any]) -> None:
-        for key in self._keys(group):
+    def _count(self, state: State, group: Group) -> None:
+        for key in _keys(group["phase"], group["decouple"]):
             state[f"{key}_step"] += 1
 
-    def _update(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    def _update(self, gradient: Tensor, state: State, group: Group) -> Tensor:
         corrected = []
-        for key, beta, value in zip(self._keys(group), group["betas"], (gradient, gradient * gradient), strict=True):
+        keys = _keys(group["phase"], group["decouple"])
+        for key, beta, value in zip(keys, group["betas"], (gradient, gradient * gradient), strict=True):
             state[key].lerp_(value, 1 - beta)
             corrected.append(state[key] / (1 - beta ** int(state[f"{key}_step"])))
         return corrected[0].div_(corrected[1].sqrt_().add_(group["eps"]))
 
 
-class SignSGD(Optimizer):
-    """w <- (1 - lr wd) w - lr sign(g) (signSGD, arXiv 1802.04434): no state at all."""
-
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient."""
-        loss = closure() if closure else None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(parameter.grad.sign(), alpha=group["lr"])
-        return loss
-
-
-# ------------------------------------------------------------------------------------------------------------- bytes
+def _keys(phase: str, decouple: str) -> tuple[str, str]:
+    """The first and the second moment that a phase updates, of which one is shared."""
+    return f"{phase if decouple == 'm' else 'shared'}/exp_avg", f"{phase if decouple == 'v' else 'shared'}/exp_avg_sq"
 
 
 @functools.cache
@@ -276,7 +222,7 @@ def _code(device: torch.device) -> Tensor:
     return create_dynamic_map(signed=True).to(device)
 
 
-def _write(state: dict[str, Any], key: str, value: Tensor, in_bytes: bool) -> None:
+def _write(state: State, key: str, value: Tensor, in_bytes: bool) -> None:
     """Keep a moment, in bytes with one float32 scale per 256 values if asked for."""
     if not in_bytes:
         state[key] = value
@@ -291,11 +237,11 @@ def _write(state: dict[str, Any], key: str, value: Tensor, in_bytes: bool) -> No
         state[key], state[f"{key}_scale"] = in_bytes_now, scale.absmax
 
 
-def _read(state: dict[str, Any], key: str, like: Tensor) -> Tensor:
+def _read(state: State, key: str) -> Tensor:
     """A moment in float32, to be changed in place; one in bytes has to be written back."""
     if f"{key}_scale" not in state:
         return state[key]
     from bitsandbytes.functional import dequantize_blockwise
 
-    value = dequantize_blockwise(state[key], absmax=state[f"{key}_scale"], code=_code(like.device), blocksize=BLOCK)
-    return value.view_as(like)
+    scale, values = state[f"{key}_scale"], state[key]
+    return dequantize_blockwise(values, absmax=scale, code=_code(values.device), blocksize=BLOCK).view_as(values)

@@ -1,4 +1,4 @@
-"""Which phase a step serves, and at which rate: pure functions of the step number.
+"""Say which phase a step serves, and at which rate: pure functions of the step number.
 
 A *cycle* is the repeating pattern of phases, for example `(("forget", 1), ("retain", 5))`: one forget step, then five
 retain steps, again and again. Because everything here is a function of the step alone, a resumed run needs nothing
@@ -6,6 +6,7 @@ but its step number to continue as if it had never stopped.
 """
 
 import math
+from dataclasses import dataclass
 
 Cycle = tuple[tuple[str, int], ...]
 
@@ -54,3 +55,38 @@ def lr_factor(step: int, total_steps: int, warmup_steps: int) -> float:
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return (total_steps - step) / (total_steps - warmup_steps)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps a run takes, in which cycle of phases, at which share of the base rate."""
+
+    cycle: Cycle
+    steps_per_epoch: int
+    num_epochs: int
+    warmup_epochs: float = 0.0
+    max_steps: int = 0  # 0: all of them
+
+    @property
+    def total_steps(self) -> int:
+        """What the rate decays over."""
+        return self.num_epochs * self.steps_per_epoch
+
+    @property
+    def last_step(self) -> int:
+        """Where the run ends: after all steps, or earlier."""
+        return min(self.max_steps or self.total_steps, self.total_steps)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up; a run of one step an epoch has none."""
+        warmup = round(self.warmup_epochs * self.steps_per_epoch) if self.steps_per_epoch > 1 else 0
+        return min(warmup, self.total_steps - 1)
+
+    def lr_factor(self, step: int) -> float:
+        """Share of the base rate at `step`, from 0."""
+        return lr_factor(step, self.total_steps, self.warmup_steps)
+
+    def steps_of(self, phase: str) -> int:
+        """How many steps of this phase the run takes."""
+        return sum(phase_at(step, self.cycle) == phase for step in range(self.last_step))

@@ -7,12 +7,12 @@ Most objectives and metrics of this field are arithmetic on these records, so th
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from dualoptim.method.kernels import AgainstTargets, Statistics, widened
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Batch:
     sequence: Tensor  # [N] example of each scored token, 0..S-1
     num_sequences: int
     num_tokens: int  # real tokens of the examples, scored or not, shared ones each time, padding excluded
+    reference: "Callable[[], Reference] | None" = None  # reads what the frozen model says about the same tokens
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
@@ -69,6 +70,23 @@ class TokenScores:
         shared = len(self.raw_logits) < len(self.column)
         return self.raw_logits.index_select(0, self.column) if shared else self.raw_logits
 
+    @property
+    def largest_logit(self) -> Tensor:
+        """[N]"""
+        return widened(self.raw_logits.max(-1).values)[self.column]
+
+    def constant_logits(self, part: slice) -> Tensor:
+        """Logits [n, V] of some of the tokens in float32 at least, through which no gradient flows."""
+        return widened(self.raw_logits[self.column[part]].detach())
+
+    def cross_entropy(self, targets: Callable[[slice], Tensor]) -> Tensor:
+        """H(q, p) per token [N], where `targets` gives the logits [n, V] of q for some of the tokens, held constant."""
+        return AgainstTargets.apply(self.logits, targets, False)
+
+    def kl_divergence(self, targets: Callable[[slice], Tensor]) -> Tensor:
+        """KL(q || p) per token [N], where `targets` gives the logits [n, V] of q for some of the tokens, held constant."""
+        return AgainstTargets.apply(self.logits, targets, True)
+
     def per_sequence(self, values: Tensor) -> Tensor:
         """Sums of `values` [N] over the tokens of each sequence: [S]."""
         return values.new_zeros(self.num_sequences).index_add(0, self.sequence, values)
@@ -87,101 +105,12 @@ class Reference:
     hidden: Tensor | None = None  # [N, H]
 
 
-class _Statistics(torch.autograd.Function):
-    """log p(label), logsumexp, mean and whether the label is the largest, of logits [K, V] in any precision: four times [N].
-
-    `column` [N] says in which row each label is predicted. With p = softmax(z) the gradient is (g_logsumexp - g_log_prob) p +
-    g_mean / V, plus g_log_prob at the label. Written out, it takes one new tensor [K, V] where autograd's own takes five, and a
-    few rows at a time stay in the processor's cache.
-    """
-
-    rows = 32
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, column: Tensor) -> tuple[Tensor, ...]:
-        parts = []
-        for z in logits.split(_Statistics.rows):
-            z = widened(z)
-            parts.append((z.logsumexp(-1), z.mean(-1), z.argmax(-1)))
-        logsumexp, mean, first_choice = (torch.cat(values) for values in zip(*parts, strict=True))
-        ctx.save_for_backward(logits, labels, column, logsumexp)
-        log_prob, correct = widened(logits[column, labels]) - logsumexp[column], first_choice[column] == labels
-        ctx.mark_non_differentiable(correct)
-        return log_prob, logsumexp[column], mean[column], correct
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        logits, labels, column, logsumexp = ctx.saved_tensors
-        for_label, for_logsumexp, for_mean, _ = gradients
-        to_p, to_all = (
-            torch.zeros_like(logsumexp).index_add_(0, column, values)
-            for values in (for_logsumexp - for_label, for_mean / logits.shape[-1])
-        )
-        order = column.argsort()
-        starts = range(0, len(logits), _Statistics.rows)
-        bounds = torch.searchsorted(column[order], torch.tensor([*starts, len(logits)], device=column.device)).tolist()
-        result = torch.empty_like(logits)
-        for start, own in zip(starts, pairwise(bounds), strict=True):
-            part, here = slice(start, start + _Statistics.rows), order[slice(*own)]
-            z = widened(logits[part]) - logsumexp[part, None]
-            z.exp_().mul_(to_p[part, None]).add_(to_all[part, None])
-            result[part] = z.index_put_((column[here] - start, labels[here]), for_label[here], accumulate=True)
-        return result, None, None
-
-
-class _AgainstTargets(torch.autograd.Function):
-    """Cross-entropy H(q, p) or divergence KL(q || p) per token of p = softmax(z) from targets q that are constants: [N].
-
-    The gradient of both is p - q. Written as it comes, some rows at a time, it is the only tensor [N, V] beside z itself:
-    neither q nor its logits ever exist whole. It waits for its factor in bf16 if z is that, but never in fp16, where small
-    values are gone before the loss is scaled up.
-    """
-
-    rows = 128
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Callable[[slice], Tensor], divergence: bool) -> Tensor:
-        ctx.dtype = logits.dtype
-        dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-        values, gradient = [], torch.empty_like(logits, dtype=dtype)
-        for start in range(0, len(logits), _AgainstTargets.rows):
-            part = slice(start, start + _AgainstTargets.rows)
-            log_p, log_q = widened(logits[part]).log_softmax(-1), targets(part).log_softmax(-1)
-            q = log_q.exp()
-            # -inf, where a target rules a token out, would make 0 times infinity
-            values.append((q * ((log_q.clamp_(min=-1e30) - log_p) if divergence else -log_p)).sum(-1))
-            gradient[part] = log_p.exp_().sub_(q)
-        ctx.save_for_backward(gradient)
-        return torch.cat(values)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, for_value: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient.mul_(for_value[:, None]).to(ctx.dtype), None, None
-
-
-def cross_entropy(scores: TokenScores, targets: Callable[[slice], Tensor]) -> Tensor:
-    """H(q, p) per token [N], where `targets` gives the logits [n, V] of q for some of the tokens, held constant."""
-    return _AgainstTargets.apply(scores.logits, targets, False)
-
-
-def kl_divergence(scores: TokenScores, targets: Callable[[slice], Tensor]) -> Tensor:
-    """KL(q || p) per token [N], where `targets` gives the logits [n, V] of q for some of the tokens, held constant."""
-    return _AgainstTargets.apply(scores.logits, targets, True)
-
-
-def widened(values: Tensor) -> Tensor:
-    """Half precision as float32, which sums over V need, and other values as they are."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
 def score_logits(logits: Tensor, batch: Batch) -> TokenScores:
     """Token scores from logits [B, K, V]."""
     rows, column = logits[0], batch.column
     if logits.shape[0] > 1:
         rows, column = logits[batch.row, batch.column], torch.arange(len(batch.labels), device=logits.device)
-    log_prob, logsumexp, mean_logit, correct = _Statistics.apply(rows, batch.labels, column)
+    log_prob, logsumexp, mean_logit, correct = Statistics.apply(rows, batch.labels, column)
     return TokenScores(
         log_prob=log_prob,
         logsumexp=logsumexp,
@@ -193,24 +122,6 @@ def score_logits(logits: Tensor, batch: Batch) -> TokenScores:
         raw_logits=rows,
         column=column,
     )
-
-
-def standardized(scores: TokenScores, which: Tensor) -> Tensor:
-    """Log-probabilities of the labels of the tokens `which` (a mask [N]), in standard deviations from their mean.
-
-    Mean and deviation are those of log p over the vocabulary under p itself: Min-K%++ (arXiv 2404.02936, equation 3), with the
-    variance no smaller than 1e-6 as OpenUnlearning has it.
-    """
-    parts = []
-    for column, logsumexp, log_prob in zip(
-        *(values[which].split(256) for values in (scores.column, scores.logsumexp, scores.log_prob)), strict=True
-    ):
-        log_p = widened(scores.raw_logits[column]) - logsumexp[:, None]
-        p = log_p.exp()
-        mean = (p * log_p).sum(-1)
-        variance = (p * (log_p - mean[:, None]).square()).sum(-1)  # a difference of squares would lose digits
-        parts.append((log_prob - mean) / variance.clamp(min=1e-6).sqrt())
-    return torch.cat(parts)
 
 
 def score(model: Any, batch: Batch, layer: int | None = None) -> TokenScores:
@@ -227,6 +138,8 @@ def score(model: Any, batch: Batch, layer: int | None = None) -> TokenScores:
         **({} if layer is None else {"output_hidden_states": True}),
     )
     scores = score_logits(output.logits, batch)
+    if batch.reference:
+        scores = dataclasses.replace(scores, reference=batch.reference())
     if layer is None:
         return scores
     states = output.hidden_states[layer + 1]  # the first is the embeddings

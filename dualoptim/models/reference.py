@@ -22,11 +22,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dualoptim.models.checkpoint import weights_hash
-from dualoptim.data.tofu import Example, in_length_order
+from dualoptim.data.batches import in_length_order
+from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError
 from dualoptim.method.objectives import Objective
-from dualoptim.models.load import Policy, autocast
+from dualoptim.models.loaded import LoadedModel, autocast, weights_hash
 from dualoptim.method.scores import Batch, Reference, score
 
 _FILE_BYTES = 2**26  # as much is held in memory before it is written
@@ -71,22 +71,20 @@ class Store:
 class Frozen:
     """The model as it stands now, as a reference for what is trained later: its values on disk, and its output head."""
 
-    def __init__(
-        self, policy: Policy, accelerator: Accelerator, folder: Path, objectives: Iterable[Objective], size: int
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, folder: Path, objectives: Iterable[Objective], size: int) -> None:
         """`folder` holds the values of all models; `size` texts are scored at once. A head is kept if `objectives` need it."""
-        self._accelerator, self._size = accelerator, size
-        self._folder, self._hash = folder, weights_hash(policy.model)[:16]
+        self._accelerator, self._size = loaded.accelerator, size
+        self._folder, self._hash = folder, weights_hash(loaded.model)[:16]
         self._head: Any = None
         if any(objective.reference == "logits" for objective in objectives):
-            self._head = copy.deepcopy(policy.model.get_output_embeddings()).requires_grad_(False)
+            self._head = copy.deepcopy(loaded.model.get_output_embeddings()).requires_grad_(False)
 
     def _store(self, objective: Objective) -> Store:
         layer = f"-layer{objective.layer}" if objective.reference == "hidden" else ""
         return Store(self._folder / f"{self._hash}-{self._accelerator.mixed_precision}-{objective.reference}{layer}")
 
-    def score(self, policy: Policy, objective: Objective, examples: Iterable[Example]) -> None:
-        """Make sure that the values of `examples` are on disk; `policy` must still hold the weights of this reference.
+    def score(self, loaded: LoadedModel, objective: Objective, examples: Iterable[Example]) -> None:
+        """Make sure that the values of `examples` are on disk; `loaded` must still hold the weights of this reference.
 
         Processes share the texts that are missing.
         """
@@ -103,14 +101,14 @@ class Frozen:
             store.write(name, [*values], [*values.values()])
             values.clear()
 
-        with torch.no_grad(), _evaluating(policy.model), autocast(self._accelerator):
+        with torch.no_grad(), _evaluating(loaded.model), loaded.autocast():
             for chosen in in_length_order([len(text.ids) for text in texts], self._size):
-                batch = policy.batch([texts[index] for index in chosen], self._accelerator.device)
+                batch = loaded.batch([texts[index] for index in chosen])
                 found: Tensor | None
                 if objective.reference == "logits":
-                    found = _head_input(policy, batch)
+                    found = _head_input(loaded, batch)
                 else:
-                    scores = score(policy.model, batch, objective.layer)
+                    scores = score(loaded.model, batch, objective.layer)
                     found = scores.log_prob if objective.reference == "log_prob" else scores.hidden
                 assert found is not None
                 counts = [len(texts[index].ids) - texts[index].start for index in chosen]
@@ -147,8 +145,8 @@ class Reader:
         return Reference(logits=logits)
 
 
-def check_reference(policy: Policy, accelerator: Accelerator, objectives: Iterable[Objective], folder: Path) -> None:
-    """Make sure, before anything is written, that `objectives` can have their references from `policy`'s model.
+def check_reference(loaded: LoadedModel, objectives: Iterable[Objective], folder: Path) -> None:
+    """Make sure, before anything is written, that `objectives` can have their references from the model.
 
     Raises:
         InputError: if the model's logits are not what its output head gives (some scale or cap them) and one needs them, or if
@@ -162,24 +160,24 @@ def check_reference(policy: Policy, accelerator: Accelerator, objectives: Iterab
             break
     if "logits" not in kinds:
         return
-    batch = policy.batch([Example([1, 2, 3], 1)], accelerator.device)
-    head = policy.model.get_output_embeddings()
-    with torch.no_grad(), _evaluating(policy.model), autocast(accelerator):
-        logits = score(policy.model, batch).logits.float()
-        rebuilt = head(_head_input(policy, batch)).float()
+    batch = loaded.batch([Example([1, 2, 3], 1)])
+    head = loaded.model.get_output_embeddings()
+    with torch.no_grad(), _evaluating(loaded.model), loaded.autocast():
+        logits = score(loaded.model, batch).logits.float()
+        rebuilt = head(_head_input(loaded, batch)).float()
     if not torch.allclose(rebuilt, logits, rtol=1e-3, atol=1e-3):
         raise InputError(
-            f"{type(policy.model).__name__} changes its logits after the output head, so KL and UNDIAL have no reference here; "
+            f"{type(loaded.model).__name__} changes its logits after the output head, so KL and UNDIAL have no reference here; "
             "choose GD or AP, or NPO"
         )
 
 
-def _head_input(policy: Policy, batch: Batch) -> Tensor:
+def _head_input(loaded: LoadedModel, batch: Batch) -> Tensor:
     """What the output head gets at the scored tokens: [N, H]."""
     seen: list[Tensor] = []
-    handle = policy.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    handle = loaded.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        score(policy.model, batch)
+        score(loaded.model, batch)
     finally:
         handle.remove()
     return seen[-1][batch.row, batch.column]

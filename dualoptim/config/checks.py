@@ -1,0 +1,222 @@
+"""Refuse settings that make no sense together, one rule after another; bounds of single flags stand on the flags.
+
+A rule gives the line that the user reads. Rules of a class hold for the classes that are built on it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from dualoptim.config.flags import check_bounds, default_of, flag_name
+from dualoptim.config.optimizers import OPTIMIZERS, kind_of
+from dualoptim.errors import InputError
+from dualoptim.method.objectives import FORGET, RETAIN, flags_of, split_objectives
+
+if TYPE_CHECKING:
+    from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs, MeasureArgs, SweepArgs, TrainArgs, UnlearnArgs
+
+SPLITS = ("forget01", "forget05", "forget10", "forget")
+TRACKERS = ("wandb", "tensorboard", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio")
+
+
+def check(args: CommonArgs) -> None:
+    """Make sure that every number is within its bounds and that no rule is broken.
+
+    Raises:
+        InputError: with the line of the first that is.
+    """
+    check_bounds(args)
+    for kind in reversed(type(args).__mro__):
+        for line in RULES[kind.__name__](args) if kind.__name__ in RULES else ():
+            raise InputError(line)
+
+
+def _common(args: CommonArgs) -> Iterator[str]:
+    if not args.model:
+        yield "--model is empty; give a hub id, a folder or a .gguf file"
+    if args.model == "demo" and args.data not in (None, "demo"):
+        yield f"--data {args.data} needs a model that can read it; give --model, because the demo's knows its own data"
+    if args.template == "chat" and args.has_tags:
+        yield "--template chat cannot take tags; drop the --*-tag flags or choose --template qa"
+
+
+def _measure(args: MeasureArgs) -> Iterator[str]:
+    if args.split not in SPLITS:
+        yield f"--split {args.split!r} is unknown; choose from {', '.join(SPLITS)}"
+    if args.retain_file is not None and args.forget_file is None:
+        yield f"--retain-file {args.retain_file} needs --forget-file, the rows to forget"
+    if args.forget_file is not None and args.data is not None:
+        yield f"--forget-file {args.forget_file} takes the place of --data {args.data}; give one of them"
+    for name in () if args.reads_own_files else ("question_column", "answer_column", "text_column"):
+        if _is_given(args, name):
+            yield f"{flag_name(name)} {getattr(args, name)} names a column of your own files; give --forget-file"
+    if args.forget_file is not None and args.model == "demo":
+        yield f"--forget-file {args.forget_file} needs a model that knows it; give --model"
+    if args.sentence_encoder is not None and not _is_installed("sentence_transformers"):
+        yield "--sentence-encoder needs the package sentence-transformers; pip install sentence-transformers"
+    yield from _twice("lm_eval_tasks", args.lm_eval_tasks)
+    if args.lm_eval_tasks and not _is_installed("lm_eval"):
+        yield "--lm-eval-tasks needs the package lm-eval; pip install lm-eval"
+    if args.lm_eval_path is not None and not args.lm_eval_tasks:
+        yield f"--lm-eval-path {args.lm_eval_path} has tasks that nothing asks for; name some with --lm-eval-tasks"
+    if args.lm_eval_path is not None and not Path(args.lm_eval_path).expanduser().is_dir():
+        yield f"--lm-eval-path {args.lm_eval_path}: no such folder; give the one with your tasks' .yaml files"
+
+
+def _train(args: TrainArgs) -> Iterator[str]:
+    if args.state_bits == 8 and not _is_installed("bitsandbytes"):
+        yield "--optim-bits 8 needs the package bitsandbytes; pip install bitsandbytes"
+    if args.quantize_embeddings and args.state_bits != 8:
+        yield "--quantize-embeddings has no effect with --optim-bits 32; give --optim-bits 8"
+    if not args.lora_target_modules:
+        yield "--lora-target-modules is empty; give all-linear or names of modules"
+    if args.load_in_4bit and not args.use_lora:
+        yield "--load-in-4bit freezes the weights, so that only an adapter can learn; add --use-lora"
+    yield from _twice("log_with", args.log_with)
+    for tracker in args.log_with:
+        if tracker not in TRACKERS:
+            yield f"--log-with {tracker} is unknown; choose from {', '.join(TRACKERS)}"
+        if not _can_track(tracker):
+            yield f"--log-with {tracker} needs its package; pip install {tracker}"
+
+
+def _unlearn(args: UnlearnArgs) -> Iterator[str]:
+    if not args.forget_losses:
+        yield "--forget-losses is empty; give at least one pair such as ME+GD"
+    for pair in args.forget_losses:
+        split_objectives(pair)
+    if not args.task_list:
+        yield "--task-list is empty; give at least one task number"
+    yield from _twice("task_list", args.task_list)
+    yield from _twice("forget_losses", args.forget_losses)
+    yield from _twice("learning_rates", [f"{rate:g}" for rate in args.learning_rates])  # they name folders
+    yield from _of_objectives(args)
+    yield from _of_optimizers(args)
+    if args.lm_eval_tasks and not args.eval:
+        yield "--lm-eval-tasks are a part of the evaluation, which --no-eval leaves out; drop one of them"
+    if args.push_to_hub is not None:
+        if args.dry_run:
+            yield f"--push-to-hub {args.push_to_hub}: --dry-run makes no model to upload; give one of them"
+        try:
+            validate_repo_id(args.push_to_hub)
+        except HFValidationError:
+            yield (
+                f"--push-to-hub {args.push_to_hub!r} is no repository's name; give one such as me/model, of letters, "
+                "digits, -, _ and ."
+            )
+    elif args.hub_public:
+        yield "--hub-public makes the repository of --push-to-hub public; give that as well"
+    if args.resume is not None and args.output_dir is None:
+        yield "--resume needs the folder of the run to go on with; give --output-dir"
+    if args.resume is not None and args.overwrite:
+        yield "--resume keeps what --overwrite would remove; give one of them"
+
+
+def _of_objectives(args: UnlearnArgs) -> Iterator[str]:
+    """Constants of objectives that this run does not have."""
+    have = flags_of(objective for pair in args.forget_losses for objective in split_objectives(pair))
+    for name in sorted(flags_of([*FORGET.values(), *RETAIN.values()]) - have):
+        value = getattr(args, name)
+        if _is_given(args, name):
+            shown = "" if value is True else f" {value:g}"
+            yield (
+                f"{flag_name(name)}{shown} has no effect with {' '.join(args.forget_losses)}; drop it, or choose "
+                "objectives that have it (dualoptim/method/README.md lists them)"
+            )
+
+
+def _of_optimizers(args: UnlearnArgs) -> Iterator[str]:
+    """Settings of an optimizer that this run does not have."""
+    reads = kind_of(args).reads | (OPTIMIZERS[args.optim].reads & {"decouple"})
+    for kind_name, kind in OPTIMIZERS.items():
+        for name in sorted(kind.reads - reads - {"forget_freq", "retain_freq"}):  # their defaults are never off
+            value = getattr(args, name)
+            if not _is_given(args, name):
+                continue
+            if name in ("forget_lr", "forget_max_grad_norm"):
+                flag = flag_name(name)
+                yield f"{flag} {value:g} has no effect with --optim adamw, whose steps take both losses; give {flag} None"
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            both = " with --decouple both" if kind_name == "dual-adamw" and name != "decouple" else ""
+            yield f"{flag_name(name)} {shown} has no effect here; it needs --optim {kind_name}{both}"
+    if args.optim_bits == 8 and args.forget_optimizer and args.retain_optimizer:
+        yield "--optim-bits 8 has no effect with --forget-optimizer and --retain-optimizer; name adamw-8bit there"
+    if args.decouple in ("m", "v") and args.optim_bits == 8:
+        yield f"--decouple {args.decouple} has no 8-bit form; give --optim-bits 32"
+
+
+def _sweep(args: SweepArgs) -> Iterator[str]:
+    if args.forget_lrs and args.forget_lr is not None:
+        yield f"--forget-lr {args.forget_lr:g} and --forget-lrs both set the rate of forget steps; give one of them"
+    if args.forget_lrs and "forget_lr" not in kind_of(args).reads:
+        yield f"--forget-lrs has no effect with --optim {args.optim}, whose steps take both losses; drop it"
+    for name in ("resume", "dry_run"):
+        if getattr(args, name):
+            yield f"{flag_name(name)} is for one run; a sweep skips what is finished by itself"
+    if args.push_to_hub is not None:
+        yield f"--push-to-hub {args.push_to_hub} is for one run; upload a sweep's best model with `hf upload`"
+    yield from _twice("seeds", args.seeds)
+    yield from _twice("forget_lrs", [f"{rate:g}" for rate in args.forget_lrs])
+
+
+def _finetune(args: FinetuneArgs) -> Iterator[str]:
+    if not args.splits:
+        yield "--splits is empty; give at least one split such as full"
+
+
+def _eval(args: EvalArgs) -> Iterator[str]:
+    if args.retain_model is not None and args.retain_logs is not None:
+        yield f"--retain-model {args.retain_model} and --retain-logs {args.retain_logs} say the same; give one of them"
+    for attack, names in (
+        ("relearn", ("relearn_rows", "relearn_share", "relearn_lr", "relearn_batch_size", "relearn_every")),
+        ("sample", ("sample_temperature",)),
+    ):
+        for name in names if not getattr(args, attack) else ():
+            if _is_given(args, name):
+                flag = f"{flag_name(name)} {getattr(args, name)}"
+                yield f"{flag} has no effect without --{attack}; give the number of its steps or draws"
+    if _is_given(args, "relearn_share") and args.relearn_rows != "forget":
+        yield f"--relearn-share {args.relearn_share:g} is of the forget set; give --relearn-rows forget, or drop it"
+    yield from _twice("quantize", args.quantize)
+    for bits in args.quantize:
+        if bits not in (4, 8):
+            yield f"--quantize {bits} is not offered; give 8, 4 or both"
+
+
+RULES: dict[str, Callable[[Any], Iterable[str]]] = {
+    "CommonArgs": _common,
+    "MeasureArgs": _measure,
+    "TrainArgs": _train,
+    "UnlearnArgs": _unlearn,
+    "SweepArgs": _sweep,
+    "FinetuneArgs": _finetune,
+    "EvalArgs": _eval,
+}
+
+
+def _is_given(args: Any, name: str) -> bool:
+    """Whether a flag has another value than its default."""
+    return getattr(args, name) != default_of(type(args), name)
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _can_track(name: str) -> bool:
+    """Whether the package of a tracker is there; Accelerate leaves a missing one out without a word."""
+    from accelerate.tracking import get_available_trackers
+
+    return name in map(str, get_available_trackers())
+
+
+def _twice(name: str, values: Sequence[object]) -> Iterator[str]:
+    """Refuse a list that names something twice: two runs would share one folder."""
+    for value in values:
+        if values.count(value) > 1:
+            yield f"{flag_name(name)} names {value} twice; give each value once"

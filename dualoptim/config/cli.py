@@ -1,0 +1,111 @@
+"""Read a command's flags, run it, and end with one line and an exit code where something is wrong."""
+
+import argparse
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
+
+import tyro
+
+from dualoptim.config.args import NEWEST, CommonArgs, UnlearnArgs
+from dualoptim.config.flags import flags, helps
+from dualoptim.config.presets import PRESETS, listing, published
+from dualoptim.config.saved import load_yaml
+from dualoptim.errors import InputError, NonFiniteError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class DefaultsOptions:
+    """Where the values of flags that are not given come from."""
+
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Take them from a config.yaml that a run wrote."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PresetOptions(DefaultsOptions):
+    """Where the values of flags that are not given come from."""
+
+    preset: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
+    """Take published settings, later names over earlier ones; without a name, list all presets and what their numbers were
+    taken from."""
+
+
+def parse(kind: type[T], argv: Sequence[str] | None = None) -> T:
+    """The arguments of `kind` from the command line, over the defaults of `--config FILE` or (unlearning) `--preset NAME ...`.
+
+    Raises:
+        InputError: as the dataclass does. Unknown flags and values that do not parse end the program with code 2.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config")
+    finder.add_argument("--preset", nargs="*")
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        found, rest = finder.parse_known_args(given)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error.argument_name} needs a value") from None
+    takes_presets = issubclass(kind, UnlearnArgs)
+    if found.preset is not None and not takes_presets:
+        raise InputError(f"--preset {' '.join(found.preset)} is for unlearning alone; drop it")
+    if found.preset == []:
+        print(listing())
+        sys.exit(0)
+    if found.config and found.preset:
+        raise InputError("--config and --preset both set the defaults; give one of them")
+
+    # `--resume` alone means the newest checkpoint
+    bare = [i for i, flag in enumerate(rest) if flag == "--resume" and (rest[i + 1 :] or ["--"])[0].startswith("--")]
+    for i in reversed(bare):
+        rest.insert(i + 1, NEWEST)
+
+    default = load_yaml(found.config, kind) if found.config else kind(**published(found.preset or ()))  # type: ignore[type-var]
+    form = _form(kind, default, PresetOptions if takes_presets else DefaultsOptions)
+    filled = tyro.cli(form, args=rest, description=inspect.getdoc(kind), config=(tyro.conf.OmitArgPrefixes,))
+    values = {name: value for group in vars(filled).values() for name, value in vars(group).items()}
+    return kind(**{name: value for name, value in values.items() if name not in ("config", "preset")})
+
+
+def _form(kind: type, default: Any, first: type) -> type:
+    """The flags of `kind` in groups, as a dataclass of dataclasses: what `--help` shows under one heading stands in one.
+
+    `first` are options that stand before all others.
+    """
+    hints, texts = get_type_hints(kind), helps(kind)
+    groups: dict[str, list[Any]] = {}
+    for name, flag in flags(kind).items():
+        hint = Annotated[hints[name], tyro.conf.arg(help=texts[name])]
+        groups.setdefault(flag.group, []).append((name, hint, dataclasses.field(default=getattr(default, name))))
+    parts: list[Any] = [("defaults", first, dataclasses.field(default_factory=first))]
+    for title, entries in groups.items():
+        group = dataclasses.make_dataclass(title.capitalize(), entries, frozen=True)
+        group.__doc__ = None
+        parts.append((title, group, dataclasses.field(default_factory=group)))
+    return dataclasses.make_dataclass(kind.__name__, parts, frozen=True)
+
+
+def main(kind: type[T], action: Callable[[T], object], argv: Sequence[str] | None = None) -> NoReturn:
+    """Parse, act, and end: with one line on stderr and code 2 for a user's mistake, 1 for a run that left the numbers.
+
+    Otherwise with the code that `action` returns, or 0.
+    """
+    try:
+        outcome = action(parse(kind, argv) if issubclass(kind, CommonArgs) else tyro.cli(kind, args=argv))
+        _leave_process_group()
+    except (InputError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+def _leave_process_group() -> None:
+    """End a launch cleanly: a process that leaves while others still talk to it aborts them now and then."""
+    from accelerate import PartialState
+
+    if PartialState._shared_state:
+        PartialState().wait_for_everyone()
+        PartialState().destroy_process_group()

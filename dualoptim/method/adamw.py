@@ -1,0 +1,68 @@
+"""The optimizers that a bank can be made of: AdamW in 32 and in 8 bits, and sign SGD."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from dualoptim.method.dual import Groups, MakeOptimizer
+from dualoptim.method.kernels import pieces
+
+SMALLEST_QUANTIZED = 4096  # elements; smaller tensors save nothing
+
+
+def adamw(lr: float, betas: tuple[float, float], eps: float = 1e-8, bits: int = 32) -> MakeOptimizer:
+    """A factory of AdamW: torch's, fused where every parameter lies on a device that has the fused kernel, or with `bits` 8
+    bitsandbytes', which keeps the states of groups with `bits` 8 as bytes.
+
+    Block-wise quantization (Dettmers et al., arXiv 2110.02861): 256 values share one float32 scale.
+    """
+
+    def make(groups: Groups) -> Optimizer:
+        if bits == 8:
+            return _adamw_8bit()(groups, lr=lr, betas=betas, eps=eps, min_8bit_size=SMALLEST_QUANTIZED)
+        devices = {parameter.device.type for group in groups for parameter in group["params"]}
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=devices <= {"cpu", "cuda"})
+
+    return make
+
+
+@functools.cache
+def _adamw_8bit() -> Any:
+    """bitsandbytes' AdamW8bit, which otherwise cannot be told group by group what to quantize."""
+    from bitsandbytes.optim import AdamW8bit
+
+    class GroupwiseAdamW8bit(AdamW8bit):
+        def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+            return super().get_config(gindex, pindex, group) | {"optim_bits": group["bits"]}
+
+        def update_step(self, group: dict[str, Any], p: Any, gindex: int, pindex: int) -> None:
+            """Update `p`; on a CPU piece by piece, where a whole one takes temporaries of five times its size."""
+            state = self.state[p]
+            for piece, gradient, own in pieces(p, state):
+                piece.grad, self.state[piece] = gradient, own
+                super().update_step(group, piece, gindex, pindex)
+                if piece is not p:
+                    del self.state[piece]
+            state["step"] = own["step"]  # of the last piece: each has counted this step by itself
+
+    return GroupwiseAdamW8bit
+
+
+class SignSGD(Optimizer):
+    """w <- (1 - lr wd) w - lr sign(g) (signSGD, arXiv 1802.04434): no state at all."""
+
+    def __init__(self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient."""
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(parameter.grad.sign(), alpha=group["lr"])
+        return loss

@@ -1,0 +1,120 @@
+"""Operations that are written out by hand, because what torch offers takes several times the memory or time.
+
+Two autograd functions over logits, which hold one tensor [tokens, vocabulary] where autograd's own would hold five, and the
+walk over a parameter in pieces, with which an optimizer's step on a CPU stays in its caches.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK = 256  # values that share one scale where a state is kept in bytes
+PIECE = 1024 * BLOCK  # values that a CPU updates at once, so that what lies between stays in its caches
+
+
+def widened(values: Tensor) -> Tensor:
+    """Half precision as float32, which sums over V need, and other values as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+class Statistics(torch.autograd.Function):
+    """log p(label), logsumexp, mean and whether the label is the largest, of logits [K, V] in any precision: four times [N].
+
+    `column` [N] says in which row each label is predicted. With p = softmax(z) the gradient is (g_logsumexp - g_log_prob) p +
+    g_mean / V, plus g_log_prob at the label. Written out, it takes one new tensor [K, V] where autograd's own takes five, and a
+    few rows at a time stay in the processor's cache.
+    """
+
+    rows = 32
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, column: Tensor) -> tuple[Tensor, ...]:
+        parts = []
+        for z in logits.split(Statistics.rows):
+            z = widened(z)
+            parts.append((z.logsumexp(-1), z.mean(-1), z.argmax(-1)))
+        logsumexp, mean, first_choice = (torch.cat(values) for values in zip(*parts, strict=True))
+        ctx.save_for_backward(logits, labels, column, logsumexp)
+        log_prob, correct = widened(logits[column, labels]) - logsumexp[column], first_choice[column] == labels
+        ctx.mark_non_differentiable(correct)
+        return log_prob, logsumexp[column], mean[column], correct
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        logits, labels, column, logsumexp = ctx.saved_tensors
+        for_label, for_logsumexp, for_mean, _ = gradients
+        to_p, to_all = (
+            torch.zeros_like(logsumexp).index_add_(0, column, values)
+            for values in (for_logsumexp - for_label, for_mean / logits.shape[-1])
+        )
+        order = column.argsort()
+        starts = range(0, len(logits), Statistics.rows)
+        bounds = torch.searchsorted(column[order], torch.tensor([*starts, len(logits)], device=column.device)).tolist()
+        result = torch.empty_like(logits)
+        for start, own in zip(starts, pairwise(bounds), strict=True):
+            part, here = slice(start, start + Statistics.rows), order[slice(*own)]
+            z = widened(logits[part]) - logsumexp[part, None]
+            z.exp_().mul_(to_p[part, None]).add_(to_all[part, None])
+            result[part] = z.index_put_((column[here] - start, labels[here]), for_label[here], accumulate=True)
+        return result, None, None
+
+
+class AgainstTargets(torch.autograd.Function):
+    """Cross-entropy H(q, p) or divergence KL(q || p) per token of p = softmax(z) from targets q that are constants: [N].
+
+    The gradient of both is p - q. Written as it comes, some rows at a time, it is the only tensor [N, V] beside z itself:
+    neither q nor its logits ever exist whole. It waits for its factor in bf16 if z is that, but never in fp16, where small
+    values are gone before the loss is scaled up.
+    """
+
+    rows = 128
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Callable[[slice], Tensor], divergence: bool) -> Tensor:
+        ctx.dtype = logits.dtype
+        dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        values, gradient = [], torch.empty_like(logits, dtype=dtype)
+        for start in range(0, len(logits), AgainstTargets.rows):
+            part = slice(start, start + AgainstTargets.rows)
+            log_p, log_q = widened(logits[part]).log_softmax(-1), targets(part).log_softmax(-1)
+            q = log_q.exp()
+            # -inf, where a target rules a token out, would make 0 times infinity
+            values.append((q * ((log_q.clamp_(min=-1e30) - log_p) if divergence else -log_p)).sum(-1))
+            gradient[part] = log_p.exp_().sub_(q)
+        ctx.save_for_backward(gradient)
+        return torch.cat(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, for_value: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(for_value[:, None]).to(ctx.dtype), None, None
+
+
+def pieces(parameter: Tensor, state: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+    """Views of a parameter, its gradient and its state: of all at once, or on a CPU of `PIECE` values after another.
+
+    The state's entries are told by their names, bitsandbytes' (state1, absmax1, qmap1, step) as well as ours.
+    """
+    gradient = parameter.grad
+    assert gradient is not None
+    divided = hasattr(parameter, "to_local")  # FSDP's tensors cannot be cut
+    if parameter.device.type != "cpu" or divided or parameter.numel() <= PIECE or not parameter.is_contiguous():
+        yield parameter, gradient, state
+        return
+    weights, gradient = parameter.detach().view(-1), gradient.reshape(-1)
+    for start in range(0, parameter.numel(), PIECE):
+        values, blocks = slice(start, start + PIECE), slice(start // BLOCK, (start + PIECE) // BLOCK)
+        own = {}
+        for key, value in state.items():
+            if key.endswith("_scale") or key.startswith("absmax"):
+                own[key] = value[blocks]
+            elif key.endswith("step") or key.startswith("qmap"):
+                own[key] = value
+            else:
+                own[key] = value.view(-1)[values]
+        yield weights[values], gradient[values], own

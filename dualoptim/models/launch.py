@@ -1,0 +1,173 @@
+"""Start and end what a launch needs around a run: processes, device, output folder, and the model prepared for training."""
+
+import contextlib
+import gc
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, disable_fsdp_ram_efficient_loading
+
+from dualoptim.config.args import CommonArgs, TrainArgs
+from dualoptim.errors import InputError
+from dualoptim.method.dual import MakeOptimizer
+from dualoptim.method.engine import Engine, prepare
+from dualoptim.method.groups import decay_groups
+from dualoptim.models.loaded import LoadedModel
+
+_PATIENCE = timedelta(hours=12)
+
+
+def start_accelerator(args: CommonArgs) -> Accelerator:
+    """Start the process group and device of this run; on a CPU also take its share of the cores.
+
+    `accelerate launch` leaves a CPU process with one thread unless told otherwise, which costs half the speed on two cores.
+
+    Raises:
+        InputError: if the launch asks for the first version of FSDP, or for 8-bit states under FSDP.
+    """
+    on_cpu = not torch.accelerator.is_available()
+    with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    accelerator = Accelerator(
+        # without `cpu` several processes on a CPU would run as so many separate jobs; with it DeepSpeed would be switched off
+        cpu=on_cpu and not with_deepspeed,
+        # the main process may work for long while the others wait: it writes, hashes, and runs lm-eval
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if on_cpu else None, timeout=_PATIENCE)]
+        if several or with_deepspeed
+        else [],
+    )
+    if with_deepspeed:
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "gradient_accumulation_steps": 1,  # the loop owns its micro-batches
+            "train_micro_batch_size_per_gpu": 1,  # needed where no loader is prepared; nothing follows from it here
+            "gradient_clipping": 0.0,  # set per phase; unset it would be 1
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # unset, offloading replaces our optimizer by another without a word
+            "data_types": {"grad_accum_dtype": "fp32"},
+        }
+    if accelerator.distributed_type == DistributedType.FSDP:
+        _settle_fsdp(accelerator, isinstance(args, TrainArgs) and args.state_bits == 8)
+    if accelerator.device.type == "cpu":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(args.threads or max(1, cores // here))
+    return accelerator
+
+
+def _settle_fsdp(accelerator: Accelerator, in_bytes: bool) -> None:
+    """Set what FSDP2 needs here, or refuse what it cannot do."""
+    plugin = accelerator.state.fsdp_plugin
+    if not accelerator.is_fsdp2:
+        raise InputError("the launch asks for FSDP version 1; set fsdp_version: 2, as accelerate_configs/fsdp2.yaml does")
+    if in_bytes:
+        raise InputError("--optim-bits 8 cannot divide its states under FSDP; use ddp.yaml or one of the zero*.yaml")
+    # the other processes would have an empty model until it is prepared, and it is evaluated before that
+    disable_fsdp_ram_efficient_loading()
+    plugin.cpu_ram_efficient_loading = False
+    if plugin.mixed_precision_policy:  # unset, gradients are accumulated and averaged in bf16
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
+
+
+def say(accelerator: Accelerator, text: str) -> None:
+    """Print on the main process alone. Accelerate's own `print` goes by the local rank, which spawned processes may lack."""
+    if accelerator.is_main_process:
+        print(text)
+
+
+def output_folder(args: CommonArgs, accelerator: Accelerator) -> Path:
+    """Where this run writes, the same on all processes. Nothing is created yet."""
+    names = broadcast_object_list([args.output_dir or time.strftime("runs/%Y%m%d-%H%M%S")])
+    return Path(names[0]).expanduser()
+
+
+def claim(args: CommonArgs, accelerator: Accelerator, targets: Iterable[Path]) -> None:
+    """Make sure that the files and folders that this run is going to write are not there, removing them with `--overwrite`.
+
+    Nothing else in the output folder is touched.
+
+    Raises:
+        InputError: if one of them exists and `--overwrite` was not given, holds the model or the data, or cannot be written.
+    """
+    targets = list(targets)
+    sources = [Path(name).expanduser().resolve() for name in (args.model, args.data or "") if Path(name).expanduser().exists()]
+    for target in targets:
+        for ancestor in target.parents:
+            if ancestor.exists() and not ancestor.is_dir():
+                raise InputError(f"--output-dir: {ancestor} is a file; give another folder")
+        if target.exists() and any(target.resolve() in (source, *source.parents) for source in sources if source != Path.cwd()):
+            raise InputError(f"--output-dir: {target} holds the model or the data of this run; give another folder")
+        if target.exists() and not args.overwrite:
+            raise InputError(f"--output-dir: {target} is an earlier result; give another folder, or --overwrite to replace it")
+    problem = [""]
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        try:
+            for target in targets:
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = [f"--output-dir: {error.filename} cannot be written ({error.strerror}); give another folder"]
+    if broadcast_object_list(problem)[0]:
+        raise InputError(problem[0])
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+@contextlib.contextmanager
+def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer) -> Iterator[Engine]:
+    """Prepare a model and its optimizer for steps; both stay prepared, to be saved (`export_model`) and then released."""
+    torch.manual_seed(args.seed)
+    model = loaded.model
+    optimizer = make_optimizer(decay_groups(model, args.weight_decay, args.state_bits, args.quantize_embeddings))
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    engine = prepare(loaded.accelerator, model, optimizer)
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    # where both are one tensor, its dense gradient comes from the head, and that of the embeddings needs no second one
+    embeddings.sparse = not is_sharded(loaded.accelerator) and head is not None and head.weight is embeddings.weight
+    try:
+        yield engine
+    finally:
+        embeddings.sparse = False
+        if args.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether training divides the model among processes, or wraps it so that it does not come back as it was."""
+    return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+
+def prepared(loaded: LoadedModel) -> Any:
+    """What Accelerate made of the model for training, or the model itself where nothing is prepared."""
+    wrapped = (one for one in loaded.accelerator._models if loaded.accelerator.unwrap_model(one) is loaded.model)
+    return next(wrapped, loaded.model)
+
+
+def release(loaded: LoadedModel) -> None:
+    """Free what training prepared. A plain model is whole again; a sharded one (`is_sharded`) has to be loaded anew."""
+    accelerator, model = loaded.accelerator, prepared(loaded)
+    accelerator.wait_for_everyone()
+    if not is_sharded(accelerator):
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    accelerator.free_memory()
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and model is not loaded.model:
+        # hooks and a list of ZeRO-3's own hold a destroyed engine, and with it all of a training's memory, for good
+        zero3 = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
+        getattr(zero3, "FWD_MODULE_STACK", []).clear()
+        for parameter in model.module.parameters():
+            vars(parameter).clear()
+            parameter.data = torch.empty(0)
+        vars(model.optimizer).clear()
+        vars(model).clear()
+        gc.collect()

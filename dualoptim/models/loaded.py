@@ -1,0 +1,113 @@
+"""Hold a model together with everything that is needed to feed it."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from dualoptim.config.args import CommonArgs
+from dualoptim.config.saved import to_dict
+from dualoptim.data.batches import pack, pad
+from dualoptim.data.prompts import Example, Formatter
+from dualoptim.data.stream import Stream
+from dualoptim.method.scores import Batch, Reference
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How texts are laid out as a batch for a model, and on which device."""
+
+    device: torch.device
+    packed: bool  # end to end in one row, or one row each
+    shares: bool = False  # packed texts may have the tokens in common that they begin with
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """The batch, on the device."""
+        return (pack(examples, self.shares) if self.packed else pad(examples)).to(self.device)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device, its tokenizer and template, and the launch that it runs in.
+
+    `model` is never wrapped by Accelerate: while it trains, what wraps it is `models.launch.prepared(loaded)`.
+    """
+
+    model: Any
+    formatter: Formatter
+    template: str
+    accelerator: Accelerator
+    layout: Layout
+
+    @property
+    def tokenizer(self) -> Any:
+        """The formatter's tokenizer."""
+        return self.formatter.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return self.accelerator.device
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """The number of this process, and how many there are."""
+        return self.accelerator.process_index, self.accelerator.num_processes
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Lay out examples as the model takes them, on its device."""
+        return self.layout(examples)
+
+    def resolved(self, args: CommonArgs) -> dict[str, Any]:
+        """Every argument as this run resolved it, readable by `--config`."""
+        settings = to_dict(args) | {
+            "data": None if getattr(args, "forget_file", None) else args.data_source,
+            "template": self.template,
+            "output_dir": str(args.output_dir),
+        }
+        tags = self.formatter.tags
+        return settings | ({f"{name}_tag": text for name, text in asdict(tags).items()} if tags else {})
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute in the 16 bits of the launch, while the model is not prepared."""
+        return autocast(self.accelerator)
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """Give a stream's micro-batches as a model takes them, with what reads the frozen model's word about them."""
+
+    stream: Stream
+    layout: Layout
+    reference: Callable[[Sequence[Example], torch.device], Reference] | None = None
+
+    def __call__(self, step: int) -> Iterator[Batch]:
+        """This process's micro-batches of the phase's step `step`."""
+        for examples in self.stream.window(step):
+            read = partial(self.reference, examples, self.layout.device) if self.reference else None
+            yield replace(self.layout(examples), reference=read)
+
+
+def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
+    """The launch's 16-bit products on float32 weights, for a model that is not prepared.
+
+    Accelerate's own does nothing under DeepSpeed, whose engine has 16-bit weights; a whole model beside it still needs this,
+    and flash-attention does not run without.
+    """
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    return torch.autocast(accelerator.device.type, precision) if precision else nullcontext()
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over name, type, shape and bytes of every tensor of a whole (not divided) model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

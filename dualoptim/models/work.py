@@ -1,0 +1,152 @@
+"""Turn the rows of a task and the arguments into what the loop takes: phases of terms, a plan, and references."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dualoptim.config.args import UnlearnArgs
+from dualoptim.config.optimizers import kind_of
+from dualoptim.data.prompts import Example
+from dualoptim.data.rows import Row
+from dualoptim.data.stream import ExampleBuilder, Stream
+from dualoptim.errors import InputError
+from dualoptim.method.loop import Phase, Term
+from dualoptim.method.objectives import FORGET, PUBLISHED_LAYER, RETAIN, Objective, split_objectives
+from dualoptim.method.schedule import Cycle, Plan, steps_per_epoch
+from dualoptim.models.loaded import LoadedModel, MicroBatches
+from dualoptim.models.reference import Frozen, check_reference
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows that a task forgets and keeps, and refusals for objectives that read them."""
+
+    forget: Sequence[Row]
+    retain: Sequence[Row]
+    refusals: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one task asks of the loop: phases of terms, and the steps over them."""
+
+    phases: dict[str, Phase]
+    plan: Plan
+
+    def referring(self) -> Iterator[tuple[str, str, Objective, Iterator[Example]]]:
+        """Phase, term, objective and all texts of each term that asks what the frozen model says."""
+        for phase_name, phase in self.phases.items():
+            for name, term in phase.terms.items():
+                if term.objective.reference:
+                    visited = _micro_batches(term).stream.visited(self.plan.steps_of(phase_name))
+                    yield phase_name, name, term.objective, visited
+
+    def with_reference(self, frozen: Frozen) -> "Work":
+        """The same with `frozen` as its reference."""
+        phases = dict(self.phases)
+        for phase, name, objective, _ in self.referring():
+            term = phases[phase].terms[name]
+            reading = replace(_micro_batches(term), reference=frozen.reader(objective))
+            phases[phase] = replace(phases[phase], terms=phases[phase].terms | {name: replace(term, micro_batches=reading)})
+        return replace(self, phases=phases)
+
+
+def work_of(args: UnlearnArgs, rows: TaskRows, loaded: LoadedModel) -> Work:
+    """What a task asks for with the one pair and rate of `args`.
+
+    Forget steps take the forget objective's terms, retain steps the retain objective's; an optimizer whose phases do not
+    alternate takes all of them in every step.
+    """
+    objectives = split_objectives(args.forget_losses[0])
+    constants = {"beta": args.beta, "gamma": args.gamma}
+    forget, retain = (objective and objective.resolved(constants, layer_of(args, loaded)) for objective in objectives)
+    assert forget is not None
+    wanted = {"forget": forget, "mismatch": forget.also, "retain": retain}
+    terms = {name: _term(name, objective, args, (rows, loaded)) for name, objective in wanted.items() if objective}
+    rate, norm = args.learning_rates[0], args.max_grad_norm
+    if not kind_of(args).alternates:
+        cycle: Cycle = (("joint", 1),)
+        phases = {"joint": Phase(terms, rate, norm)}
+    else:
+        kept = terms.pop("retain", None)
+        forget_norm = norm if args.forget_max_grad_norm is None else args.forget_max_grad_norm
+        cycle, phases = (("forget", args.forget_freq),), {"forget": Phase(terms, args.forget_lr or rate, forget_norm)}
+        if kept:
+            cycle += (("retain", args.retain_freq),)
+            phases["retain"] = Phase({"retain": kept}, rate, norm)
+    per_epoch = steps_per_epoch(len(rows.forget), _micro_batches(terms["forget"]).stream.global_batch, cycle)
+    return Work(phases, Plan(cycle, per_epoch, args.num_epochs, args.warmup_epochs, args.max_steps))
+
+
+def _term(name: str, objective: Objective, args: UnlearnArgs, source: tuple[TaskRows, LoadedModel]) -> Term:
+    rows, loaded = source
+    retains = name == "retain"
+    builder = ExampleBuilder(
+        rows.retain if retains else rows.forget,
+        loaded.formatter,
+        objective.reads,
+        args.seed,
+        rows.refusals,
+        rows.retain,
+        score_question=objective.whole_text or not (retains or args.mask),
+    )
+    order = "retain" if retains else "forget"  # both losses of a phase meet the same rows
+    stream = Stream.of(args, order, builder, loaded.share)
+    return Term(objective, MicroBatches(stream, loaded.layout), args.regularization_coeff if retains else args.forget_coeff)
+
+
+def _micro_batches(term: Term) -> MicroBatches:
+    assert isinstance(term.micro_batches, MicroBatches)
+    return term.micro_batches
+
+
+def check_objectives(args: UnlearnArgs, tasks: Sequence[TaskRows], loaded: LoadedModel) -> None:
+    """Make sure that the rows and the model can serve every pair of objectives.
+
+    Raises:
+        InputError: naming the pair and why.
+    """
+    layer, layers = layer_of(args, loaded), loaded.model.config.get_text_config().num_hidden_layers
+    has_passages = any(row.question is None for rows in tasks for row in (*rows.forget, *rows.retain))
+    for pair in args.forget_losses:
+        objectives = [objective for objective in split_objectives(pair) if objective]
+        if layer >= layers - 1 and any(objective.needs_layer for objective in objectives):
+            raise InputError(
+                f"--layer {layer}: {pair} takes one of the model's layers 0 to {layers - 2} (of the last one's output only the "
+                "final norm is seen)"
+            )
+        check_reference(loaded, objectives, reference_folder(args))
+        texts = {text for objective in objectives for text in objective.texts}
+        if texts - {"answer"} and has_passages:
+            forget, retain = (
+                [name for name, objective in table.items() if not objective or objective.texts == {"answer"}]
+                for table in (FORGET, RETAIN)
+            )
+            raise InputError(
+                f"--forget-losses {pair}: it compares answers to a question, and passages of text have none; "
+                f"take one of {', '.join(forget)} with {', '.join(retain)}"
+            )
+        if (len(objectives) > 1 or "mismatch" in texts) and not all(rows.retain for rows in tasks):
+            raise InputError(f"--forget-losses {pair} needs rows to keep; give --retain-file, or a pair such as NPO+none")
+
+
+def layer_of(args: UnlearnArgs, loaded: LoadedModel) -> int:
+    """The layer that RMU and EMBED read."""
+    layers = loaded.model.config.get_text_config().num_hidden_layers
+    return min(PUBLISHED_LAYER, layers // 2) if args.layer is None else args.layer
+
+
+def freeze(works: Sequence[Work], args: UnlearnArgs, loaded: LoadedModel) -> Frozen | None:
+    """Keep the model as it stands as the reference of `works`, whose texts are scored now; None if none of them asks."""
+    asked = [(objective, texts) for work in works for _, _, objective, texts in work.referring()]
+    if not asked:
+        return None
+    frozen = Frozen(loaded, reference_folder(args), [objective for objective, _ in asked], args.eval_batch_size)
+    for objective, texts in asked:
+        frozen.score(loaded, objective, texts)
+    return frozen
+
+
+def reference_folder(args: UnlearnArgs) -> Path:
+    """Where references of this run are stored."""
+    return Path(args.reference_dir or f"{args.output_dir}/reference").expanduser()
