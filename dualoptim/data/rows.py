@@ -1,0 +1,98 @@
+"""A row: one question and its answer, or one passage of plain text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dualoptim.errors import InputError
+
+HOLDOUT = "holdout"
+"""Name of the evaluation set of rows that no model has seen, for membership attacks."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Holds a question and its answer, with the other answers that an evaluation compares where the data has them.
+
+    A passage of plain text has no question and is its own answer.
+    """
+
+    question: str | None
+    answer: str
+    paraphrased_answer: str | None = None
+    perturbed_answers: tuple[str, ...] = ()
+    task: int | None = None
+    golden_answer: str | None = None  # the short fact, where `answer` is the model's own long one (real-world scenario)
+    original_answer: str | None = None  # a whole sentence, where `answer` is a short one (real authors, world facts)
+    paraphrased_question: str | None = None
+
+    def texts(self) -> list[str]:
+        """List all answers: the true one, then its paraphrase if there is one, then the wrong ones."""
+        return [self.answer, *([self.paraphrased_answer] if self.paraphrased_answer else []), *self.perturbed_answers]
+
+
+def parse_row(raw: Any, place: str) -> Row:
+    """Make a `Row` of a JSON object with question and answer; `place` says in errors where it stands.
+
+    Raises:
+        InputError: naming `place`, if a field is missing, empty or of the wrong type.
+    """
+    if not isinstance(raw, dict):
+        raise InputError(f"{place}: not a JSON object; each line holds one with question and answer")
+    for name in ("question", "answer"):
+        if name not in raw:
+            raise InputError(f"{place}: no field {name!r}; every row needs question and answer")
+        _text(raw, name, place)
+    return Row(raw["question"], raw["answer"], **_others(raw, place))
+
+
+def parse_passage(raw: dict[str, Any], place: str, column: str = "text") -> Row:
+    """Make a `Row` without a question of a record that holds a passage in `column`.
+
+    Raises:
+        InputError: naming `place`, if a field is empty or of the wrong type.
+    """
+    return Row(None, _text(raw, column, place), **_others(raw, place))
+
+
+def _text(raw: dict[str, Any], name: str, place: str) -> str:
+    if not isinstance(raw[name], str) or not raw[name].strip():
+        raise InputError(f"{place}: {name} is {raw[name]!r}; give a text that is not empty")
+    return raw[name]
+
+
+def _others(raw: dict[str, Any], place: str) -> dict[str, Any]:
+    """Check what a row may have beside question and answer, and name it as `Row` does."""
+    given = {name: value for name, value in raw.items() if value is not None}
+    texts = ("golden_answer", "original_answer", "paraphrased_question")
+    found: dict[str, Any] = {name: _text(given, name, place) for name in texts if name in given}
+    if "paraphrased_answer" in given:
+        found["paraphrased_answer"] = paraphrased = given["paraphrased_answer"]
+        if not isinstance(paraphrased, str):
+            raise InputError(f"{place}: paraphrased_answer is {paraphrased!r}; give a text")
+    if "perturbed_answer" in given:
+        perturbed = given["perturbed_answer"]
+        if not (isinstance(perturbed, list) and perturbed and all(isinstance(text, str) and text for text in perturbed)):
+            raise InputError(f"{place}: perturbed_answer is {perturbed!r}; give a list of texts")
+        found["perturbed_answers"] = tuple(perturbed)
+    if "task_id" in given:
+        task = given["task_id"]
+        if isinstance(task, bool) or not isinstance(task, (int, str)) or not str(task).isdecimal():
+            raise InputError(f"{place}: task_id is {task!r}; give a whole number")
+        found["task"] = int(task)
+    return found
+
+
+def task_numbers(rows: Sequence[Row]) -> list[int]:
+    """List the tasks that rows are numbered by; rows without numbers are all of task 1."""
+    return sorted({row.task for row in rows if row.task is not None}) or [1]
+
+
+def of_task(rows: Sequence[Row], task: int) -> list[Row]:
+    """Pick the rows of one task, with those that carry no number."""
+    return [row for row in rows if row.task in (None, task)]
+
+
+def still_known(rows: Sequence[Row], unlearned: Sequence[int]) -> list[Row]:
+    """Pick the rows of tasks that have not been unlearned yet."""
+    return [row for row in rows if row.task not in (None, *unlearned)]

@@ -1,0 +1,139 @@
+"""Where TOFU-shaped rows lie: in the package (the demo), in a folder of JSON Lines files, or on the hub.
+
+A split is a list of rows with a name, such as `forget01` or `retain_perturbed`.
+"""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+
+from dualoptim.config.args import DEMO
+from dualoptim.data import demo
+from dualoptim.data.readers import read_rows
+from dualoptim.data.rows import Row, parse_row
+from dualoptim.errors import InputError, reason
+
+_ENDINGS = (".json", ".jsonl")
+
+
+class Splits(ABC):
+    """Reads rows by the name of their split, each split once."""
+
+    cut_from_full = False
+    """Whether the tasks are row ranges of the split `full`; otherwise each row carries the number of its task."""
+
+    real_world = False
+    """Whether the split `forget` of the real-world scenario can be among them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._known: dict[str, list[Row]] = {}
+
+    @abstractmethod
+    def has(self, split: str) -> bool:
+        """Say whether there is a split of this name."""
+
+    @abstractmethod
+    def read(self, split: str) -> list[Row]:
+        """Read one split from where it lies.
+
+        Raises:
+            InputError: if there is none of this name, it cannot be reached, or it holds a bad row.
+        """
+
+    def rows(self, split: str) -> list[Row]:
+        """Give all rows of one split, read at the first call. Errors are those of `read`."""
+        if split not in self._known:
+            self._known[split] = self.read(split)
+        return self._known[split]
+
+    def optional(self, split: str) -> list[Row]:
+        """Give all rows of one split, none if there is no such split."""
+        return self.rows(split) if self.has(split) else []
+
+
+class _Demo(Splits):
+    """Reads the built-in demo, `demo.splits()`."""
+
+    def has(self, split: str) -> bool:
+        return split in demo.splits()
+
+    def read(self, split: str) -> list[Row]:
+        splits = demo.splits()
+        if split not in splits:
+            raise InputError(f"the demo data has no split {split!r}; it has {', '.join(splits)}")
+        return [parse_row(raw, f"demo {split}:{n}") for n, raw in enumerate(splits[split], start=1)]
+
+
+class _Folder(Splits):
+    """Reads a folder with one JSON Lines file per split: `forget01.json`, or `forget01.jsonl`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._folder = Path(name).expanduser()
+        self.cut_from_full = self.has("full")
+        self.real_world = not self.cut_from_full
+
+    def has(self, split: str) -> bool:
+        return self._file(split) is not None
+
+    def read(self, split: str) -> list[Row]:
+        path = self._file(split)
+        if path is None:
+            names = sorted(file.stem for file in self._folder.iterdir() if file.suffix in _ENDINGS)
+            raise InputError(f"--data {self.name} has no {split}.json; it has {', '.join(names) or 'no .json files'}")
+        return read_rows(path)
+
+    def _file(self, split: str) -> Path | None:
+        candidates = (self._folder / f"{split}{ending}" for ending in _ENDINGS)
+        return next((path for path in candidates if path.is_file()), None)
+
+
+class _Hub(Splits):
+    """Reads configurations in the layout of `locuslab/TOFU`, of a repository on the hub or of a folder with its card."""
+
+    cut_from_full = True
+
+    def __init__(self, name: str, place: str) -> None:
+        super().__init__(name)
+        self._place = place  # hub id or folder, as the library takes it
+
+    def has(self, split: str) -> bool:
+        self.rows("full")  # first, so that data that cannot be reached are an error and not an empty set
+        return split in self._configurations
+
+    def read(self, split: str) -> list[Row]:
+        import datasets  # takes a second to import and is needed for this layout alone
+
+        try:
+            loaded = datasets.load_dataset(self._place, split, split="train")
+        except Exception as error:  # the library raises many kinds: network, unknown id, unknown configuration, bad file
+            raise InputError(
+                f"--data {self.name}: configuration {split!r} cannot be loaded ({reason(error)}); check the name and "
+                "the network, or give a local folder"
+            ) from None
+        return [parse_row(dict(raw), f"{self.name} {split}:{number}") for number, raw in enumerate(loaded, start=1)]
+
+    @cached_property
+    def _configurations(self) -> list[str]:
+        import datasets
+
+        return datasets.get_dataset_config_names(self._place)
+
+
+def open_splits(name: str) -> Splits:
+    """Find out whether `name` is the demo, a folder or a hub id. A folder whose README lists configurations is as on the hub.
+
+    Raises:
+        InputError: if it looks like a folder and is none.
+    """
+    if name == DEMO:
+        return _Demo(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        card = folder / "README.md"
+        listed = card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8")
+        return _Hub(name, str(folder)) if listed else _Folder(name)
+    if name.startswith(("/", ".", "~")) or name.count("/") != 1:
+        raise InputError(f"--data {name}: no such folder; give a folder, a hub id such as locuslab/TOFU, or demo")
+    return _Hub(name, name)
