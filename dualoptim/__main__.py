@@ -57,8 +57,10 @@ def _imported(place: Place) -> Any:
 
 def _usage() -> str:
     lines = [f"  {word:<12}  {command.about}" for word, command in COMMANDS.items()]
-    lines.append(f"  {'launch-file':<12}  print the path of a file for accelerate launch --config_file: {', '.join(_launch_files())}")
-    return "\n".join(["usage: dualoptim COMMAND [flags], with COMMAND one of", *lines, "dualoptim COMMAND --help lists its flags"])
+    names = ", ".join(_launch_files())
+    lines.append(f"  {'launch-file':<12}  print the path of a file for accelerate launch --config_file: {names}")
+    head, foot = "usage: dualoptim COMMAND [flags], with COMMAND one of", "dualoptim COMMAND --help lists its flags"
+    return "\n".join([head, *lines, foot])
 
 
 def _launch_files() -> dict[str, Path]:

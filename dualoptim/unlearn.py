@@ -15,9 +15,8 @@ from dualoptim.config.cli import main
 from dualoptim.config.optimizers import kind_of
 from dualoptim.config.product import single_runs
 from dualoptim.config.saved import check_same, write_config
-from dualoptim.data.own import OwnFiles, open_source
-from dualoptim.data.prompts import load_refusals
-from dualoptim.data.tofu import Source
+from dualoptim.data.own import OwnFiles, load_refusals, open_source
+from dualoptim.data.tofu import TofuSource
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.evaluate import Measures, evaluate_model
 from dualoptim.evaluation.summary import Summary
@@ -71,22 +70,24 @@ def run(args: UnlearnArgs) -> RunResult:
     if args.model == DEMO and args.resume and taught.is_dir():
         args = replace(args, model=str(taught), data=DEMO)
     job = Job.read(args, accelerator)
-    loaded: LoadedModel | None = load_model(args, accelerator)
-    job.check(loaded)
+    models = [load_model(args, accelerator)]
+    job.check(models[0])
     if args.resume:
-        job.check_resume(loaded)
+        job.check_resume(models[0])
     else:
         claim(args, accelerator, job.targets())
 
     # ---- the demo: teach a tiny model, then unlearn that folder
     if args.model == DEMO:
-        args, loaded = teach_demo(loaded, args, taught), None
+        args = teach_demo(models.pop(), args, taught)
 
     # ---- every pair and rate starts from the same weights; its tasks follow one another
     results: list[TaskResult] = []
     for one in single_runs(args):
-        tasks = unlearn_tasks(replace(job, args=one), loaded or load_model(one, accelerator), results[0] if results else None)
-        loaded = None  # it is the tasks' now, which free it before they load another
+        # taken out of the list, so that it is the tasks' alone, which free it before they load another
+        loaded = models.pop() if models else load_model(one, accelerator)
+        tasks = unlearn_tasks(replace(job, args=one), loaded, results[0] if results else None)
+        del loaded
         for result in tasks:
             results.append(result)
             _show(args, accelerator, results)
@@ -134,7 +135,7 @@ class Job:
 
     args: UnlearnArgs
     accelerator: Accelerator
-    source: Source | OwnFiles
+    source: TofuSource | OwnFiles
     refusals: list[str]
     measures: Measures | None
 

@@ -31,8 +31,7 @@ class PresetOptions(DefaultsOptions):
     """Where the values of flags that are not given come from."""
 
     preset: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
-    """Take published settings, later names over earlier ones; without a name, list all presets and what their numbers were
-    taken from."""
+    """Take published settings, later names over earlier ones; without a name, list all presets."""
 
 
 def parse(kind: type[T], argv: Sequence[str] | None = None) -> T:
@@ -65,7 +64,7 @@ def parse(kind: type[T], argv: Sequence[str] | None = None) -> T:
 
     default = load_yaml(found.config, kind) if found.config else kind(**published(found.preset or ()))  # type: ignore[type-var]
     form = _form(kind, default, PresetOptions if takes_presets else DefaultsOptions)
-    filled = tyro.cli(form, args=rest, description=inspect.getdoc(kind), config=(tyro.conf.OmitArgPrefixes,))
+    filled: Any = tyro.cli(form, args=rest, description=inspect.getdoc(kind), config=(tyro.conf.OmitArgPrefixes,))
     values = {name: value for group in vars(filled).values() for name, value in vars(group).items()}
     return kind(**{name: value for name, value in values.items() if name not in ("config", "preset")})
 
@@ -78,7 +77,7 @@ def _form(kind: type, default: Any, first: type) -> type:
     hints, texts = get_type_hints(kind), helps(kind)
     groups: dict[str, list[Any]] = {}
     for name, flag in flags(kind).items():
-        hint = Annotated[hints[name], tyro.conf.arg(help=texts[name])]
+        hint: Any = Annotated[(hints[name], tyro.conf.arg(help=texts[name]))]
         groups.setdefault(flag.group, []).append((name, hint, dataclasses.field(default=getattr(default, name))))
     parts: list[Any] = [("defaults", first, dataclasses.field(default_factory=first))]
     for title, entries in groups.items():

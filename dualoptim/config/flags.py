@@ -104,7 +104,8 @@ def check_bounds(args: Any) -> None:
     Raises:
         InputError: naming the first that is not.
     """
-    for name, flag in flags(type(args)).items():
+    kind: type = type(args)
+    for name, flag in flags(kind).items():
         value = getattr(args, name)
         if not flag.has_bounds or value is None:
             continue

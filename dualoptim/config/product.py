@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from dualoptim.config.args import UnlearnArgs
 from dualoptim.config.flags import default_of
@@ -18,5 +19,5 @@ def single_runs(
     for pair, rate, forget_lr, seed in itertools.product(*lists):
         others = flags_of([*FORGET.values(), *RETAIN.values()]) - flags_of(split_objectives(pair))
         own_rate = forget_lr or rate if kind_of(args).alternates else None
-        single = {"forget_losses": (pair,), "learning_rates": (rate,), "forget_lr": own_rate, "seed": seed}
-        yield replace(args, **single, **{name: default_of(UnlearnArgs, name) for name in others})
+        single: dict[str, Any] = {"forget_losses": (pair,), "learning_rates": (rate,), "forget_lr": own_rate, "seed": seed}
+        yield replace(args, **single | {name: default_of(UnlearnArgs, name) for name in others})

@@ -34,7 +34,8 @@ def state_size(optimizer: Optimizer, quantized: bool) -> tuple[int, int]:
 
     A tensor that several entries share counts once.
     """
-    held, parameters = {}, 0
+    held: dict[int, int] = {}
+    parameters = 0
     for parameter, entries in optimizer.state.items():
         tensors = [_own_part(value) for value in entries.values() if isinstance(value, torch.Tensor)]
         if any(tensor.dtype == torch.uint8 for tensor in tensors) == quantized:

@@ -221,7 +221,7 @@ class Objective:
 
     def resolved(self, given: Mapping[str, float | None], layer: int) -> Objective:
         """This objective with the constants that a user gave (None: the published one), and the layer that it reads."""
-        constants = {name: default if given[name] is None else given[name] for name, default in self.constants.items()}
+        constants = {name: default if (value := given[name]) is None else value for name, default in self.constants.items()}
         also = self.also and self.also.resolved(given, layer)
         return replace(self, constants=constants, layer=layer if self.needs_layer else None, also=also)
 

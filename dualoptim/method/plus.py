@@ -160,7 +160,7 @@ class DualAdamWPlus(SharedStateOptimizer):
     def _update(self, gradient: Tensor, state: State, group: Group) -> Tensor:
         banks = {group["phase"]: group["betas"], "base": group["base_betas"]}
         delta, base = (
-            Moments(*(_read(state, f"{bank}/{name}") for name in ("exp_avg", "exp_avg_sq")), betas, int(state[f"{bank}/step"]))
+            Moments(_read(state, f"{bank}/exp_avg"), _read(state, f"{bank}/exp_avg_sq"), betas, int(state[f"{bank}/step"]))
             for bank, betas in banks.items()
         )
         update = plus_update(gradient, delta, base, group["eps"])
