@@ -3,15 +3,15 @@
 import csv
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import pytest
-from conftest import SHARED, shared
-from transformers import AutoTokenizer
 
 from dualoptim import EvalArgs, InputError, UnlearnArgs, run
-from dualoptim.data.tofu import Formatter, Row, Source, read_own
 from dualoptim.evaluate import evaluate
 
+SHARED = Path(os.environ.get("DUALOPTIM_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 QUESTIONS = [{"q": f"Who is person {i}?", "a": f"Person {i} is a baker from Lviv.", "task_id": 1 + i // 4} for i in range(8)]
 KEPT = [{"q": f"What is {i}?", "a": f"It is {i}."} for i in range(6)]
 COLUMNS = {"question_column": "q", "answer_column": "a"}
@@ -33,43 +33,6 @@ def files(tmp_path):
     (tmp_path / "document.txt").write_text(DOCUMENT)
     (tmp_path / "passages.jsonl").write_text("\n".join(json.dumps({"body": DOCUMENT[n : n + 200]}) for n in (0, 200)))
     return tmp_path
-
-
-def test_the_same_rows_from_every_kind_of_file(files):
-    found = [read_own(files / f"forget.{kind}", "q", "a", "text") for kind in ("csv", "jsonl", "parquet")]
-    assert found[0] == found[1] == found[2]
-    assert found[0][4] == Row("Who is person 4?", "Person 4 is a baker from Lviv.", task=2)
-    assert [row.question for row in read_own(files / "passages.jsonl", "question", "answer", "body")] == [None, None]
-
-
-def test_csv_as_spreadsheets_write_it(files):
-    """A mark at the start, empty cells, a passage of more than 131,072 characters."""
-    (files / "marked.csv").write_text("\ufeffquestion,answer,task_id\nWho?,Me.,\n", encoding="utf-8")
-    assert read_own(files / "marked.csv", "question", "answer", "text") == [Row("Who?", "Me.")]
-    (files / "long.csv").write_text(f"text,task_id\n{'word ' * 40_000},\n")
-    (row,) = read_own(files / "long.csv", "question", "answer", "text")
-    assert len(row.answer) == 200_000
-
-
-def test_a_document_is_cut_into_pieces_that_lose_nothing(files, tiny):
-    formatter = Formatter(AutoTokenizer.from_pretrained(tiny), None, 60)
-    (row,) = read_own(files / "document.txt", "question", "answer", "text")
-    pieces = formatter.cut_passage(row)
-    assert len(pieces) > 3
-    assert "".join(piece.answer for piece in pieces).replace(" ", "") == DOCUMENT.replace(" ", "")
-    for piece in pieces:
-        example = formatter.example(None, piece.answer)
-        assert len(example.ids) <= 60
-        assert example.start == 1
-        assert example.ids[-1] == formatter.tokenizer.eos_token_id
-    assert formatter.cut == 0
-    # a last piece is never a single token, which nothing could predict
-    count = len(formatter.tokenizer(DOCUMENT, add_special_tokens=False)["input_ids"])
-    for room in range(2, 12):
-        pieces = Formatter(formatter.tokenizer, None, room + 2).cut_passage(row)
-        lengths = [len(formatter.tokenizer(piece.answer, add_special_tokens=False)["input_ids"]) for piece in pieces]
-        assert min(lengths) >= 2
-        assert sum(lengths) >= count - len(lengths)
 
 
 def test_unlearning_own_questions_in_two_tasks(files, taught, tmp_path):
@@ -151,18 +114,12 @@ def test_flags_that_do_not_go_together(tmp_path):
             UnlearnArgs(**changes)
 
 
-def test_the_real_world_scenario_is_measured_on_the_golden_answers(taught, tmp_path):
-    shared("data/real_world_sample/forget.json")
-    source = Source(str(SHARED / "data/real_world_sample"))
-    assert len(source.task_rows("forget", 1)) == 20
-    assert len(source.retain_rows("forget", [1])) == 40 + 20
-    sets, skipped = source.evaluation_sets("forget", 1)
-    assert {name: len(rows) for name, rows in sets.items()} == {"forget": 20, "retain": 40}
-    assert sets["forget"][1].answer == "Eddie Van Halen was American."
-    assert source.task_rows("forget", 1)[1].answer.startswith("Eddie Van Halen was an American musician")
-    assert "--lm-eval-tasks" in skipped["world_facts"]
+def test_a_run_of_the_real_world_scenario(taught, tmp_path):
+    data = SHARED / "data/real_world_sample"
+    if not data.is_dir():
+        pytest.skip(f"reference folder not present: {data} (set DUALOPTIM_SHARED)")
     args = UnlearnArgs(
-        model=str(taught), data=str(source.folder), split="forget", forget_losses=("NPO+KL",), max_steps=3, eval_rows=2,
+        model=str(taught), data=str(data), split="forget", forget_losses=("NPO+KL",), max_steps=3, eval_rows=2,
         max_new_tokens=4, output_dir=str(tmp_path),
     )  # fmt: skip
     after = run(args).tasks[0].after

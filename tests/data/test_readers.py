@@ -1,0 +1,98 @@
+"""Files to rows: one reader for every kind."""
+
+import csv
+import json
+
+import pytest
+
+from dualoptim import EvalArgs
+from dualoptim.data.readers import Columns, read_own, read_rows
+from dualoptim.data.rows import Row
+from dualoptim.errors import InputError
+
+QUESTIONS = [{"q": f"Who is person {i}?", "a": f"Person {i} is a baker from Lviv.", "task_id": 1 + i // 4} for i in range(8)]
+
+
+@pytest.fixture
+def files(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    for name, rows in (("forget", QUESTIONS),):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    (tmp_path / "passages.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in ("One.", "Two.")))
+    return tmp_path
+
+
+def test_the_same_rows_from_every_kind_of_file(files):
+    found = [read_own(files / f"forget.{kind}", Columns("q", "a")) for kind in ("csv", "jsonl", "parquet")]
+    assert found[0] == found[1] == found[2]
+    assert found[0][4] == Row("Who is person 4?", "Person 4 is a baker from Lviv.", task=2)
+    assert [row.question for row in read_own(files / "passages.jsonl", Columns(text="body"))] == [None, None]
+
+
+def test_csv_as_spreadsheets_write_it(files):
+    """A mark at the start, empty cells, a passage of more than 131,072 characters."""
+    (files / "marked.csv").write_text("\ufeffquestion,answer,task_id\nWho?,Me.,\n", encoding="utf-8")
+    assert read_own(files / "marked.csv", Columns()) == [Row("Who?", "Me.")]
+    (files / "long.csv").write_text(f"text,task_id\n{'word ' * 40_000},\n")
+    (row,) = read_own(files / "long.csv", Columns())
+    assert len(row.answer) == 200_000
+
+
+def test_a_last_line_without_its_end_is_read(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('{"question": "a?", "answer": "b", "task_id": 2}\n\n{"question": "c?", "answer": "d", "task_id": "2"}')
+    assert read_rows(path) == [Row("a?", "b", task=2), Row("c?", "d", task=2)]
+
+
+def test_a_text_file_is_one_passage_whatever_the_columns_are_called(tmp_path):
+    (tmp_path / "document.txt").write_text("One line.\n\nAnother.\n")
+    for columns in (Columns(), Columns(text="body"), Columns(question="text")):
+        assert read_own(tmp_path / "document.txt", columns) == [Row(None, "One line.\n\nAnother.\n")]
+
+
+def test_columns_have_the_names_that_the_flags_give():
+    args = EvalArgs(model="m", forget_file="f", question_column="q", answer_column="a", text_column="t")
+    assert Columns.of(args) == Columns("q", "a", "t")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", b'{"question": "a?", "answer": "b"}\n\n{"question"', ":3: not JSON"),
+        ("rows.jsonl", b'"a string"', ":1: not a JSON object"),
+        ("rows.jsonl", b"\n \n", ": holds no rows; write one JSON object per line"),
+        ("rows.csv", b"question,answer\n", ": holds no rows"),
+        ("rows.csv", b'question,answer\n"a\nb",c\nd,\n', ":4: answer is ''; give a text"),
+        ("rows.csv", b"q,answer\na?,b\n", ":2: no column 'question'; it has q, answer; name it with --question-column"),
+        ("rows.csv", b"question,answer\n" + b"a?,b\n" * 9999 + b"\xe9,b\n", ": not UTF-8 text at byte 50011"),
+        ("rows.jsonl", b'{"question": "\xe9"', ": not UTF-8 text at byte 14; save the file as UTF-8"),
+        ("rows.txt", b" \n", ":1: text is ' \\n'; give a text that is not empty"),
+        ("rows.parquet", b"PAR1", ": cannot be read"),
+        ("rows.docx", b"x", ": .docx ending; give a .jsonl, .json, .csv, .parquet or .txt file"),
+        ("rows", b"x", ": no ending; give a .jsonl"),
+        ("nowhere.csv", None, ": cannot be read"),
+    ],
+)
+def test_a_mistake_is_named_with_file_and_line(name, content, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_own(tmp_path / name, Columns())
+    assert str(error.value).startswith(f"{tmp_path / name}{message}")
+
+
+def test_what_a_table_leaves_empty_is_not_there_and_a_cell_is_no_list(tmp_path):
+    (tmp_path / "rows.csv").write_text("question,answer,paraphrased_answer,perturbed_answer,task_id\nWho?,Me.,I.,wrong,\n")
+    assert read_own(tmp_path / "rows.csv", Columns()) == [Row("Who?", "Me.", "I.")]
+    (tmp_path / "passages.csv").write_text("text,paraphrased_question,task_id\nOnce.,,4\n")
+    assert read_own(tmp_path / "passages.csv", Columns()) == [Row(None, "Once.", task=4)]
+    (tmp_path / "rows.json").write_text(json.dumps({"question": "Who?", "answer": "Me.", "perturbed_answer": "wrong"}))
+    with pytest.raises(InputError, match=r"rows\.json:1: perturbed_answer is 'wrong'; give a list of texts"):
+        read_rows(tmp_path / "rows.json")
