@@ -15,8 +15,7 @@ from dualoptim.config.cli import main
 from dualoptim.config.optimizers import kind_of
 from dualoptim.config.product import single_runs
 from dualoptim.config.saved import check_same, write_config
-from dualoptim.data.own import OwnFiles, load_refusals, open_source
-from dualoptim.data.tofu import TofuSource
+from dualoptim.data.own import OwnFiles, Source, load_refusals, open_source
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.evaluate import Measures, evaluate_model
 from dualoptim.evaluation.summary import Summary
@@ -135,7 +134,7 @@ class Job:
 
     args: UnlearnArgs
     accelerator: Accelerator
-    source: TofuSource | OwnFiles
+    source: Source
     refusals: list[str]
     measures: Measures | None
 

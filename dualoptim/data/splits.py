@@ -11,7 +11,7 @@ from dualoptim.config.args import DEMO
 from dualoptim.data import demo
 from dualoptim.data.readers import read_rows
 from dualoptim.data.rows import Row, parse_row
-from dualoptim.errors import InputError, reason
+from dualoptim.errors import InputError, blamed
 
 _ENDINGS = (".json", ".jsonl")
 
@@ -105,13 +105,9 @@ class _Hub(Splits):
     def read(self, split: str) -> list[Row]:
         import datasets  # takes a second to import and is needed for this layout alone
 
-        try:
+        remedy = "check the name and the network, or give a local folder"
+        with blamed("--data", self.name, remedy, f"configuration {split!r} cannot be loaded"):
             loaded = datasets.load_dataset(self._place, split, split="train")
-        except Exception as error:  # the library raises many kinds: network, unknown id, unknown configuration, bad file
-            raise InputError(
-                f"--data {self.name}: configuration {split!r} cannot be loaded ({reason(error)}); check the name and "
-                "the network, or give a local folder"
-            ) from None
         return [parse_row(dict(raw), f"{self.name} {split}:{number}") for number, raw in enumerate(loaded, start=1)]
 
     @cached_property
