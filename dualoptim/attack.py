@@ -27,7 +27,7 @@ from dualoptim.finetune import fit
 from dualoptim.evaluation.metrics import rouge_l_recall
 from dualoptim.models.load import Policy, is_sharded, load_policy, quantization_options, release
 from dualoptim.evaluation.scoring import ScoringPass, aggregate
-from dualoptim.evaluation.summary import measure
+from dualoptim.evaluation.measure import measure
 
 Records = Mapping[str, Sequence[dict[str, Any]]]
 

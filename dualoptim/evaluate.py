@@ -22,7 +22,7 @@ from dualoptim.evaluation.judges import Judges, load_judges
 from dualoptim.models.load import Policy, load_config, load_policy, start_accelerator
 from dualoptim.evaluation.scoring import PRIVACY_SETS, Reference, ScoringPass
 from dualoptim.evaluation.retain_only import RetainLogs, of_records, read_retain_logs
-from dualoptim.evaluation.summary import measure, summarize
+from dualoptim.evaluation.measure import measure, summarize
 from dualoptim.reporting.tables import evaluation_tables
 from dualoptim.reporting.log import resolve, say, write_config
 

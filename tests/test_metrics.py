@@ -224,7 +224,7 @@ def test_memorization_by_hand(correct, memorization, strength):
 
 
 def test_utility_uses_what_is_there_and_tofu_wants_all_nine():
-    sets = {name: dict.fromkeys(metrics.TOFU_METRICS, 0.5) for name in metrics.RETAINED_SETS}
+    sets = {name: dict.fromkeys(metrics.metrics_in("tofu.model_utility"), 0.5) for name in metrics.RETAINED_SETS}
     assert metrics.tofu_model_utility(sets) == pytest.approx(0.5)
     sets["retain"]["token_entropy"] = 1.0
     assert metrics.model_utility(sets) == pytest.approx(10 / (9 / 0.5 + 1))

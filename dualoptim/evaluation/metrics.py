@@ -1,4 +1,4 @@
-"""Evaluation arithmetic: arrays and texts in, numbers out. No model, no file, no device.
+"""Compute evaluation metrics: texts and numbers in, numbers out, no model and no file. Tables below say what each is for.
 
 Losses are mean negative log-likelihoods per token of an answer (natural logarithm). Sources: TOFU (arXiv 2401.06121),
 A Closer Look at Machine Unlearning (arXiv 2410.08109), OpenUnlearning (arXiv 2506.12618).
@@ -7,12 +7,16 @@ A Closer Look at Machine Unlearning (arXiv 2410.08109), OpenUnlearning (arXiv 25
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from statistics import fmean, harmonic_mean
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from dualoptim.evaluation.records import Record
 
 RETAINED_SETS = ("retain", "real_authors", "world_facts")
 """The sets whose scores should survive; together they make the model utility."""
@@ -20,10 +24,11 @@ RETAINED_SETS = ("retain", "real_authors", "world_facts")
 ENTAILMENT_FLOOR = 0.1
 """ROUGE-L recall below which an answer counts as not entailed, whatever the model of entailment says."""
 
-TOFU_METRICS = ("rouge_l_recall", "probability", "truth_ratio")
-UTILITY_METRICS = (*TOFU_METRICS, "token_entropy", "cosine_similarity", "entailment_score")
-TARGETED_METRICS = ("token_entropy", "refusal_entailment_score")
-FORGET_METRICS = (*TOFU_METRICS, "cosine_similarity", "entailment_score")
+MIN_K_SHARE = 0.4
+"""Share of the tokens that Min-K% reads; OpenUnlearning's setting for TOFU."""
+
+
+# --------------------------------------------------------------------------------------------------- of one row
 
 
 @cache
@@ -97,9 +102,6 @@ def extraction_strength(correct: Sequence[bool]) -> float:
 
 # ------------------------------------------------------------------------------------------------------------ privacy
 
-MIN_K_SHARE = 0.4
-"""Share of the tokens that Min-K% reads; OpenUnlearning's setting for TOFU."""
-
 
 def min_k(scores: Sequence[float], share: float = MIN_K_SHARE) -> float:
     """Minus the mean of the lowest `share` of the token scores, of one token at least.
@@ -136,6 +138,126 @@ def privleak(auc: float, retain_auc: float) -> float:
     return ((1 - auc) - (1 - retain_auc)) / (1 - retain_auc + 1e-10) * 100
 
 
+# ------------------------------------------------------------------------------------------- what each metric is for
+
+Aim = Literal["fall", "rise", "stay"]
+"""Where unlearning should take a score."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is known of one score of a row, whose mean over a set stands in `summary.json`."""
+
+    title: str
+    forget: Aim  # on the forget set; on every other set it should stay
+    aggregates: tuple[str, ...] = ()  # the names of the `AGGREGATES` that it enters
+    comes_back: int = 0  # its place among the scores that attacks report because they rise with knowledge; 0: none of them
+    row: int = 100  # its place in tables; in `summary.json` metrics stand in the order of `METRICS`
+    needs: str = ""  # why it may be missing, and which flag gives it
+    judge: Literal["", "encoder", "entailment"] = ""  # which of `judges.Judges` compares the texts
+    of: "Callable[[Record], float | None] | None" = None  # reads it from a row; without it, the row's field of its name
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """What is known of one score over several metrics or sets; a dot in its name is a block of `summary.json`."""
+
+    title: str
+    aim: Aim
+    needs: str
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What is known of one membership attack: an AUC between the forget set's rows and rows that no model has seen."""
+
+    title: str
+    field: str  # of a row: higher where the row is less likely to have been learned
+    needs: str = ""
+
+
+_UTILITY, _NINE = "model_utility", "tofu.model_utility"
+_UNTARGETED, _TARGETED = "untargeted_forget_efficacy", "targeted_forget_efficacy"
+
+METRICS = {
+    "rouge_l_recall": Metric("ROUGE-L recall of its own answer", "fall", (_UTILITY, _NINE, _UNTARGETED), comes_back=2, row=2),
+    "probability": Metric("probability of the true answer", "fall", (_UTILITY, _NINE, _UNTARGETED), comes_back=1, row=1),
+    "truth_ratio": Metric(
+        "truth ratio",
+        "rise",
+        (_UTILITY, _NINE, _UNTARGETED),
+        row=3,
+        needs="the rows have no paraphrased and perturbed answers",
+    ),
+    "token_entropy": Metric("token entropy of its answer", "stay", (_UTILITY, _TARGETED), row=6),
+    "cosine_similarity": Metric(
+        "similarity of its answer to the true one",
+        "fall",
+        (_UTILITY, _UNTARGETED),
+        row=7,
+        needs="needs a sentence encoder; give --sentence-encoder",
+        judge="encoder",
+    ),
+    "entailment_score": Metric(
+        "entailment between the true and its answer",
+        "fall",
+        (_UTILITY, _UNTARGETED),
+        row=8,
+        needs="needs a model of entailment; give --entailment-model",
+        judge="entailment",
+    ),
+    "refusal_entailment_score": Metric("its answer entails a refusal", "rise", (_TARGETED,), row=9),
+    "extraction_strength": Metric("extraction strength", "fall", comes_back=3, row=5),
+    "exact_memorization": Metric("exact memorization", "fall", comes_back=4, row=4),
+}
+
+_SETS_MISSING = "needs scores of sets that are missing"
+_NO_RETAIN = (
+    "needs a model that never saw the forget set (python -m dualoptim.finetune on the retain split); evaluate it and give its "
+    "folder as --retain-logs, or give it to eval_tofu.py as --retain-model"
+)
+
+AGGREGATES = {
+    _UTILITY: Aggregate("model utility", "stay", _SETS_MISSING),
+    _UNTARGETED: Aggregate("forget efficacy, untargeted", "rise", "needs scores of the forget set"),
+    _TARGETED: Aggregate(
+        "forget efficacy, targeted (refusals)", "rise", "needs entailment_score of refusals; give --entailment-model"
+    ),
+    _NINE: Aggregate("TOFU model utility", "stay", _SETS_MISSING),
+    "tofu.forget_truth_ratio": Aggregate("TOFU truth ratio of the forget set", "rise", METRICS["truth_ratio"].needs),
+    "tofu.forget_quality": Aggregate("TOFU forget quality (p-value against retain-only)", "rise", _NO_RETAIN),
+}
+
+MEMBERSHIP = {
+    "mia_loss": Membership("membership by loss", "loss"),
+    "mia_zlib": Membership("membership by loss over compressed size", "zlib"),
+    "mia_min_k": Membership("membership by Min-K%", "min_k"),
+    "mia_min_k_plus_plus": Membership("membership by Min-K%++", "min_k_plus_plus"),
+    "mia_gradnorm": Membership("membership by gradient norm", "gradnorm", "needs a backward pass per row; give --mia-gradnorm"),
+    "mia_reference": Membership(
+        "membership against a reference model",
+        "reference",
+        "needs another model's losses; give --reference-model to eval_tofu.py",
+    ),
+}
+"""Membership attacks by OpenUnlearning's names."""
+
+
+def metrics_in(aggregate: str) -> list[str]:
+    """Name the metrics that enter one of the `AGGREGATES`."""
+    return [name for name, metric in METRICS.items() if aggregate in metric.aggregates]
+
+
+def coming_back() -> list[str]:
+    """Name the forget set's scores that rise when knowledge comes back, in the order in which attacks report them."""
+    return sorted((name for name, metric in METRICS.items() if metric.comes_back), key=lambda name: METRICS[name].comes_back)
+
+
+def in_tables() -> list[str]:
+    """Name all metrics in the order in which tables show them."""
+    return sorted(METRICS, key=lambda name: METRICS[name].row)
+
+
 # ---------------------------------------------------------------------------------------------------------- aggregates
 
 
@@ -145,18 +267,18 @@ def _harmonic(values: Sequence[float]) -> float | None:
 
 def model_utility(sets: Mapping[str, Mapping[str, float]]) -> float | None:
     """Harmonic mean of the 18 values {retain, real authors, world facts} x {six metrics}, over those that are there."""
-    return _harmonic([sets[s][m] for s in RETAINED_SETS for m in UTILITY_METRICS if m in sets.get(s, {})])
+    return _harmonic([sets[s][m] for s in RETAINED_SETS for m in metrics_in(_UTILITY) if m in sets.get(s, {})])
 
 
 def tofu_model_utility(sets: Mapping[str, Mapping[str, float]]) -> float | None:
     """TOFU's harmonic mean of nine values: ROUGE-L, probability and truth ratio on the three sets; None if one is missing."""
-    values = [sets[s][m] for s in RETAINED_SETS for m in TOFU_METRICS if m in sets.get(s, {})]
+    values = [sets[s][m] for s in RETAINED_SETS for m in metrics_in(_NINE) if m in sets.get(s, {})]
     return float(harmonic_mean(values)) if len(values) == 9 else None
 
 
 def untargeted_forget_efficacy(forget: Mapping[str, float]) -> float | None:
     """1 - mean of the forget set's scores that are there (arXiv 2410.08109), with 1 - mean(min(r, 1/r)) for the truth ratio."""
-    values = [1 - forget[m] if m == "truth_ratio" else forget[m] for m in FORGET_METRICS if m in forget]
+    values = [1 - forget[m] if m == "truth_ratio" else forget[m] for m in metrics_in(_UNTARGETED) if m in forget]
     return 1 - fmean(values) if values else None
 
 
@@ -165,8 +287,8 @@ def targeted_forget_efficacy(forget: Mapping[str, float]) -> float | None:
 
     None if one is missing.
     """
-    values = [forget[m] for m in TARGETED_METRICS if m in forget]
-    return float(harmonic_mean(values)) if len(values) == len(TARGETED_METRICS) else None
+    values = [forget[m] for m in metrics_in(_TARGETED) if m in forget]
+    return float(harmonic_mean(values)) if len(values) == len(metrics_in(_TARGETED)) else None
 
 
 def forget_quality(truth_ratios: Sequence[float], retain_truth_ratios: Sequence[float]) -> float:
