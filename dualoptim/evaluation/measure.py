@@ -1,172 +1,183 @@
-"""Records of the scoring pass: kept on disk set by set, and made into the summary of an evaluation."""
+"""Measure a model on evaluation sets: the record of every row, by everything that looks at it, kept on disk set by set."""
 
-import contextlib
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
+from dualoptim import __version__
+from dualoptim.data.prompts import Example
+from dualoptim.data.rows import HOLDOUT, Row
+from dualoptim.data.stream import seeded
 from dualoptim.evaluation import metrics
-from dualoptim.models.checkpoint import read_json_lines, write_json, write_json_lines
-from dualoptim.data.tofu import HOLDOUT, Row
-from dualoptim.evaluation.scoring import ScoringPass, aggregate
-from dualoptim.evaluation.retain_only import RetainLogs
+from dualoptim.evaluation.generation import continuation, end_tokens, generate
+from dualoptim.evaluation.membership import gradient_norms, without_end
+from dualoptim.evaluation.records import Finished, Record, Records
+from dualoptim.evaluation.scoring import OPTION_SETS, ScoringPass, Share, TextScore
+from dualoptim.models.loaded import weights_hash
 
-FINISHED = "finished.json"
-
-MIA_SCORES = {
-    "mia_loss": "loss",
-    "mia_zlib": "zlib",
-    "mia_min_k": "min_k",
-    "mia_min_k_plus_plus": "min_k_plus_plus",
-    "mia_gradnorm": "gradnorm",
-    "mia_reference": "reference",
-}
-"""Membership attacks by OpenUnlearning's names, and what each reads in a row."""
-
-_MISSING = {
-    "cosine_similarity": "needs a sentence encoder; give --sentence-encoder",
-    "entailment_score": "needs a model of entailment; give --entailment-model",
-    "mia_gradnorm": "needs a backward pass per row; give --mia-gradnorm",
-    "mia_reference": "needs another model's losses; give --reference-model to eval_tofu.py",
-}
-_NO_RETAIN = (
-    "needs a model that never saw the forget set (python -m dualoptim.finetune on the retain split); evaluate it and give its "
-    "folder as --retain-logs, or give it to eval_tofu.py as --retain-model"
-)
+_SEED = 0  # of the refusal that each row is compared with: not the training's
 
 
-class Finished:
-    """The sets that an evaluation of these weights and texts has finished in `folder`; the main process reads and writes."""
-
-    def __init__(self, scoring: ScoringPass, sets: dict[str, list[Row]], folder: Path) -> None:
-        """Read what is there."""
-        self._folder = folder
-        self._marks: dict[str, dict[str, str]] = {}
-        self._recorded: dict[str, dict[str, str]] = {}
-        self.rows: dict[str, list[dict[str, Any]]] = {}
-        if not scoring.accelerator.is_main_process:
-            return
-        self._marks = scoring.marks(sets)
-        with contextlib.suppress(OSError, json.JSONDecodeError):
-            self._recorded = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
-        for name in self._marks:
-            # the file's own hash tells when a kill or an edit has left other rows than those recorded
-            if self._path(name).is_file() and self._recorded.get(name) == self._mark(name):
-                self.rows[name] = read_json_lines(self._path(name))
-
-    def add(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Write the rows of a set, and then that it is finished."""
-        write_json_lines(self._path(name), rows)
-        self._recorded[name] = self._mark(name)
-        write_json(self._folder / FINISHED, self._recorded)
-
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.jsonl"
-
-    def _mark(self, name: str) -> dict[str, str]:
-        return {**self._marks[name], "file": hashlib.sha256(self._path(name).read_bytes()).hexdigest()}
-
-
-def measure(scoring: ScoringPass, sets: dict[str, list[Row]], folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The records of every set, the same on all processes, written to `folder`.
+def measure(scoring: ScoringPass, sets: Mapping[str, list[Row]], folder: Path) -> Records:
+    """Make the records of every set, the same on all processes, and write them to `folder`.
 
     A set that an interrupted evaluation of the same weights and texts has finished there is read.
     """
-    finished = Finished(scoring, sets, folder)
-    records = broadcast_object_list([finished.rows])[0]
-    model = scoring.policy.model
+    accelerator, model = scoring.loaded.accelerator, scoring.loaded.model
+    finished = Finished(folder, fingerprints(scoring, sets) if accelerator.is_main_process else {})
+    (records,) = broadcast_object_list([finished.records])
     was_training = model.training
     model.eval()
     try:
         for name, rows in sets.items():
             if name not in records:
-                records[name] = scoring.records(name, rows)
-                if scoring.accelerator.is_main_process:
+                records[name] = set_records(scoring, name, rows)
+                if accelerator.is_main_process:
                     finished.add(name, records[name])
     finally:
         model.train(was_training)
     return {name: records[name] for name in sets}
 
 
-def summarize(
-    scoring: ScoringPass, records: Mapping[str, Sequence[dict[str, Any]]], skipped: Mapping[str, str], retain: RetainLogs | None
-) -> dict[str, Any]:
-    """The summary of records by set: set scores, aggregates, privacy, and why what is missing is missing."""
-    missing = dict(skipped)
-    scores = {name: aggregate(name, rows, missing) for name, rows in records.items() if name != HOLDOUT}
-    summary: dict[str, Any] = {"sets": scores, "rows": {name: len(rows) for name, rows in records.items()}}
-    forget = scores.get("forget", {})
-    for name, value, needs in (
-        ("model_utility", metrics.model_utility(scores), "needs scores of sets that are missing"),
-        (
-            "untargeted_forget_efficacy",
-            metrics.untargeted_forget_efficacy(forget),
-            "needs scores of the forget set",
-        ),
-        (
-            "targeted_forget_efficacy",
-            metrics.targeted_forget_efficacy(forget),
-            "needs entailment_score of refusals; give --entailment-model",
-        ),
-    ):
-        _put(summary, name, value, missing, name, needs)
-    summary["tofu"] = _tofu(scores, records.get("forget", ()), retain, missing)
-    summary["privacy"] = _privacy(records, retain, missing)
-    if retain and retain.summary:
-        summary["retain_only"] = retain.scores()
-    if not scoring.judges.encoder:
-        missing["cosine_similarity"] = _MISSING["cosine_similarity"]
-    if not scoring.judges.entailment:
-        missing["entailment_score"] = _MISSING["entailment_score"]
-    summary["skipped"] = missing
-    return summary
+def fingerprints(scoring: ScoringPass, sets: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, str]]:
+    """Hash what decides the scores of every set: the weights, and texts, token ids and settings."""
+    loaded, args, judges = scoring.loaded, scoring.args, scoring.judges
+    weights = weights_hash(loaded.model)
+    shared: list[Any] = [__version__, args.max_new_tokens, end_tokens(loaded), loaded.accelerator.mixed_precision]
+    shared += [args.split == "forget", *(judge and judge.weights for judge in (judges.encoder, judges.entailment))]
+    shared.append(judges.refusals)
+    found = {}
+    for name, rows in sets.items():
+        attacked = scoring.attacks_membership_of(name)
+        membership = [args.mia_gradnorm, scoring.reference and scoring.reference.weights] if attacked else []
+        digest = hashlib.sha256(json.dumps([shared, membership]).encode())
+        for row in scoring.scored_rows(rows):
+            examples = [(example.ids, example.start) for example in scoring.examples(row)]
+            digest.update(json.dumps([asdict(row), examples]).encode())
+        found[name] = {"weights": weights, "inputs": digest.hexdigest()}
+    return found
 
 
-def _tofu(
-    scores: Mapping[str, Mapping[str, float]],
-    forget: Sequence[Mapping[str, Any]],
-    retain: RetainLogs | None,
-    missing: dict[str, str],
-) -> dict[str, float]:
-    """TOFU's own three numbers."""
-    block: dict[str, float] = {}
-    ratios = [row["truth_ratio"] for row in forget if "truth_ratio" in row]
-    needs = "needs scores of sets that are missing"
-    _put(block, "model_utility", metrics.tofu_model_utility(scores), missing, "tofu.model_utility", needs)
-    needs = "the rows have no paraphrased and perturbed answers"
-    _put(block, "forget_truth_ratio", scores.get("forget", {}).get("truth_ratio"), missing, "tofu.forget_truth_ratio", needs)
-    quality = metrics.forget_quality(ratios, retain.truth_ratios) if ratios and retain and retain.truth_ratios else None
-    _put(block, "forget_quality", quality, missing, "tofu.forget_quality", needs if retain else _NO_RETAIN)
-    return block
+def set_records(scoring: ScoringPass, name: str, rows: Sequence[Row]) -> list[Record]:
+    """Make the record of every scored row of a set, in order, on all processes, each of which computes its share."""
+    return scoring.shared_out(rows, lambda share: _share_records(scoring, name, share))
 
 
-def _privacy(
-    records: Mapping[str, Sequence[Mapping[str, Any]]], retain: RetainLogs | None, missing: dict[str, str]
-) -> dict[str, float]:
-    """How well each attack tells the forget set's rows from rows that no model has seen."""
-    if HOLDOUT not in records:
-        missing["privacy"] = "needs rows that no model has seen; give --holdout-file"
-        return {}
-    block: dict[str, float] = {}
-    for name, field in MIA_SCORES.items():
-        members, others = ([row[field] for row in records[which] if field in row] for which in ("forget", HOLDOUT))
-        auc = metrics.membership_auc(members, others) if members and others else None
-        _put(block, name, auc, missing, f"privacy.{name}", _MISSING.get(name, ""))
-    auc = block.get("mia_min_k")
-    leak = metrics.privleak(auc, retain.min_k_auc) if auc is not None and retain and retain.min_k_auc is not None else None
-    needs = f"{retain.source} has no mia_min_k; evaluate it with the same --holdout-file" if retain else _NO_RETAIN
-    _put(block, "privleak", leak, missing, "privacy.privleak", needs)
-    return block
+@dataclass
+class _ScoredRow:
+    """A row on its way to its record."""
+
+    index: int  # in its set
+    row: Row
+    texts: list[Example]  # its own answer first
+    scores: list[TextScore]  # of the texts
+    record: Record
+    wanted: str = field(default="", init=False)  # what the model should answer
+    generated: str = field(default="", init=False)  # what it answers
+    recall: float = field(default=0.0, init=False)  # of what was wanted in what it answers, by ROUGE-L
+
+    def add(self, **measured: Any) -> None:
+        """Put measurements into the record."""
+        self.record = replace(self.record, **measured)
 
 
-def _put(block: dict[str, Any], key: str, value: Any, missing: dict[str, str], name: str, why: str) -> None:
-    """A value into its block, or the reason why there is none into `missing`."""
-    if value is None or not math.isfinite(value):
-        missing[name] = why if value is None else "the model's losses are not finite"
-    else:
-        block[key] = value
+def _share_records(scoring: ScoringPass, name: str, share: Share) -> list[Record]:
+    texts = [scoring.examples(row) for _, row in share]
+    scores = scoring.score_texts(f"score {name}", texts, scoring.attacks_membership_of(name))
+    scored = [
+        _ScoredRow(index, row, own, known, _teacher_forced(row, known, name in OPTION_SETS))
+        for (index, row), own, known in zip(share, texts, scores, strict=True)
+    ]
+    if scoring.attacks_membership_of(name):
+        _add_membership(scoring, name, scored)
+    if name != HOLDOUT:
+        _add_answers(scoring, name, scored)
+        _add_similarity(scoring, scored)
+        _add_entailment(scoring, name, scored)
+    return [one.record for one in scored]
+
+
+def _teacher_forced(row: Row, scores: Sequence[TextScore], options: bool) -> Record:
+    """Begin the record of a row with what one forward over all of its texts says.
+
+    With `options` the row has a short answer, one of several. A metric whose data are missing is None.
+    """
+    answer, *others = scores
+    paraphrased = others.pop(0) if row.paraphrased_answer else None
+    wrong = [other.loss for other in others]
+    record = Record(
+        row.question,
+        row.answer,
+        probability=metrics.option_probability(answer.loss, wrong) if options and wrong else math.exp(-answer.loss),
+        extraction_strength=metrics.extraction_strength(without_end(answer.correct)),
+        exact_memorization=metrics.exact_memorization(without_end(answer.correct)),
+        loss=answer.loss,
+        tokens=len(answer.correct),
+        min_k=answer.min_k,
+        min_k_plus_plus=answer.min_k_plus_plus,
+    )
+    right = answer if options else paraphrased
+    if right is None or not wrong:
+        return record
+    ratio = metrics.truth_ratio(right.loss, wrong)
+    return replace(record, truth_ratio=ratio, paraphrased_loss=right.loss, perturbed_losses=wrong)
+
+
+def _add_membership(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow]) -> None:
+    """Add the scores of membership attacks that are more than arithmetic on the pass; high: not a member."""
+    for one in scored:
+        loss = one.scores[0].loss
+        one.add(zlib=metrics.zlib_score(loss, one.row.answer))
+        if scoring.reference:
+            one.add(reference=loss - scoring.reference.losses[name][one.index])
+    if scoring.args.mia_gradnorm:
+        with scoring.progress(f"gradients {name}", len(scored)) as bar:
+            for one, norm in zip(scored, gradient_norms(scoring.loaded, [one.texts[0] for one in scored]), strict=True):
+                one.add(gradnorm=norm)
+                bar.update()
+
+
+def _add_answers(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow]) -> None:
+    """Add the model's own answers, and what they have in common with what was wanted."""
+    continuations = [continuation(scoring.loaded, one.row, one.scores[0].correct) for one in scored]
+    for one, asked, text in zip(scored, continuations, generate(scoring, f"answer {name}", continuations), strict=True):
+        one.wanted, one.generated, one.recall = asked.wanted, text, metrics.rouge_l_recall(asked.wanted, text)
+        entropy = metrics.token_entropy(scoring.loaded.tokenizer.tokenize(text))
+        one.add(generated=text, rouge_l_recall=one.recall, token_entropy=entropy)
+
+
+def _add_similarity(scoring: ScoringPass, scored: Sequence[_ScoredRow]) -> None:
+    """Add how similar the sentence encoder finds each answer and the true one."""
+    if scoring.judges.encoder:
+        pairs = [(one.row.original_answer or one.wanted, one.generated) for one in scored]
+        for one, cosine in zip(scored, scoring.judges.encoder.similarities(pairs), strict=True):
+            one.add(cosine_similarity=cosine)
+
+
+def _add_entailment(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow]) -> None:
+    """Add whether the true answer and the model's entail each other, and whether a forgetful answer entails a refusal.
+
+    What is kept must follow from the truth; what is forgotten must not let the truth follow from it.
+    """
+    judge, refusals = scoring.judges.entailment, scoring.judges.refusals
+    if not judge:
+        return
+    truths = [(one.row.original_answer if name in OPTION_SETS else None) or one.wanted for one in scored]
+    forgets = name.startswith("forget")
+    answer_first = forgets or scoring.args.split == "forget"
+    answers = [one.generated for one in scored]
+    pairs = zip(answers, truths, strict=True) if answer_first else zip(truths, answers, strict=True)
+    for one, label in zip(scored, judge.entails(list(pairs)), strict=True):
+        one.add(entailment_score=metrics.entailed(one.recall, label))
+    if forgets:
+        drawn = [refusals[int(seeded(_SEED, "refusal", one.index).integers(len(refusals)))] for one in scored]
+        labels = judge.entails(list(zip(answers, drawn, strict=True)))
+        for one, refusal, label in zip(scored, drawn, labels, strict=True):
+            score = metrics.entailed(metrics.rouge_l_recall(refusal, one.generated), label)
+            one.add(refusal=refusal, refusal_entailment_score=score)

@@ -212,7 +212,7 @@ METRICS = {
 }
 
 _SETS_MISSING = "needs scores of sets that are missing"
-_NO_RETAIN = (
+NO_RETAIN = (
     "needs a model that never saw the forget set (python -m dualoptim.finetune on the retain split); evaluate it and give its "
     "folder as --retain-logs, or give it to eval_tofu.py as --retain-model"
 )
@@ -225,7 +225,7 @@ AGGREGATES = {
     ),
     _NINE: Aggregate("TOFU model utility", "stay", _SETS_MISSING),
     "tofu.forget_truth_ratio": Aggregate("TOFU truth ratio of the forget set", "rise", METRICS["truth_ratio"].needs),
-    "tofu.forget_quality": Aggregate("TOFU forget quality (p-value against retain-only)", "rise", _NO_RETAIN),
+    "tofu.forget_quality": Aggregate("TOFU forget quality (p-value against retain-only)", "rise", NO_RETAIN),
 }
 
 MEMBERSHIP = {

@@ -1,11 +1,14 @@
-"""Records of scored rows: what one line of `<set>.jsonl` holds."""
+"""Keep the records of scored rows: what one line of `<set>.jsonl` holds, and which sets are finished."""
 
-from collections.abc import Sequence
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualoptim.atomic import read_json_lines
+from dualoptim.atomic import read_json_lines, write_json, write_json_lines
 from dualoptim.evaluation.json_form import from_json, to_json
 
 
@@ -67,3 +70,31 @@ def read_records(path: Path) -> list[Record]:
         OSError, ValueError: if it is no such file.
     """
     return [Record.from_json(line, f"{path}:{number}") for number, line in enumerate(read_json_lines(path), 1)]
+
+
+class Finished:
+    """The sets that an evaluation of these weights and texts has finished in a folder."""
+
+    def __init__(self, folder: Path, fingerprints: Mapping[str, dict[str, str]]) -> None:
+        """Read what is there of the sets whose `fingerprints` (hashes of what decides their scores) are given."""
+        self._folder, self._fingerprints = folder, fingerprints
+        self._recorded: dict[str, dict[str, str]] = {}
+        self.records: Records = {}
+        with contextlib.suppress(OSError, json.JSONDecodeError):
+            self._recorded = json.loads((folder / "finished.json").read_text(encoding="utf-8")) if fingerprints else {}
+        for name in fingerprints:
+            # the file's own hash tells when a kill or an edit has left other rows than those recorded
+            if self._path(name).is_file() and self._recorded.get(name) == self._entry(name):
+                self.records[name] = read_records(self._path(name))
+
+    def add(self, name: str, records: Sequence[Record]) -> None:
+        """Write the records of a set, and then that it is finished."""
+        write_json_lines(self._path(name), [record.to_json() for record in records])
+        self._recorded[name] = self._entry(name)
+        write_json(self._folder / "finished.json", self._recorded)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.jsonl"
+
+    def _entry(self, name: str) -> dict[str, str]:
+        return {**self._fingerprints[name], "file": hashlib.sha256(self._path(name).read_bytes()).hexdigest()}
