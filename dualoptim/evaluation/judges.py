@@ -14,6 +14,9 @@ from dualoptim.models.loaded import weights_hash
 
 _TEXTS_AT_ONCE = 32
 
+ENTAILMENT_FLOOR = 0.1
+"""ROUGE-L recall below which an answer counts as not entailed, whatever the model of entailment says."""
+
 
 class SentenceEncoder:
     """Compares sentences by the cosine of their embeddings, with the package sentence-transformers."""
@@ -90,6 +93,11 @@ def load_judges(args: MeasureArgs, device: torch.device) -> Judges:
     refusals = load_refusals(args.idk_file)
     encoder = SentenceEncoder(args.sentence_encoder, device) if args.sentence_encoder else None
     return Judges(encoder, EntailmentModel(args.entailment_model, device) if args.entailment_model else None, refusals)
+
+
+def entailed(rouge: float, label_entails: bool) -> float:
+    """Return 1 if one text entails the other, 0 if not, or if they share too little: ROUGE-L recall below 0.1 (2410.08109)."""
+    return float(rouge >= ENTAILMENT_FLOOR and label_entails)
 
 
 def _path_or_id(name: str) -> str:

@@ -16,7 +16,8 @@ from dualoptim.data.rows import HOLDOUT, Row
 from dualoptim.data.stream import seeded
 from dualoptim.evaluation import metrics
 from dualoptim.evaluation.generation import continuation, end_tokens, generate
-from dualoptim.evaluation.membership import gradient_norms, without_end
+from dualoptim.evaluation.judges import entailed
+from dualoptim.evaluation.membership import gradient_norms, without_end, zlib_score
 from dualoptim.evaluation.records import Finished, Record, Records
 from dualoptim.evaluation.scoring import OPTION_SETS, ScoringPass, Share, TextScore
 from dualoptim.models.loaded import weights_hash
@@ -133,7 +134,7 @@ def _add_membership(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow
     """Add the scores of membership attacks that are more than arithmetic on the pass; high: not a member."""
     for one in scored:
         loss = one.scores[0].loss
-        one.add(zlib=metrics.zlib_score(loss, one.row.answer))
+        one.add(zlib=zlib_score(loss, one.row.answer))
         if scoring.reference:
             one.add(reference=loss - scoring.reference.losses[name][one.index])
     if scoring.args.mia_gradnorm:
@@ -174,10 +175,10 @@ def _add_entailment(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow
     answers = [one.generated for one in scored]
     pairs = zip(answers, truths, strict=True) if answer_first else zip(truths, answers, strict=True)
     for one, label in zip(scored, judge.entails(list(pairs)), strict=True):
-        one.add(entailment_score=metrics.entailed(one.recall, label))
+        one.add(entailment_score=entailed(one.recall, label))
     if forgets:
         drawn = [refusals[int(seeded(_SEED, "refusal", one.index).integers(len(refusals)))] for one in scored]
         labels = judge.entails(list(zip(answers, drawn, strict=True)))
         for one, refusal, label in zip(scored, drawn, labels, strict=True):
-            score = metrics.entailed(metrics.rouge_l_recall(refusal, one.generated), label)
+            score = entailed(metrics.rouge_l_recall(refusal, one.generated), label)
             one.add(refusal=refusal, refusal_entailment_score=score)

@@ -8,6 +8,7 @@ from statistics import fmean
 from dualoptim.data.rows import HOLDOUT
 from dualoptim.evaluation import metrics
 from dualoptim.evaluation.judges import Judges
+from dualoptim.evaluation.membership import membership_auc, privleak
 from dualoptim.evaluation.metrics import AGGREGATES, MEMBERSHIP, METRICS
 from dualoptim.evaluation.records import Record, Records
 from dualoptim.evaluation.retain_only import RetainLogs
@@ -85,11 +86,11 @@ def _privacy(records: Records, retain: RetainLogs | None, missing: dict[str, str
             [value for value in map(attrgetter(attack.field), records[which]) if value is not None]
             for which in ("forget", HOLDOUT)
         )
-        auc = metrics.membership_auc(members, others) if members and others else None
+        auc = membership_auc(members, others) if members and others else None
         if (value := _finite(f"privacy.{name}", auc, attack.needs, missing)) is not None:
             block[name] = value
     auc = block.get("mia_min_k")
-    leak = metrics.privleak(auc, retain.min_k_auc) if auc is not None and retain and retain.min_k_auc is not None else None
+    leak = privleak(auc, retain.min_k_auc) if auc is not None and retain and retain.min_k_auc is not None else None
     needs = f"{retain.source} has no mia_min_k; evaluate it with the same --holdout-file" if retain else metrics.NO_RETAIN
     if (value := _finite("privacy.privleak", leak, needs, missing)) is not None:
         block["privleak"] = value
