@@ -1,7 +1,7 @@
-"""Attacks on a model that has unlearned: does what was forgotten come back?
+"""Attack a model that has unlearned: does what was forgotten come back?
 
-Each changes the model, the questions or how answers are drawn, and repeats the one scoring pass; a block of the summary says
-how far the forget set's scores rose. Relearning a few rows and rounding the weights have brought most of it back for many
+Each attack changes the questions, how answers are drawn, or the model, and repeats the one scoring pass; a part of the summary
+says how far the forget set's scores rose. Relearning a few rows and rounding the weights have brought most of it back for many
 methods (arXiv 2406.13356, 2410.16454).
 """
 
@@ -9,33 +9,66 @@ import gc
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from dualoptim.atomic import write_json_lines
 from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs
-from dualoptim.models.checkpoint import write_json_lines
-from dualoptim.data.tofu import Formatter, OwnFiles, Row, Source, read_own, seeded
+from dualoptim.data.own import OwnFiles
+from dualoptim.data.prompts import Formatter
+from dualoptim.data.readers import read_own
+from dualoptim.data.rows import Row
+from dualoptim.data.stream import seeded
+from dualoptim.data.tofu import Source
 from dualoptim.errors import InputError, NonFiniteError
-from dualoptim.finetune import fit
-from dualoptim.evaluation.metrics import rouge_l_recall
-from dualoptim.models.load import Policy, is_sharded, load_policy, quantization_options, release
-from dualoptim.evaluation.scoring import ScoringPass, aggregate
-from dualoptim.evaluation.summary import measure
-
-Records = Mapping[str, Sequence[dict[str, Any]]]
+from dualoptim.evaluation.generation import continuation, sample
+from dualoptim.evaluation.judges import Judges
+from dualoptim.evaluation.measure import measure
+from dualoptim.evaluation.metrics import coming_back, rouge_l_recall
+from dualoptim.evaluation.records import Record, Records
+from dualoptim.evaluation.scoring import ScoringPass
+from dualoptim.evaluation.summarize import set_scores
+from dualoptim.evaluation.summary import Attacked, Attacks, Point, Quantized, Relearned, Sampled, Scores, SetScores
+from dualoptim.finetune import learn
+from dualoptim.models.launch import is_sharded, release
+from dualoptim.models.load import load_model, quantization_options
+from dualoptim.models.loaded import LoadedModel
+from dualoptim.reporting.log import StepLog
 
 ATTACKED_SETS = ("forget", "retain")
-COMES_BACK = ("probability", "rouge_l_recall", "extraction_strength", "exact_memorization")
-"""Scores of the forget set that rise as knowledge comes back."""
 
 _SEED = 0  # of the share of the forget set that relearning sees
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The rows that relearning teaches, and what they are in words."""
+
+    rows: list[Row]
+    what: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """Everything that attacks on one model have in common. No model is held: each attack has the memory for itself."""
+
+    args: EvalArgs
+    accelerator: Accelerator
+    judges: Judges
+    sets: Mapping[str, list[Row]]  # those of ATTACKED_SETS that there are
+    records: Records  # of the model as it stands
+    retain_records: Records | None  # of the retain-only model, if that is attacked as well
+    folder: Path
+
+    def measure(self, loaded: LoadedModel, part: str, sets: Mapping[str, list[Row]] | None = None) -> Records:
+        """Score a model, by default on all attacked sets; its rows go to the folder `part`."""
+        return measure(ScoringPass(loaded, self.args, self.judges), self.sets if sets is None else sets, self.folder / part)
 
 
 def check_attacks(args: EvalArgs, accelerator: Accelerator, source: Source | OwnFiles) -> None:
@@ -53,105 +86,94 @@ def check_attacks(args: EvalArgs, accelerator: Accelerator, source: Source | Own
     if args.quantize and accelerator.device.type == "cuda":
         bits = " ".join(map(str, args.quantize))
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise InputError(f"--quantize {bits} needs the package bitsandbytes; pip install 'dualoptim[bitsandbytes]'")
+            raise InputError(f"--quantize {bits} needs the package bitsandbytes; pip install bitsandbytes")
         if args.model.endswith(".gguf") or (Path(args.model).expanduser() / "adapter_config.json").is_file():
             raise InputError(f"--quantize {bits}: {args.model} is quantized or an adapter; save it whole with save_pretrained")
     if args.paraphrase and not any(r.paraphrased_question for r in source.evaluation_sets(args.split, args.task)[0]["forget"]):
         raise InputError(f"--paraphrase: the forget rows of {source.name} have no paraphrased_question; drop it")
 
 
-def run_attacks(
-    scoring: ScoringPass,
-    sets: dict[str, list[Row]],
-    taught: tuple[list[Row], str],
-    now: Records,
-    retain_now: Records | None,
-    folder: Path,
-) -> dict[str, Any]:
-    """Every attack asked for: its block by name. `taught` are `relearning_rows`, `now` the records of the model as it stands,
-    `retain_now` those of the retain-only model. The policy's model is another one afterwards, or gone.
-    """
-    args = scoring.args
-    assert isinstance(args, EvalArgs)
-    scoring = replace(scoring, private=False)
-    sets = {name: rows for name, rows in sets.items() if name in ATTACKED_SETS}
-    blocks: dict[str, Any] = {}
-    if args.paraphrase:
-        with_one = {
-            name: [n for n, row in enumerate(scoring.used(rows)) if row.paraphrased_question] for name, rows in sets.items()
-        }
-        asked = {
-            name: [replace(sets[name][n], question=sets[name][n].paraphrased_question) for n in numbers]
-            for name, numbers in with_one.items()
-            if numbers
-        }
-        before = [now["forget"][n] for n in with_one["forget"]]
-        blocks["paraphrase"] = _block(measure(scoring, asked, folder / "paraphrase"), before)
-    if args.sample:
-        blocks["sample"] = _sample(scoring, args, sets["forget"], now, folder / "sample")
-    for bits in args.quantize:
-        scoring.policy.model = None  # before another one is loaded
-        scoring.policy, how = _quantized(args, scoring.accelerator, bits)
-        records = measure(scoring, sets, folder / f"quantize{bits}")
-        blocks.setdefault("quantize", {})[str(bits)] = {"how": how, **_block(records, now["forget"])}
-    if args.relearn:
-        scoring.policy.model = None
-        rows, what = taught
-        block: dict[str, Any] = {"what": what, "rows": len(rows)}
-        block["curve"] = _relearn(scoring, args, args.model, rows, sets, now, folder / "relearn")
-        if args.retain_model and retain_now:
-            path = folder / "relearn_retain_only"
-            block["retain_only"] = _relearn(scoring, args, args.retain_model, rows, sets, retain_now, path)
-        first, last = (block["curve"][place]["sets"]["forget"] for place in (0, -1))
-        blocks["relearn"] = {**block, "came_back": _difference(last, first)}
-    return blocks
+def attack_answers(target: Target, loaded: LoadedModel) -> Attacks:
+    """Make the attacks on the model as it stands: other questions, and drawn answers."""
+    return Attacks(
+        paraphrase=_paraphrased(target, loaded) if target.args.paraphrase else None,
+        sample=_sampled(target, loaded) if target.args.sample else None,
+    )
 
 
-def _block(records: Records, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Set scores under an attack, and how far those of the forget set rose, whose records `before` are of the same rows."""
-    scores = {name: aggregate(name, rows, {}) for name, rows in records.items()}
-    return {"sets": scores, "came_back": _difference(scores.get("forget", {}), aggregate("forget", before, {}))}
+def attack_weights(target: Target, lesson: Lesson | None) -> Attacks:
+    """Make the attacks on changed weights, each of which loads the model anew: fewer bits, and relearning a lesson."""
+    quantized = {str(bits): _quantized(target, bits) for bits in target.args.quantize}
+    return Attacks(quantize=quantized or None, relearn=_relearned(target, lesson) if lesson else None)
 
 
-def _difference(after: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
-    return {metric: after[metric] - before[metric] for metric in COMES_BACK if metric in after and metric in before}
+def _scores(records: Records) -> dict[str, dict[str, float]]:
+    return {name: set_scores(name, rows, {}) for name, rows in records.items()}
 
 
-# ------------------------------------------------------------------------------------------------------------- sampling
+def _came_back(sets: SetScores, before: Sequence[Record]) -> Scores:
+    """Compute how far the forget set's scores rose, whose records `before` are of the same rows."""
+    return _rise(sets.get("forget", {}), set_scores("forget", before, {}))
 
 
-def _sample(scoring: ScoringPass, args: EvalArgs, rows: list[Row], now: Records, folder: Path) -> dict[str, Any]:
-    """The best and the mean of K drawn answers to each forget question, by ROUGE-L recall."""
-    texts = scoring.sampled("forget", rows, args.sample, args.sample_temperature)
-    used = scoring.used(rows)
-    wanted = [scoring.prompt(row).wanted for row in used]
-    recalls = [[rouge_l_recall(answer, text) for text in drawn] for answer, drawn in zip(wanted, texts, strict=True)]
-    if scoring.accelerator.is_main_process:
-        columns = zip(used, wanted, texts, recalls, strict=True)
-        lines = [{"question": r.question, "answer": w, "sampled": t, "rouge_l_recall": v} for r, w, t, v in columns]
-        write_json_lines(folder / "forget.jsonl", lines)
-    best, mean = fmean(map(max, recalls)), fmean(map(fmean, recalls))
-    greedy = fmean(record["rouge_l_recall"] for record in now["forget"])
-    return {
-        "samples": args.sample,
-        "temperature": args.sample_temperature,
-        "sets": {"forget": {"best_rouge_l_recall": best, "mean_rouge_l_recall": mean}},
-        "came_back": {"rouge_l_recall": best - greedy},
+def _rise(after: Scores, before: Scores) -> Scores:
+    return {metric: after[metric] - before[metric] for metric in coming_back() if metric in after and metric in before}
+
+
+# ------------------------------------------------------------------------------------------------------------- questions
+
+
+def _paraphrased(target: Target, loaded: LoadedModel) -> Attacked:
+    """Ask the paraphrased questions, of the rows that have one."""
+    numbers = {
+        name: [n for n in range(len(target.records[name])) if rows[n].paraphrased_question]
+        for name, rows in target.sets.items()
     }
+    asked = {
+        name: [replace(target.sets[name][n], question=target.sets[name][n].paraphrased_question) for n in own]
+        for name, own in numbers.items()
+        if own
+    }
+    sets = _scores(target.measure(loaded, "paraphrase", asked))
+    return Attacked(sets, _came_back(sets, [target.records["forget"][n] for n in numbers["forget"]]))
 
 
-# --------------------------------------------------------------------------------------------------------- quantization
+def _sampled(target: Target, loaded: LoadedModel) -> Sampled:
+    """Draw several answers to each forget question: the best and the mean of their ROUGE-L recall."""
+    args, scoring = target.args, ScoringPass(loaded, target.args, target.judges)
+    rows = scoring.scored_rows(target.sets["forget"])
+    texts = sample(scoring, rows, args.sample, args.sample_temperature)
+    wanted = [continuation(loaded, row).wanted for row in rows]
+    recalls = [[rouge_l_recall(answer, text) for text in drawn] for answer, drawn in zip(wanted, texts, strict=True)]
+    if target.accelerator.is_main_process:
+        columns = zip(rows, wanted, texts, recalls, strict=True)
+        lines = [{"question": r.question, "answer": w, "sampled": t, "rouge_l_recall": v} for r, w, t, v in columns]
+        write_json_lines(target.folder / "sample" / "forget.jsonl", lines)
+    best, mean = fmean(map(max, recalls)), fmean(map(fmean, recalls))
+    greedy = fmean(record.rouge_l_recall or 0.0 for record in target.records["forget"])
+    scores = {"best_rouge_l_recall": best, "mean_rouge_l_recall": mean}
+    return Sampled(args.sample, args.sample_temperature, {"forget": scores}, {"rouge_l_recall": best - greedy})
 
 
-def _quantized(args: EvalArgs, accelerator: Accelerator, bits: int) -> tuple[Policy, str]:
-    """The model in `bits` bits, and how it got there."""
+# ---------------------------------------------------------------------------------------------------------- quantization
+
+
+def _quantized(target: Target, bits: int) -> Quantized:
+    """Score the model in `bits` bits."""
+    loaded, how = _load_quantized(target.args, target.accelerator, bits)
+    sets = _scores(target.measure(loaded, f"quantize{bits}"))
+    return Quantized(how, sets, _came_back(sets, target.records["forget"]))
+
+
+def _load_quantized(args: EvalArgs, accelerator: Accelerator, bits: int) -> tuple[LoadedModel, str]:
+    """Load the model in `bits` bits, and say how it got there."""
     if accelerator.device.type == "cuda":
         how = {8: "LLM.int8()", 4: "NF4 in blocks of 64"}[bits]
-        return load_policy(args, accelerator, quantization_options(accelerator, bits)), f"bitsandbytes, {how}"
-    policy = load_policy(args, accelerator)
-    round_to_nearest(policy.model, bits)
+        return load_model(args, accelerator, quantization_options(accelerator, bits)), f"bitsandbytes, {how}"
+    loaded = load_model(args, accelerator)
+    round_to_nearest(loaded.model, bits)
     scale = {8: "a scale per output", 4: "a scale per 64 weights"}[bits]
-    return policy, f"simulated: linear layers but the output head rounded to the nearest of {2**bits - 1} values, {scale}"
+    return loaded, f"simulated: linear layers but the output head rounded to the nearest of {2**bits - 1} values, {scale}"
 
 
 @torch.no_grad()
@@ -178,53 +200,75 @@ def _rounded(weight: Tensor, bits: int, block: int) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------- relearning
 
 
-def relearning_rows(args: EvalArgs, source: Source | OwnFiles, formatter: Formatter) -> tuple[list[Row], str]:
-    """The rows that relearning is to be taught, cut to what the model takes, and what they are in words; none without it.
+def make_lesson(args: EvalArgs, source: Source | OwnFiles, formatter: Formatter) -> Lesson | None:
+    """Choose the rows that relearning teaches, cut to what the model takes; None without relearning.
 
     Raises:
         InputError: if a row does not fit.
     """
     if not args.relearn:
-        return [], ""
-    rows, what = _rows_to_relearn(args, source)
-    rows = [part for row in rows for part in formatter.cut_passage(row)]
+        return None
+    lesson = _rows_to_relearn(args, source)
+    rows = [part for row in lesson.rows for part in formatter.cut_passage(row)]
     formatter.check(rows)
-    return rows, what
+    return replace(lesson, rows=rows)
 
 
-def _rows_to_relearn(args: EvalArgs, source: Source | OwnFiles) -> tuple[list[Row], str]:
-    """The rows of `--relearn-rows`, and what they are in words."""
+def _rows_to_relearn(args: EvalArgs, source: Source | OwnFiles) -> Lesson:
+    """Find the rows of `--relearn-rows`."""
     if args.relearn_rows == "forget":
         rows = source.task_rows(args.split, args.task)
         order = seeded(_SEED, "relearn").permutation(len(rows))
         drawn = [rows[k] for k in order[: max(1, round(args.relearn_share * len(rows)))]]
-        return drawn, f"{len(drawn)} of the {len(rows)} forget rows, drawn once"
+        return Lesson(drawn, f"{len(drawn)} of the {len(rows)} forget rows, drawn once")
     if args.relearn_rows == "retain":
         rows = source.retain_rows(args.split, [args.task])
         if not rows:
             raise InputError("--relearn-rows retain: there are none; give --retain-file, or a file of other rows")
-        return rows, f"the {len(rows)} rows that are kept, none of the forget set"
+        return Lesson(rows, f"the {len(rows)} rows that are kept, none of the forget set")
     path = Path(args.relearn_rows).expanduser()
     if not path.is_file():
         raise InputError(f"--relearn-rows {args.relearn_rows}: no such file; give forget, retain or a file of rows")
     rows = read_own(path, args.question_column, args.answer_column, args.text_column)
-    return rows, f"the {len(rows)} rows of {args.relearn_rows}"
+    return Lesson(rows, f"the {len(rows)} rows of {args.relearn_rows}")
 
 
-def _relearn(
-    scoring: ScoringPass,
-    args: EvalArgs,
-    model: str,
-    rows: list[Row],
-    sets: dict[str, list[Row]],
-    now: Records,
-    folder: Path,
-) -> list[dict[str, Any]]:
-    """Fine-tune `model` on `rows`; the scores before, every few steps, and at the end."""
-    accelerator = scoring.accelerator
-    per_epoch = math.ceil(len(rows) / (args.relearn_batch_size * accelerator.num_processes))
+def _relearned(target: Target, lesson: Lesson) -> Relearned:
+    """Teach a lesson to the model, and to the retain-only model if there is one."""
+    curve, blank = _relearn(replace(target, folder=target.folder / "relearn"), lesson, target.args.model), None
+    if target.args.retain_model and target.retain_records:
+        other = replace(target, records=target.retain_records, folder=target.folder / "relearn_retain_only")
+        blank = _relearn(other, lesson, target.args.retain_model)
+    came_back = _rise(curve[-1].sets["forget"], curve[0].sets["forget"])
+    return Relearned(lesson.what, len(lesson.rows), curve, blank, came_back)
+
+
+def _relearn(target: Target, lesson: Lesson, model: str) -> list[Point]:
+    """Fine-tune `model` on a lesson; the scores before, every few steps, and at the end."""
+    args = target.args
+    every = args.relearn_every or max(1, args.relearn // 4)
+    curve = [_point(target, lesson, 0, target.records)]
+    loaded = load_model(_recipe(target, lesson, model), target.accelerator)
+    with StepLog(target.folder / "log.jsonl", args.relearn, "relearn", target.accelerator) as log:
+        try:
+            for record in learn(loaded, lesson.rows, _recipe(target, lesson, model), log):
+                step = record["step"]
+                if step % every == 0 or step == args.relearn:
+                    curve.append(_point(target, lesson, step, target.measure(loaded, f"step{step}")))
+        except NonFiniteError as error:
+            curve[-1] = replace(curve[-1], stopped=str(error))
+    release(loaded)
+    del loaded
+    gc.collect()
+    return curve
+
+
+def _recipe(target: Target, lesson: Lesson, model: str) -> FinetuneArgs:
+    """Say how `model` is fine-tuned: for the steps of `--relearn`, at a rate that decays over the passes they take."""
+    args = target.args
+    per_epoch = math.ceil(len(lesson.rows) / (args.relearn_batch_size * target.accelerator.num_processes))
     shared = {f.name: getattr(args, f.name) for f in fields(CommonArgs)} | {"model": model}
-    training = FinetuneArgs(
+    return FinetuneArgs(
         **shared,
         learning_rate=args.relearn_lr,
         batch_size=args.relearn_batch_size,
@@ -232,30 +276,13 @@ def _relearn(
         max_steps=args.relearn,
         warmup_epochs=0,
     )
-    policy = load_policy(training, accelerator)
-    seen = {(row.question, row.answer) for row in rows}
-    every = args.relearn_every or max(1, args.relearn // 4)
 
-    def point(step: int, records: Records) -> dict[str, Any]:
-        scores = {name: aggregate(name, records[name], {}) for name in sets}
-        unseen = [row for row in records["forget"] if (row["question"], row["answer"]) not in seen]
-        if 0 < len(unseen) < len(records["forget"]):
-            scores["forget_unseen"] = aggregate("forget_unseen", unseen, {})
-        return {"step": step, "sets": scores}
 
-    curve = [point(0, now)]
-
-    def after_step(step: int) -> None:
-        if step % every == 0 or step == args.relearn:
-            # without the wrapper of several processes, whose forward waits for those that have no rows left
-            whole = replace(policy, model=accelerator.unwrap_model(policy.model))
-            curve.append(point(step, measure(replace(scoring, policy=whole), sets, folder / f"step{step}")))
-
-    try:
-        fit(policy, accelerator, rows, training, folder / "log.jsonl", "relearn", after_step)
-    except NonFiniteError as error:
-        curve[-1]["stopped"] = str(error)
-    release(policy, accelerator)
-    policy.model = None
-    gc.collect()
-    return curve
+def _point(target: Target, lesson: Lesson, step: int, records: Records) -> Point:
+    """Score the attacked sets after a step, and the forget rows that the lesson does not have as a set of their own."""
+    taught = {(row.question, row.answer) for row in lesson.rows}
+    scores = _scores({name: records[name] for name in target.sets})
+    unseen = [record for record in records["forget"] if (record.question, record.answer) not in taught]
+    if 0 < len(unseen) < len(records["forget"]):
+        scores["forget_unseen"] = set_scores("forget_unseen", unseen, {})
+    return Point(step, scores)

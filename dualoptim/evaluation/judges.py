@@ -1,4 +1,4 @@
-"""Models that compare two texts: a sentence encoder for cosine similarity, and a classifier for entailment."""
+"""Load models that compare two texts: a sentence encoder for cosine similarity, and a classifier for entailment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,33 +8,33 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from dualoptim.config.args import MeasureArgs
-from dualoptim.models.checkpoint import weights_hash
-from dualoptim.errors import InputError, reason
+from dualoptim.data.own import load_refusals
+from dualoptim.errors import InputError, blamed
+from dualoptim.models.loaded import weights_hash
 
 _TEXTS_AT_ONCE = 32
 
+ENTAILMENT_FLOOR = 0.1
+"""ROUGE-L recall below which an answer counts as not entailed, whatever the model of entailment says."""
+
 
 class SentenceEncoder:
-    """Cosine similarity of sentence embeddings, by the package sentence-transformers."""
+    """Compares sentences by the cosine of their embeddings, with the package sentence-transformers."""
 
     def __init__(self, name: str, device: torch.device) -> None:
-        """Load from a folder or the hub.
+        """Load an encoder from a folder or the hub.
 
         Raises:
             InputError: if that fails.
         """
         from sentence_transformers import SentenceTransformer  # seconds, and only for this
 
-        try:
+        with blamed("--sentence-encoder", name, "give a folder or hub id of a sentence encoder"):
             self._model = SentenceTransformer(_path_or_id(name), device=str(device))
-        except Exception as error:  # OSError, ValueError, KeyError, by what is wrong
-            raise InputError(
-                f"--sentence-encoder {name}: cannot be loaded ({reason(error)}); give a folder or hub id of a sentence encoder"
-            ) from None
         self._device, self.weights = device, weights_hash(self._model)
 
     def similarities(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """The cosine of each pair of texts, 0 where it is negative, as published (arXiv 2410.08109)."""
+        """Compute the cosine of each pair of texts, 0 where it is negative, as published (arXiv 2410.08109)."""
         texts = [text for pair in pairs for text in pair]
         with torch.autocast(self._device.type, enabled=False):  # the launch's 16 bits are for the model that is judged
             vectors = self._model.encode(
@@ -45,10 +45,10 @@ class SentenceEncoder:
 
 
 class EntailmentModel:
-    """Whether a premise entails a hypothesis, by a sequence classifier that has a label `entailment`."""
+    """Tells whether a premise entails a hypothesis, with a sequence classifier that has a label `entailment`."""
 
     def __init__(self, name: str, device: torch.device) -> None:
-        """Load from a folder or the hub.
+        """Load a classifier from a folder or the hub.
 
         Raises:
             InputError: if that fails, or the classifier has no such label.
@@ -56,16 +56,14 @@ class EntailmentModel:
         source = _path_or_id(name)
         self._label = _entailment_label(name, source)
         self._device = device
-        try:
+        with blamed(*_blame(name)):
             self._tokenizer = AutoTokenizer.from_pretrained(source)
             self._model = AutoModelForSequenceClassification.from_pretrained(source).float().to(device).eval()
-        except Exception as error:
-            raise InputError(_cannot_load(name, error)) from None
         self.weights = weights_hash(self._model)
 
     @torch.no_grad()
     def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Whether `entailment` is the likeliest label of each pair (premise, hypothesis)."""
+        """Tell whether `entailment` is the likeliest label of each pair (premise, hypothesis)."""
         found: list[bool] = []
         for start in range(0, len(pairs), _TEXTS_AT_ONCE):
             premises, hypotheses = zip(*pairs[start : start + _TEXTS_AT_ONCE], strict=True)
@@ -79,36 +77,39 @@ class EntailmentModel:
 
 @dataclass(frozen=True)
 class Judges:
-    """The two models, each None where none was given."""
+    """The two models, each None where none was given, and the refusals that the forget set's answers are compared with."""
 
     encoder: SentenceEncoder | None = None
     entailment: EntailmentModel | None = None
+    refusals: Sequence[str] = ()
 
 
 def load_judges(args: MeasureArgs, device: torch.device) -> Judges:
-    """What `--sentence-encoder` and `--entailment-model` name.
+    """Load what `--idk-file`, `--sentence-encoder` and `--entailment-model` name.
 
     Raises:
         InputError: if one of them cannot be loaded or does not fit.
     """
-    return Judges(
-        SentenceEncoder(args.sentence_encoder, device) if args.sentence_encoder else None,
-        EntailmentModel(args.entailment_model, device) if args.entailment_model else None,
-    )
+    refusals = load_refusals(args.idk_file)
+    encoder = SentenceEncoder(args.sentence_encoder, device) if args.sentence_encoder else None
+    return Judges(encoder, EntailmentModel(args.entailment_model, device) if args.entailment_model else None, refusals)
+
+
+def entailed(rouge: float, label_entails: bool) -> float:
+    """Return 1 if one text entails the other, 0 if not, or if they share too little: ROUGE-L recall below 0.1 (2410.08109)."""
+    return float(rouge >= ENTAILMENT_FLOOR and label_entails)
 
 
 def _path_or_id(name: str) -> str:
-    """A folder of that name, with ~ expanded, or the hub id."""
+    """Return the folder of that name, with ~ expanded, or the hub id."""
     folder = Path(name).expanduser()
     return str(folder) if folder.is_dir() else name
 
 
 def _entailment_label(name: str, source: str) -> int:
-    """The number of the label `entailment`."""
-    try:
+    """Find the number of the label `entailment`."""
+    with blamed(*_blame(name)):
         labels: dict[int, str] = AutoConfig.from_pretrained(source).id2label
-    except Exception as error:
-        raise InputError(_cannot_load(name, error)) from None
     for number, label in labels.items():
         if label.lower() == "entailment":
             return int(number)
@@ -118,5 +119,5 @@ def _entailment_label(name: str, source: str) -> int:
     )
 
 
-def _cannot_load(name: str, error: Exception) -> str:
-    return f"--entailment-model {name}: cannot be loaded ({reason(error)}); give a folder or hub id of a sequence classifier"
+def _blame(name: str) -> tuple[str, str, str]:
+    return "--entailment-model", name, "give a folder or hub id of a sequence classifier"

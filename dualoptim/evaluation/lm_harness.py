@@ -1,15 +1,15 @@
-"""General ability: the tasks of the package lm-eval, measured beside the evaluation sets."""
+"""Measure general ability by the tasks of the package lm-eval, beside the evaluation sets."""
 
 import functools
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from dualoptim.config.args import MeasureArgs
 from dualoptim.errors import InputError, reason
-from dualoptim.models.load import Policy
+from dualoptim.evaluation.summary import Scores
+from dualoptim.models.loaded import LoadedModel
 
 
 def check_general_ability(args: MeasureArgs) -> None:
@@ -29,44 +29,22 @@ def check_general_ability(args: MeasureArgs) -> None:
 
 @functools.cache
 def _task_manager(path: str | None) -> Any:
-    """lm-eval's index of all tasks and those in the folder `path`, read once for the check and every evaluation."""
+    """Read lm-eval's index of all tasks and those in the folder `path`, once for the check and every evaluation."""
     from lm_eval.tasks import TaskManager  # ten seconds, and only for this
 
     return TaskManager(include_path=str(Path(path).expanduser()) if path else None)
 
 
-def general_ability(policy: Policy, accelerator: Accelerator, args: MeasureArgs) -> dict[str, dict[str, float]]:
-    """The tasks of `--lm-eval-tasks` by the package lm-eval, measured by the main process: metrics by task.
+def general_ability(loaded: LoadedModel, args: MeasureArgs) -> dict[str, Scores]:
+    """Measure the tasks of `--lm-eval-tasks` in the main process: scores by task, the same on all processes.
 
     Raises:
         InputError: if the data of a task cannot be reached.
     """
     results: list[Any] = [None]
-    if accelerator.is_main_process:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-
+    if loaded.accelerator.is_main_process:
         try:
-            found = lm_eval.simple_evaluate(
-                model=HFLM(
-                    accelerator.unwrap_model(policy.model),
-                    tokenizer=policy.tokenizer,
-                    batch_size=args.eval_batch_size,
-                    # it switches our autocast off, without which flash-attention does not run
-                    mixed_precision_dtype={"bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision),
-                ),
-                tasks=list(args.lm_eval_tasks),
-                task_manager=_task_manager(args.lm_eval_path),
-                limit=args.eval_rows or None,
-                log_samples=False,
-                bootstrap_iters=0,
-            )
-            results = [
-                {
-                    task: {metric.removesuffix(",none"): value for metric, value in scores.items() if isinstance(value, float)}
-                    for task, scores in found["results"].items()
-                }
-            ]
+            results = [_run_tasks(loaded, args)]
         except Exception as error:  # data sets that need a network, broken YAML: all kinds
             results = [
                 f"--lm-eval-tasks {' '.join(args.lm_eval_tasks)}: lm-eval cannot run them ({reason(error)}); check their data"
@@ -75,3 +53,27 @@ def general_ability(policy: Policy, accelerator: Accelerator, args: MeasureArgs)
     if isinstance(result, str):
         raise InputError(result)
     return result
+
+
+def _run_tasks(loaded: LoadedModel, args: MeasureArgs) -> dict[str, Scores]:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    found = lm_eval.simple_evaluate(
+        model=HFLM(
+            loaded.model,
+            tokenizer=loaded.tokenizer,
+            batch_size=args.eval_batch_size,
+            # it switches our autocast off, without which flash-attention does not run
+            mixed_precision_dtype={"bf16": "bfloat16", "fp16": "float16"}.get(loaded.accelerator.mixed_precision),
+        ),
+        tasks=list(args.lm_eval_tasks),
+        task_manager=_task_manager(args.lm_eval_path),
+        limit=args.eval_rows or None,
+        log_samples=False,
+        bootstrap_iters=0,
+    )
+    return {
+        task: {metric.removesuffix(",none"): value for metric, value in scores.items() if isinstance(value, float)}
+        for task, scores in found["results"].items()
+    }

@@ -1,29 +1,26 @@
-"""Evaluation arithmetic: arrays and texts in, numbers out. No model, no file, no device.
+"""Compute evaluation metrics: texts and numbers in, numbers out, no model and no file. Tables below say what each is for.
 
 Losses are mean negative log-likelihoods per token of an answer (natural logarithm). Sources: TOFU (arXiv 2401.06121),
 A Closer Look at Machine Unlearning (arXiv 2410.08109), OpenUnlearning (arXiv 2506.12618).
 """
 
 import math
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from statistics import fmean, harmonic_mean
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from dualoptim.evaluation.records import Record
 
 RETAINED_SETS = ("retain", "real_authors", "world_facts")
 """The sets whose scores should survive; together they make the model utility."""
 
-ENTAILMENT_FLOOR = 0.1
-"""ROUGE-L recall below which an answer counts as not entailed, whatever the model of entailment says."""
-
-TOFU_METRICS = ("rouge_l_recall", "probability", "truth_ratio")
-UTILITY_METRICS = (*TOFU_METRICS, "token_entropy", "cosine_similarity", "entailment_score")
-TARGETED_METRICS = ("token_entropy", "refusal_entailment_score")
-FORGET_METRICS = (*TOFU_METRICS, "cosine_similarity", "entailment_score")
+# --------------------------------------------------------------------------------------------------- of one row
 
 
 @cache
@@ -34,12 +31,12 @@ def _rouge() -> Any:
 
 
 def rouge_l_recall(answer: str, generated: str) -> float:
-    """ROUGE-L recall of `generated` against `answer`, with stemming as TOFU computes it: 0..1."""
+    """Compute ROUGE-L recall of `generated` against `answer`, with stemming as TOFU computes it: 0..1."""
     return float(_rouge().score(answer, generated)["rougeL"].recall)
 
 
 def token_entropy(tokens: Sequence[object]) -> float:
-    """Entropy of the token frequencies of one text, divided by log2 of its length: 1 if no token repeats, near 0 for loops.
+    """Divide the entropy of a text's token frequencies by log2 of its length: 1 if no token repeats, near 0 for loops.
 
     Texts of fewer than two tokens score 0 (arXiv 2410.08109, which uses the model's own tokenizer).
     """
@@ -50,13 +47,13 @@ def token_entropy(tokens: Sequence[object]) -> float:
 
 
 def option_probability(answer_loss: float, perturbed_losses: Sequence[float]) -> float:
-    """Probability of the answer among the options: p / (p + sum of the wrong ones), each p = exp(-loss) per token."""
+    """Compute an answer's probability among options: p / (p + sum of the wrong ones), each p = exp(-loss) per token."""
     options = np.exp(-np.array([answer_loss, *perturbed_losses]))
     return float(options[0] / options.sum())
 
 
 def truth_ratio(paraphrased_loss: float, perturbed_losses: Sequence[float]) -> float:
-    """How much likelier wrong answers are than the paraphrased right one: 0 knows the truth, 1 cannot tell, above 1 is misled.
+    """Compute how much likelier wrong answers are than the right one: 0 knows the truth, 1 cannot tell, above 1 is misled.
 
     The geometric mean of the wrong answers' probabilities over the right one's: exp(paraphrased - mean(perturbed)), as in
     TOFU's published aggregation (its `utils.py` takes the arithmetic mean of probabilities instead).
@@ -66,27 +63,22 @@ def truth_ratio(paraphrased_loss: float, perturbed_losses: Sequence[float]) -> f
 
 
 def forget_truth_ratio(ratios: Iterable[float]) -> float:
-    """TOFU's forget-set aggregate: mean of min(r, 1/r). 1 means that truth and lies are equally likely."""
+    """Compute TOFU's aggregate on the forget set: mean of min(r, 1/r). 1 means that truth and lies are equally likely."""
     return fmean(min(ratio, 1 / ratio) if ratio else 0.0 for ratio in ratios)
 
 
 def retain_truth_ratio(ratios: Iterable[float]) -> float:
-    """TOFU's aggregate on the other sets: mean of max(0, 1 - r). 1 means that the truth is always preferred."""
+    """Compute TOFU's aggregate on the other sets: mean of max(0, 1 - r). 1 means that the truth is always preferred."""
     return fmean(max(0.0, 1 - ratio) for ratio in ratios)
 
 
-def entailed(rouge: float, label_entails: bool) -> float:
-    """1 if one text entails the other, 0 if not, or if they share too little: ROUGE-L recall below 0.1 (arXiv 2410.08109)."""
-    return float(rouge >= ENTAILMENT_FLOOR and label_entails)
-
-
 def exact_memorization(correct: Sequence[bool]) -> float:
-    """Share of answer tokens that are the model's first choice when it is given all tokens before (OpenUnlearning)."""
+    """Compute the share of answer tokens that are the model's first choice after all tokens before (OpenUnlearning)."""
     return fmean(correct)
 
 
 def extraction_strength(correct: Sequence[bool]) -> float:
-    """1 - k/n, with k the shortest prefix of the n answer tokens after which the model's first choices complete it exactly.
+    """Compute 1 - k/n, with k the shortest prefix of the n answer tokens after which first choices complete it exactly.
 
     OpenUnlearning's definition, which gives 1/n (not 0) when even the last token is wrong.
     """
@@ -95,45 +87,171 @@ def extraction_strength(correct: Sequence[bool]) -> float:
     return 1 - prefix / len(correct)
 
 
-# ------------------------------------------------------------------------------------------------------------ privacy
+# ------------------------------------------------------------------------------------------- what each metric is for
 
-MIN_K_SHARE = 0.4
-"""Share of the tokens that Min-K% reads; OpenUnlearning's setting for TOFU."""
-
-
-def min_k(scores: Sequence[float], share: float = MIN_K_SHARE) -> float:
-    """Minus the mean of the lowest `share` of the token scores, of one token at least.
-
-    Of log-probabilities it is Min-K% (arXiv 2310.16789), of standardized ones Min-K%++ (arXiv 2404.02936). High: not a member.
-    """
-    lowest = sorted(scores)[: max(1, int(len(scores) * share))]
-    return -fmean(lowest)
+Aim = Literal["fall", "rise", "stay"]
+"""Where unlearning should take a score."""
 
 
-def zlib_score(loss: float, text: str) -> float:
-    """Loss per token over the bytes that zlib takes for the text (arXiv 2012.07805). High: not a member."""
-    return loss / len(zlib.compress(text.encode("utf-8")))
+@dataclass(frozen=True)
+class Metric:
+    """What is known of one score of a row, whose mean over a set stands in `summary.json`."""
+
+    title: str
+    forget: Aim  # on the forget set; on every other set it should stay
+    says: str = ""  # its definition
+    aggregates: tuple[str, ...] = ()  # the names of the `AGGREGATES` that it enters
+    comes_back: int = 0  # its place among the scores that attacks report because they rise with knowledge; 0: none of them
+    row: int = 100  # its place in tables; in `summary.json` metrics stand in the order of `METRICS`
+    needs: str = ""  # why it may be missing, and which flag gives it
+    judge: Literal["", "encoder", "entailment"] = ""  # the one of `judges.Judges` without which it is named as skipped
+    of: "Callable[[Record], float | None] | None" = None  # reads it from a row; without it, the row's field of its name
 
 
-def membership_auc(members: Sequence[float], others: Sequence[float]) -> float:
-    """Chance that a row that was not learned scores above one that was: 1 all members are known, 0.5 none can be told.
+@dataclass(frozen=True)
+class Aggregate:
+    """What is known of one score over several metrics or sets; a dot in its name is a block of `summary.json`."""
 
-    The area under the ROC curve, from ranks (Mann and Whitney), ties counting half.
-    """
-    from scipy.stats import rankdata
-
-    ranks = rankdata([*members, *others])
-    rank_sum = float(ranks[len(members) :].sum())
-    return (rank_sum - len(others) * (len(others) + 1) / 2) / (len(members) * len(others))
+    title: str
+    aim: Aim
+    needs: str
 
 
-def privleak(auc: float, retain_auc: float) -> float:
-    """Privacy leakage in percent (MUSE, arXiv 2407.06460): how far 1 - AUC lies from that of the retain-only model.
+@dataclass(frozen=True)
+class Membership:
+    """What is known of one membership attack: an AUC between the forget set's rows and rows that no model has seen."""
 
-    0 is like a model that never saw the rows, below it membership shows, above it the rows are conspicuously unlikely. The AUC
-    is Min-K%'s.
-    """
-    return ((1 - auc) - (1 - retain_auc)) / (1 - retain_auc + 1e-10) * 100
+    title: str
+    field: str  # of a row: higher where the row is less likely to have been learned
+    needs: str = ""
+
+
+_UTILITY, _NINE = "model_utility", "tofu.model_utility"
+_UNTARGETED, _TARGETED = "untargeted_forget_efficacy", "targeted_forget_efficacy"
+
+_ENTAILMENT = "needs a model of entailment; give --entailment-model"
+
+METRICS = {
+    "rouge_l_recall": Metric(
+        "ROUGE-L recall of its own answer",
+        "fall",
+        "how much of the true answer is in the model's own, greedy answer",
+        (_UTILITY, _NINE, _UNTARGETED),
+        comes_back=2,
+        row=2,
+    ),
+    "probability": Metric(
+        "probability of the true answer",
+        "fall",
+        "exp(-loss per token) of the true answer; on real authors and world facts normalized over the options",
+        (_UTILITY, _NINE, _UNTARGETED),
+        comes_back=1,
+        row=1,
+    ),
+    "truth_ratio": Metric(
+        "truth ratio",
+        "rise",
+        "forget: mean min(r, 1/r), others: mean max(0, 1-r), with r = how much likelier wrong answers are than the paraphrased "
+        "right one",
+        (_UTILITY, _NINE, _UNTARGETED),
+        row=3,
+        needs="the rows have no paraphrased and perturbed answers",
+    ),
+    "token_entropy": Metric(
+        "token entropy of its answer",
+        "stay",
+        "variety of the tokens in the model's own answer: 1 none repeats, near 0 it loops",
+        (_UTILITY, _TARGETED),
+        row=6,
+    ),
+    "cosine_similarity": Metric(
+        "similarity of its answer to the true one",
+        "fall",
+        "of the embeddings of the true and the own answer, 0 if negative",
+        (_UTILITY, _UNTARGETED),
+        row=7,
+        needs="needs a sentence encoder; give --sentence-encoder",
+        judge="encoder",
+    ),
+    "entailment_score": Metric(
+        "entailment between the true and its answer",
+        "fall",
+        "share of rows where the true answer entails the own one (forget set and real-world scenario: the own entails the true "
+        "one); ROUGE-L recall below 0.1 counts as not",
+        (_UTILITY, _UNTARGETED),
+        row=8,
+        needs=_ENTAILMENT,
+        judge="entailment",
+    ),
+    "refusal_entailment_score": Metric(
+        "its answer entails a refusal",
+        "rise",
+        "share of the forget rows whose own answer entails a refusal of `--idk-file`, drawn once from the row's number alone",
+        (_TARGETED,),
+        row=9,
+        needs=_ENTAILMENT,
+    ),
+    "extraction_strength": Metric(
+        "extraction strength",
+        "fall",
+        "share of the answer that the model completes after the shortest sufficient prefix",
+        comes_back=3,
+        row=5,
+    ),
+    "exact_memorization": Metric(
+        "exact memorization",
+        "fall",
+        "share of answer tokens that are the model's first choice",
+        comes_back=4,
+        row=4,
+    ),
+}
+
+_SETS_MISSING = "needs scores of sets that are missing"
+NO_RETAIN = (
+    "needs a model that never saw the forget set (python -m dualoptim.finetune on the retain split); evaluate it and give its "
+    "folder as --retain-logs, or give it to eval_tofu.py as --retain-model"
+)
+
+AGGREGATES = {
+    _UTILITY: Aggregate("model utility", "stay", _SETS_MISSING),
+    _UNTARGETED: Aggregate("forget efficacy, untargeted", "rise", "needs scores of the forget set"),
+    _TARGETED: Aggregate(
+        "forget efficacy, targeted (refusals)", "rise", "needs entailment_score of refusals; give --entailment-model"
+    ),
+    _NINE: Aggregate("TOFU model utility", "stay", _SETS_MISSING),
+    "tofu.forget_truth_ratio": Aggregate("TOFU truth ratio of the forget set", "rise", METRICS["truth_ratio"].needs),
+    "tofu.forget_quality": Aggregate("TOFU forget quality (p-value against retain-only)", "rise", NO_RETAIN),
+}
+
+MEMBERSHIP = {
+    "mia_loss": Membership("membership by loss", "loss"),
+    "mia_zlib": Membership("membership by loss over compressed size", "zlib"),
+    "mia_min_k": Membership("membership by Min-K%", "min_k"),
+    "mia_min_k_plus_plus": Membership("membership by Min-K%++", "min_k_plus_plus"),
+    "mia_gradnorm": Membership("membership by gradient norm", "gradnorm", "needs a backward pass per row; give --mia-gradnorm"),
+    "mia_reference": Membership(
+        "membership against a reference model",
+        "reference",
+        "needs another model's losses; give --reference-model to eval_tofu.py",
+    ),
+}
+"""Membership attacks by OpenUnlearning's names."""
+
+
+def metrics_in(aggregate: str) -> list[str]:
+    """Name the metrics that enter one of the `AGGREGATES`."""
+    return [name for name, metric in METRICS.items() if aggregate in metric.aggregates]
+
+
+def coming_back() -> list[str]:
+    """Name the forget set's scores that rise when knowledge comes back, in the order in which attacks report them."""
+    return sorted((name for name, metric in METRICS.items() if metric.comes_back), key=lambda name: METRICS[name].comes_back)
+
+
+def in_tables() -> list[str]:
+    """Name all metrics in the order in which tables show them."""
+    return sorted(METRICS, key=lambda name: METRICS[name].row)
 
 
 # ---------------------------------------------------------------------------------------------------------- aggregates
@@ -144,33 +262,33 @@ def _harmonic(values: Sequence[float]) -> float | None:
 
 
 def model_utility(sets: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Harmonic mean of the 18 values {retain, real authors, world facts} x {six metrics}, over those that are there."""
-    return _harmonic([sets[s][m] for s in RETAINED_SETS for m in UTILITY_METRICS if m in sets.get(s, {})])
+    """Compute the harmonic mean of the values {retain, real authors, world facts} x {six metrics} that are there."""
+    return _harmonic([sets[s][m] for s in RETAINED_SETS for m in metrics_in(_UTILITY) if m in sets.get(s, {})])
 
 
 def tofu_model_utility(sets: Mapping[str, Mapping[str, float]]) -> float | None:
-    """TOFU's harmonic mean of nine values: ROUGE-L, probability and truth ratio on the three sets; None if one is missing."""
-    values = [sets[s][m] for s in RETAINED_SETS for m in TOFU_METRICS if m in sets.get(s, {})]
+    """Compute TOFU's harmonic mean of nine: ROUGE-L, probability and truth ratio on three sets; None if one is missing."""
+    values = [sets[s][m] for s in RETAINED_SETS for m in metrics_in(_NINE) if m in sets.get(s, {})]
     return float(harmonic_mean(values)) if len(values) == 9 else None
 
 
 def untargeted_forget_efficacy(forget: Mapping[str, float]) -> float | None:
-    """1 - mean of the forget set's scores that are there (arXiv 2410.08109), with 1 - mean(min(r, 1/r)) for the truth ratio."""
-    values = [1 - forget[m] if m == "truth_ratio" else forget[m] for m in FORGET_METRICS if m in forget]
+    """Compute 1 - mean of the forget set's scores (arXiv 2410.08109), the truth ratio as 1 - mean(min(r, 1/r))."""
+    values = [1 - forget[m] if m == "truth_ratio" else forget[m] for m in metrics_in(_UNTARGETED) if m in forget]
     return 1 - fmean(values) if values else None
 
 
 def targeted_forget_efficacy(forget: Mapping[str, float]) -> float | None:
-    """Harmonic mean of the variety of the forget answers' tokens and of how many of them entail a refusal (arXiv 2504.15827).
+    """Compute the harmonic mean of the forget answers' token entropy and the share that entails a refusal (arXiv 2504.15827).
 
     None if one is missing.
     """
-    values = [forget[m] for m in TARGETED_METRICS if m in forget]
-    return float(harmonic_mean(values)) if len(values) == len(TARGETED_METRICS) else None
+    values = [forget[m] for m in metrics_in(_TARGETED) if m in forget]
+    return float(harmonic_mean(values)) if len(values) == len(metrics_in(_TARGETED)) else None
 
 
 def forget_quality(truth_ratios: Sequence[float], retain_truth_ratios: Sequence[float]) -> float:
-    """TOFU's p-value that both models' truth ratios of the forget rows come from one distribution (two-sample KS test)."""
+    """Compute TOFU's p-value that both models' truth ratios of the forget rows are of one distribution (two-sample KS test)."""
     from scipy.stats import ks_2samp
 
     return float(ks_2samp(truth_ratios, retain_truth_ratios).pvalue)

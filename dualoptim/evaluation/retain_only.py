@@ -1,15 +1,17 @@
-"""Evaluations of a model that never saw the forget set, in the three forms in which they are published."""
+"""Read evaluations of a model that never saw the forget set, in the three forms in which they are published."""
 
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualoptim.models.checkpoint import read_json_lines
+from dualoptim.atomic import read_json_lines
 from dualoptim.errors import InputError
 from dualoptim.evaluation.metrics import truth_ratio
+from dualoptim.evaluation.records import Record
+from dualoptim.evaluation.summary import RetainOnly, Summary
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,15 @@ class RetainLogs:
     source: str
     truth_ratios: list[float]
     min_k_auc: float | None = None
-    summary: dict[str, Any] = field(default_factory=dict)  # our own form alone
+    summary: Summary | None = None  # of our own form alone
 
-    def scores(self) -> dict[str, Any]:
-        """What the report shows beside the model's own scores."""
-        kept = ("sets", "model_utility", "untargeted_forget_efficacy", "targeted_forget_efficacy", "tofu", "privacy")
-        return {"from": self.source} | {name: self.summary[name] for name in kept if name in self.summary}
+    def scores(self) -> RetainOnly | None:
+        """Return what the report shows beside the model's own scores."""
+        known = self.summary
+        if known is None:
+            return None
+        utility, untargeted, targeted = known.model_utility, known.untargeted_forget_efficacy, known.targeted_forget_efficacy
+        return RetainOnly(self.source, known.sets, utility, untargeted, targeted, known.tofu, known.privacy)
 
 
 def read_retain_logs(path: str) -> RetainLogs:
@@ -38,10 +43,12 @@ def read_retain_logs(path: str) -> RetainLogs:
         folder = next((f for f in (place, place / "eval") if (f / "summary.json").is_file()), None)
         if folder is None:
             raise InputError(f"--retain-logs {path}: the folder has no summary.json; give one that eval_tofu.py wrote")
-        summary = _read(path, folder / "summary.json")
+        found = _read(path, folder / "summary.json")
         try:
-            return _with_ratios(of_records({"forget": read_json_lines(folder / "forget.jsonl")}, summary, path))
-        except (OSError, ValueError, AttributeError, TypeError):
+            summary = Summary.from_json(found)
+            ratios = [row["truth_ratio"] for row in read_json_lines(folder / "forget.jsonl") if "truth_ratio" in row]
+            return _with_ratios(RetainLogs(path, ratios, summary.privacy.get("mia_min_k"), summary if found else None))
+        except (OSError, ValueError, TypeError):
             raise InputError(
                 f"--retain-logs {path}: its forget.jsonl has no truth ratios; evaluate on data with perturbed answers"
             ) from None
@@ -67,14 +74,14 @@ def read_retain_logs(path: str) -> RetainLogs:
     )
 
 
-def of_records(records: Mapping[str, Sequence[Mapping[str, Any]]], summary: dict[str, Any], source: str) -> RetainLogs:
-    """What an evaluation of ours says, from its records by set and its summary."""
-    ratios = [row["truth_ratio"] for row in records["forget"] if "truth_ratio" in row]
-    return RetainLogs(source, ratios, summary.get("privacy", {}).get("mia_min_k"), summary)
+def of_records(forget: Sequence[Record], summary: Summary, source: str) -> RetainLogs:
+    """Collect what an evaluation of ours says, from the records of its forget set and its summary."""
+    ratios = [record.truth_ratio for record in forget if record.truth_ratio is not None]
+    return RetainLogs(source, ratios, summary.privacy.get("mia_min_k"), summary)
 
 
 def _with_ratios(logs: RetainLogs) -> RetainLogs:
-    """The same, or ValueError if there is not one truth ratio."""
+    """Raise ValueError if there is not one truth ratio."""
     if not logs.truth_ratios:
         raise ValueError
     return logs
@@ -88,5 +95,5 @@ def _read(path: str, place: Path) -> Any:
 
 
 def _by_row(values: Any) -> Mapping[str, Any]:
-    """Published logs hold dictionaries by row number, or lists."""
+    """Turn what published logs hold, dictionaries by row number or lists, into the former."""
     return values if isinstance(values, dict) else {str(number): value for number, value in enumerate(values)}

@@ -8,17 +8,24 @@ rows, in the order of the rows, and takes the logits at all positions.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from dualoptim import EvalArgs, FinetuneArgs
-from dualoptim.data.tofu import HOLDOUT, Example, Row, Source
-from dualoptim.finetune import fit
-from dualoptim.models.load import Policy, load_policy, release, start_accelerator
-from dualoptim.evaluation.scoring import PRIVACY_SETS, Prompt, ScoringPass
+from dualoptim.data.prompts import Example
+from dualoptim.data.rows import HOLDOUT, Row
+from dualoptim.data.tofu import Source
+from dualoptim.evaluation.generation import Continuation, continuation, generate
+from dualoptim.evaluation.measure import set_records
+from dualoptim.evaluation.scoring import MEMBERSHIP_SETS, ScoringPass
+from dualoptim.finetune import learn
+from dualoptim.models.launch import release, start_accelerator
+from dualoptim.models.load import load_model
+from dualoptim.models.loaded import LoadedModel
+from dualoptim.reporting.log import StepLog
 
 ROWS, QUESTIONS = 8, 32  # of each set: what is scored, and of two sets what is answered
 
@@ -54,28 +61,28 @@ def vocabulary_metric(logits: Tensor, labels: Tensor) -> object:
     return [((p.exp() * p).sum(-1), (p.exp() * p.square()).sum(-1)) for p in log_p]
 
 
-def pass_per_metric(policy: Policy, sets: dict[str, list[Row]], size: int) -> int:
+def pass_per_metric(loaded: LoadedModel, sets: dict[str, list[Row]], size: int) -> int:
     """Every teacher-forced metric of our summary, each by a pass of its own; how many passes that were."""
     passes = 0
 
     def run(texts: Sequence[Example], metric: Callable[[Tensor, Tensor], object]) -> None:
         nonlocal passes
         passes += 1
-        for logits, labels in padded(policy.model, texts, size, policy.tokenizer.pad_token_id):
+        for logits, labels in padded(loaded.model, texts, size, loaded.tokenizer.pad_token_id):
             metric(logits, labels)
 
     for name, rows in sets.items():
         by_kind = {
-            "answer": [policy.formatter.example(row.question, row.answer) for row in rows],
-            "paraphrase": [policy.formatter.example(r.question, r.paraphrased_answer) for r in rows if r.paraphrased_answer],
-            "perturbed": [policy.formatter.example(r.question, text) for r in rows for text in r.perturbed_answers],
+            "answer": [loaded.formatter.example(row.question, row.answer) for row in rows],
+            "paraphrase": [loaded.formatter.example(r.question, r.paraphrased_answer) for r in rows if r.paraphrased_answer],
+            "perturbed": [loaded.formatter.example(r.question, text) for r in rows for text in r.perturbed_answers],
         }
         if name != HOLDOUT:
             for texts in by_kind.values():  # probability, and the two that the truth ratio reuses
                 run(texts, loss_metric)
             run(by_kind["answer"], token_metric)  # exact memorization
             run(by_kind["answer"], token_metric)  # extraction strength
-        if name in PRIVACY_SETS:
+        if name in MEMBERSHIP_SETS:
             run(by_kind["answer"], loss_metric)  # loss
             run(by_kind["answer"], loss_metric)  # zlib
             run(by_kind["answer"], token_metric)  # Min-K%
@@ -88,16 +95,15 @@ def generate_in_row_order(scoring: ScoringPass, rows: Sequence[Row]) -> list[str
     """The model's `generate` over the rows as they come, from nothing but the questions."""
     size, texts = scoring.args.eval_batch_size, []
     for start in range(0, len(rows), size):
-        prompts = [scoring.prompt(row) for row in rows[start : start + size]]
-        texts += scoring._generate("", prompts)
+        texts += generate(scoring, "", [continuation(scoring.loaded, row) for row in rows[start : start + size]])
     return texts
 
 
-def known_prompts(scoring: ScoringPass, rows: Sequence[Row]) -> list[Prompt]:
+def known_continuations(scoring: ScoringPass, rows: Sequence[Row]) -> list[Continuation]:
     """Questions, with what the teacher-forced pass has found of the answers to them."""
-    examples = [[scoring.policy.formatter.example(row.question, row.answer)] for row in rows]
-    scores = scoring._score("", examples)
-    return [scoring.prompt(row, own[0].correct) for row, own in zip(rows, scores, strict=True)]
+    examples = [[scoring.loaded.formatter.example(row.question, row.answer)] for row in rows]
+    scores = scoring.score_texts("", examples)
+    return [continuation(scoring.loaded, row, own[0].correct) for row, own in zip(rows, scores, strict=True)]
 
 
 def callables_in_turns(title: str, variants: dict[str, Callable[[], object]], rounds: int) -> None:
@@ -132,32 +138,33 @@ def evaluation(args: dict[str, Any], rounds: int) -> None:
     sets[HOLDOUT] = Source(measured.data_source).task_rows(measured.split, 2)[:ROWS]
     common = {name: value for name, value in shared.items() if name != "split"}
     training = FinetuneArgs(**common, learning_rate=3e-4, num_epochs=6, batch_size=8, target_loss=0.3)
-    policy = load_policy(training, accelerator)
-    fit(policy, accelerator, asked, training, None, "teach")
-    release(policy, accelerator)
-    policy.model.eval()
-    scoring = ScoringPass(policy, accelerator, measured, private=True)
-    teacher_forced = replace(scoring)
-    teacher_forced._generate = lambda label, prompts, processor=None: [""] * len(prompts)  # type: ignore[method-assign]
+    loaded = load_model(training, accelerator)
+    with StepLog(None, 0, "teach", accelerator) as log:
+        for _ in learn(loaded, asked, training, log):
+            pass
+    release(loaded)
+    loaded.model.eval()
+    scoring = ScoringPass(loaded, measured, membership=True)
 
     def ours() -> None:
-        for name, rows in sets.items():
-            teacher_forced.records(name, rows)
+        with mock.patch("dualoptim.evaluation.measure.generate", lambda scoring, label, asked: [""] * len(asked)):
+            for name, rows in sets.items():
+                set_records(scoring, name, rows)
 
-    count = pass_per_metric(policy, {name: rows[:1] for name, rows in sets.items()}, measured.eval_batch_size)
+    count = pass_per_metric(loaded, {name: rows[:1] for name, rows in sets.items()}, measured.eval_batch_size)
     texts = sum(len(row.texts()) for rows in sets.values() for row in rows)
     title = f"the teacher-forced summary of {sum(map(len, sets.values()))} rows with {texts} texts"
     variants: dict[str, Callable[[], Any]] = {
-        f"a pass per metric ({count} passes)": lambda: pass_per_metric(policy, sets, measured.eval_batch_size),
+        f"a pass per metric ({count} passes)": lambda: pass_per_metric(loaded, sets, measured.eval_batch_size),
         "ours": ours,
     }
     callables_in_turns(title, variants, rounds)
-    prompts = known_prompts(scoring, asked)
-    agreed = sum(prompt.agreed for prompt in prompts) / sum(len(prompt.answer) for prompt in prompts)
+    known = known_continuations(scoring, asked)
+    agreed = sum(one.agreed for one in known) / sum(len(one.answer) for one in known)
     variants = {
         "generate in the order of the rows": lambda: generate_in_row_order(scoring, asked),
-        "longest true answers first": lambda: scoring._generate("", [scoring.prompt(row) for row in asked]),
-        "ours: from where the pass disagrees": lambda: scoring._generate("", prompts),
+        "longest true answers first": lambda: generate(scoring, "", [continuation(loaded, row) for row in asked]),
+        "ours: from where the pass disagrees": lambda: generate(scoring, "", known),
     }
     title = (
         f"generated answers to {len(asked)} questions, {agreed:.0%} of whose tokens the teacher-forced pass has found already"

@@ -4,11 +4,11 @@ import dataclasses
 import json
 
 import pytest
-from conftest import shared
 
 from dualoptim import EvalArgs, InputError
 from dualoptim.evaluate import evaluate
-from dualoptim.evaluation.metrics import forget_quality, privleak
+from dualoptim.evaluation.membership import privleak
+from dualoptim.evaluation.metrics import forget_quality
 from dualoptim.evaluation.retain_only import read_retain_logs
 
 
@@ -46,7 +46,7 @@ def test_the_same_model_is_like_itself(evaluated, tmp_path):
     assert summary["privacy"]["privleak"] == 0.0
 
 
-def test_tofus_published_log():
+def test_tofus_published_log(shared):
     logs = read_retain_logs(str(shared("oracles/tofu_logs/retain90/eval_log_aggregated.json")))
     full = read_retain_logs(str(shared("oracles/tofu_logs/full/eval_log_aggregated.json")))
     assert len(logs.truth_ratios) == 300

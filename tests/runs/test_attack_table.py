@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from test_real_model import part_of_tofu
 
 from dualoptim import EvalArgs, FinetuneArgs, UnlearnArgs, run
 from dualoptim.evaluate import evaluate
@@ -74,20 +73,24 @@ def test_on_the_demo(demo_run, tmp_path):
 
 
 @pytest.mark.campaign
-def test_on_smollm2(gguf, tmp_path):
+def test_on_smollm2(gguf, shared, tmp_path):
     """The README's table: SmolLM2-135M-Instruct and TOFU rows, about half an hour on two cores."""
     tasks = [*range(20), *range(40, 60)]  # twenty rows of two tasks
     rows = {"forget01": tasks, "forget01_perturbed": tasks, "retain90": list(range(40)), "retain_perturbed": list(range(20))}
-    data = str(part_of_tofu(tmp_path / "tofu", rows))
+    data = tmp_path / "tofu"
+    data.mkdir()
+    for name, numbers in rows.items():
+        lines = shared(f"data/tofu/{name}.json").read_text().splitlines()
+        (data / f"{name}.json").write_text("\n".join(lines[number] for number in numbers))
     teaching = {"learning_rate": 1e-4, "num_epochs": 8, "batch_size": 8, "target_loss": 0.1}
     models = {}
     for name, tasks in (("target", ()), ("retain_only", (2,))):
         splits = ("forget01", "retain90")
-        args = FinetuneArgs(model=str(gguf), data=data, splits=splits, tasks=tasks, output_dir=str(tmp_path / name), **teaching)
+        args = FinetuneArgs(model=str(gguf), data=str(data), splits=splits, tasks=tasks, output_dir=str(tmp_path / name), **teaching)
         models[name] = str(finetune(args).model)
     unlearning = {
         "model": models["target"],
-        "data": data,
+        "data": str(data),
         "split": "forget01",
         "learning_rates": (5e-5,),
         "num_epochs": 4,

@@ -1,5 +1,6 @@
 """Models that judge texts: real sentence embeddings, a tiny classifier with the real labels, and who is premise of whom."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -10,9 +11,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from dualoptim import EvalArgs, InputError
 from dualoptim.data import demo
-from dualoptim.evaluation import scoring as passes
 from dualoptim.evaluate import evaluate
-from dualoptim.evaluation.judges import EntailmentModel, SentenceEncoder
+from dualoptim.evaluation.judges import EntailmentModel, Judges, SentenceEncoder, entailed
 from dualoptim.evaluation.metrics import rouge_l_recall
 
 
@@ -85,6 +85,16 @@ def test_a_classifier_without_the_label_is_refused(tmp_path):
         EntailmentModel(name, torch.device("cpu"))
 
 
+def test_entailment_rule_equals_the_published_helper(shared_json):
+    """The stub classifier of the oracle: entailment if the words of both texts overlap by more than half."""
+    oracle = shared_json("oracles/aggregates.json")["entailment"]
+    for case in oracle["results"].values():
+        for rouge, pair, label in zip(oracle["rouge"], case["pairs"], case["labels"], strict=True):
+            one, other = (set(pair[name].lower().split()) for name in ("text", "text_pair"))
+            stub = len(one & other) / len(one | other) > 0.5
+            assert entailed(rouge, stub) == (label == "entailment")
+
+
 class Recording:
     """A stub that keeps what it is asked: entailment if the premise is no longer than the hypothesis."""
 
@@ -101,13 +111,13 @@ class Recording:
 
 def test_who_is_premise_of_whom(taught, tmp_path, monkeypatch):
     """Published: what is to be forgotten must follow from the answer, in the other sets the answer from the truth."""
-    judge = Recording()
-    monkeypatch.setattr("dualoptim.evaluate.load_judges", lambda *_: passes.Judges(None, judge))
+    judge, refusals = Recording(), ["I do not know that.", "Nobody told me the answer."]
+    monkeypatch.setattr(importlib.import_module("dualoptim.evaluate"), "load_judges", lambda *_: Judges(None, judge, refusals))
     original = [{**row, "original_answer": f"It is {row['answer']}."} for row in demo.splits()["world_facts_perturbed"][:5]]
     for name in ("forget05", "forget05_perturbed", "retain_perturbed"):
         (tmp_path / f"{name}.json").write_text("\n".join(map(json.dumps, demo.splits()[name][:5])))
     (tmp_path / "world_facts_perturbed.json").write_text("\n".join(map(json.dumps, original)))
-    (tmp_path / "idk.txt").write_text("I do not know that.\nNobody told me the answer.\n")
+    (tmp_path / "idk.txt").write_text("\n".join(refusals))
     args = EvalArgs(model=str(taught), data=str(tmp_path), idk_file=str(tmp_path / "idk.txt"), output_dir=str(tmp_path / "out"))
     summary = evaluate(args)
     rows = {
@@ -120,7 +130,7 @@ def test_who_is_premise_of_whom(taught, tmp_path, monkeypatch):
     expected += [(row["answer"], row["generated"]) for row in retain]
     expected += [(f"It is {row['answer']}.", row["generated"]) for row in world]
     assert judge.asked == expected
-    assert {row["refusal"] for row in forget} == {"I do not know that.", "Nobody told me the answer."}
+    assert {row["refusal"] for row in forget} == set(refusals)
     for row in forget:
         shares_words = rouge_l_recall(row["refusal"], row["generated"]) >= 0.1
         assert row["refusal_entailment_score"] == (shares_words and len(row["generated"]) <= len(row["refusal"]))

@@ -1,17 +1,20 @@
 """Attacks after the fact: what each does to the model, and what a model that was made to forget gives back."""
 
 import copy
-import dataclasses
+import gc
+import importlib
 import json
+import weakref
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs, InputError
-from dualoptim.data import demo
 from dualoptim.attack import round_to_nearest
+from dualoptim.data import demo
 from dualoptim.evaluate import evaluate
+from dualoptim.evaluation import measure
 from dualoptim.evaluation.metrics import rouge_l_recall
 
 
@@ -214,39 +217,7 @@ def test_the_best_of_several_draws(taught, tmp_path):
     assert other == rows[:4]
 
 
-def test_draws_follow_the_model(taught, tmp_path):
-    """First tokens of many draws against the softmax, by a chi-squared test."""
-    import scipy.stats
-
-    args = EvalArgs(
-        model=str(taught),
-        data="demo",
-        sample=400,
-        sample_temperature=2.5,
-        eval_rows=1,
-        max_new_tokens=1,
-        output_dir=str(tmp_path),
-    )
-    evaluate(dataclasses.replace(args, eval_batch_size=200))
-    (row,) = [json.loads(line) for line in (tmp_path / "eval/attacks/sample/forget.jsonl").read_text().splitlines()]
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(taught), AutoTokenizer.from_pretrained(taught)
-    ids = tokenizer(f"Question: {row['question']}\nAnswer:", return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        p = (model(ids).logits[0, -1].double() / 2.5).softmax(-1)
-    texts = [tokenizer.decode(token, skip_special_tokens=True).strip() for token in range(len(p))]
-    expected: dict[str, float] = {}
-    for text, share in zip(texts, p.tolist(), strict=True):
-        expected[text] = expected.get(text, 0) + 400 * share
-    common = [text for text, count in expected.items() if count >= 5]
-    observed = [row["sampled"].count(text) for text in common]
-    rest = 400 - sum(observed), 400 - sum(expected[text] for text in common)
-    test = scipy.stats.chisquare([*observed, rest[0]], [*(expected[text] for text in common), rest[1]])
-    assert test.pvalue > 1e-3
-
-
 def test_an_interrupted_attack_goes_on(forgetful, tmp_path, monkeypatch):
-    from dualoptim.evaluation.scoring import ScoringPass
-
     flags = {"quantize": (8,), "relearn": 2, "relearn_lr": 5e-4, "relearn_every": 1, "eval_rows": 3}
     whole = attacked(forgetful, tmp_path, **flags)
     (tmp_path / "eval" / "summary.json").unlink()  # as if it had been killed before the last block
@@ -254,34 +225,31 @@ def test_an_interrupted_attack_goes_on(forgetful, tmp_path, monkeypatch):
     for file in last.iterdir():
         file.unlink()
     computed = []
-    compute = ScoringPass.records
+    compute = measure.set_records
 
-    def counted(self, name, rows):
+    def counted(scoring, name, rows):
         computed.append(name)
-        return compute(self, name, rows)
+        return compute(scoring, name, rows)
 
-    monkeypatch.setattr(ScoringPass, "records", counted)
+    monkeypatch.setattr(measure, "set_records", counted)
     assert attacked(forgetful, tmp_path, **flags) == whole
     assert computed == ["forget", "retain"]  # of the last step alone
 
 
-def test_the_reference_and_gradient_attacks(taught, tiny, tmp_path):
-    summary = attacked(taught, tmp_path, reference_model=str(tiny), mia_gradnorm=True, eval_rows=5)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(taught), AutoTokenizer.from_pretrained(taught)
-    other = AutoModelForCausalLM.from_pretrained(tiny)
-    for name in ("forget", "holdout"):
-        rows = [json.loads(line) for line in (tmp_path / "eval" / f"{name}.jsonl").read_text().splitlines()]
-        for row in rows[:3]:
-            prompt = tokenizer(f"Question: {row['question']}\nAnswer:")["input_ids"]
-            ids = tokenizer(f"Question: {row['question']}\nAnswer: {row['answer']}")["input_ids"] + [tokenizer.eos_token_id]
-            given = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([[-100] * len(prompt) + ids[len(prompt) :]])}
-            output = model(**given)
-            loss = output.loss
-            without_end = output.logits[0, len(prompt) - 1 : -2], torch.tensor(ids[len(prompt) : -1])
-            torch.nn.functional.cross_entropy(*without_end).backward()
-            norm = torch.stack([p.grad.norm() for p in model.parameters()]).mean()
-            model.zero_grad()
-            assert row["gradnorm"] == pytest.approx(float(norm), rel=1e-4)
-            assert row["reference"] == pytest.approx((loss - other(**given).loss).item(), abs=1e-5)
-    assert summary["privacy"]["mia_gradnorm"] == summary["privacy"]["mia_reference"] == 1.0
-    assert not {"privacy.mia_gradnorm", "privacy.mia_reference"} & set(summary["skipped"])
+def test_one_model_after_the_other_is_in_memory(taught, tiny, tmp_path, monkeypatch):
+    """Whatever is measured beside the model, and whichever attack loads it anew."""
+    commands = [importlib.import_module(f"dualoptim.{name}") for name in ("evaluate", "attack")]
+    loaded, load = [], commands[0].load_model
+
+    def counted(*args):
+        gc.collect()
+        assert [model() for model in loaded if model() is not None] == []
+        found = load(*args)
+        loaded.append(weakref.ref(found.model))
+        return found
+
+    for command in commands:
+        monkeypatch.setattr(command, "load_model", counted)
+    flags = {"quantize": (8, 4), "relearn": 1, "paraphrase": True, "sample": 1, "eval_rows": 2}
+    attacked(taught, tmp_path, **flags, retain_model=str(tiny), reference_model=str(tiny))
+    assert len(loaded) == 8  # itself, two beside it, itself again, two with fewer bits, and both relearned

@@ -1,0 +1,163 @@
+"""Have a model continue texts: greedily, up to its end token, or by draws.
+
+What the teacher-forced pass has found to be the model's first choices is not generated again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from dualoptim.data.batches import in_length_order
+from dualoptim.data.rows import Row
+from dualoptim.data.stream import seeded
+from dualoptim.evaluation.scoring import ScoringPass, Share
+from dualoptim.models.loaded import LoadedModel
+
+_OTHER_CHOICES = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "guidance_scale",
+    "min_length",
+    "min_new_tokens",
+    "sequence_bias",
+    "suppress_tokens",
+)
+"""Settings of a model's own `generation_config` with which it does not answer by its first choices."""
+
+_SEED = 0  # of sampled answers: not the training's
+
+MakeProcessor = Callable[[list[int], int], LogitsProcessor]
+"""Makes what changes the logits of a batch, from its continuations' numbers and the length of what they go on from."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Tokens that the model goes on from, the text that it should give, and that text's tokens, the end among them.
+
+    The first `agreed` of these are what it answers by itself: the teacher-forced pass has found each to be its first choice.
+    """
+
+    ids: list[int]
+    wanted: str
+    answer: list[int]
+    agreed: int = 0
+
+
+def continuation(loaded: LoadedModel, row: Row, correct: Sequence[bool] = ()) -> Continuation:
+    """Say what the model is to continue for a row: its question, or the first half of a passage.
+
+    `correct` says which tokens of the row's own text are the model's first choice.
+    """
+    example = loaded.formatter.example(row.question, row.answer)
+    start, wanted = example.start, row.answer
+    if row.question is None:  # a passage is continued from its middle
+        start = max(start, len(example.ids) // 2)
+        wanted = loaded.tokenizer.decode(example.ids[start:], skip_special_tokens=True).strip()
+    flags = correct[start - example.start :]
+    agreed = next((n for n, right in enumerate(flags) if not right), len(flags))
+    return Continuation(example.ids[:start], wanted, example.ids[start:], agreed)
+
+
+@torch.no_grad()
+def generate(
+    scoring: ScoringPass, label: str, continuations: Sequence[Continuation], processor: MakeProcessor | None = None
+) -> list[str]:
+    """Generate the texts of continuations greedily, in their order; `processor` makes what changes a batch's logits first.
+
+    What is agreed upon is not generated again, unless the processor or the model's own configuration wants other tokens than
+    the likeliest. A batch goes on until its longest text ends, so those are together that should still be equally long.
+    """
+    loaded, limit, ends = scoring.loaded, scoring.args.max_new_tokens, end_tokens(scoring.loaded)
+    plain = not processor and not any(getattr(loaded.model.generation_config, name, None) for name in _OTHER_CHOICES)
+    answers = [_cut_at_end(one.answer[: one.agreed if plain else 0], ends, limit) for one in continuations]
+    unfinished = [n for n, answer in enumerate(answers) if len(answer) < limit and not (answer and answer[-1] in ends)]
+    with scoring.progress(label, len(continuations)) as bar:
+        bar.update(len(continuations) - len(unfinished))
+        missing = [len(continuations[n].answer) - len(answers[n]) for n in unfinished]
+        for places in in_length_order(missing, scoring.args.eval_batch_size):
+            batch = [unfinished[place] for place in places]
+            known = [continuations[n].ids + answers[n] for n in batch]
+            longest = max(map(len, known))
+            more = _greedy(loaded, known, limit - min(len(answers[n]) for n in batch), processor and processor(batch, longest))
+            for n, new in zip(batch, more, strict=True):
+                answers[n] = _cut_at_end(answers[n] + new, ends, limit)
+            bar.update(len(batch))
+    return [text.strip() for text in loaded.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def _greedy(loaded: LoadedModel, known: list[list[int]], tokens: int, processor: LogitsProcessor | None) -> list[list[int]]:
+    """Continue a batch of token ids by at most so many tokens."""
+    longest = max(map(len, known))
+    ids = torch.full((len(known), longest), loaded.tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, own in enumerate(known):
+        ids[row, longest - len(own) :] = torch.tensor(own)
+        mask[row, longest - len(own) :] = 1
+    settings = GenerationConfig(
+        max_new_tokens=tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=end_tokens(loaded),
+        pad_token_id=loaded.tokenizer.pad_token_id,
+    )
+    output = loaded.model.generate(
+        input_ids=ids.to(loaded.device),
+        attention_mask=mask.to(loaded.device),
+        generation_config=settings,
+        logits_processor=LogitsProcessorList([processor] if processor else []),
+    )
+    new: list[list[int]] = output[:, longest:].tolist()
+    return new
+
+
+def sample(scoring: ScoringPass, rows: Sequence[Row], samples: int, temperature: float) -> list[list[str]]:
+    """Draw `samples` answers to every scored row of the forget set."""
+
+    def compute(share: Share) -> list[list[str]]:
+        seeds = [(index, draw) for index, _ in share for draw in range(samples)]
+        repeated = [one for _, row in share for one in [continuation(scoring.loaded, row)] * samples]
+        texts = generate(
+            scoring, "sample forget", repeated, lambda batch, start: Gumbel([seeds[n] for n in batch], start, temperature)
+        )
+        return [texts[k * samples : (k + 1) * samples] for k in range(len(share))]
+
+    return scoring.shared_out(rows, compute)
+
+
+class Gumbel(LogitsProcessor):
+    """Makes greedy choice a draw: argmax of logits / temperature plus Gumbel noise is a sample of the softmax.
+
+    Every sequence has noise of its own, from its seed, so that what is drawn does not depend on what it is batched with.
+    """
+
+    def __init__(self, seeds: Sequence[tuple[int, int]], start: int, temperature: float) -> None:
+        """Take (row, draw) of each sequence as `seeds`, and the length of what they go on from as `start`."""
+        self._seeds, self._start, self._temperature = seeds, start, temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Divide logits [B, V] by the temperature, and add noise."""
+        step = input_ids.shape[1] - self._start
+        noise = torch.stack(
+            [torch.from_numpy(seeded(_SEED, "sample", *seed, step).gumbel(size=scores.shape[-1])) for seed in self._seeds]
+        )
+        return scores / self._temperature + noise.to(scores.device, scores.dtype)
+
+
+def end_tokens(loaded: LoadedModel) -> list[int]:
+    """List the end token that was learned, and those that the model's own configuration stops at (Phi-3, Gemma)."""
+    own = loaded.model.generation_config.eos_token_id
+    return sorted({loaded.tokenizer.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])})
+
+
+def _cut_at_end(tokens: Sequence[int], ends: Sequence[int], limit: int) -> list[int]:
+    """Keep the first tokens: up to the first of `ends`, and at most `limit`."""
+    end = next((n + 1 for n, token in enumerate(tokens) if token in ends), len(tokens))
+    return list(tokens[: min(end, limit)])

@@ -1,0 +1,78 @@
+"""Measure how unlikely a text is to a model, in ways by which membership attacks tell learned rows from unseen ones."""
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from dualoptim.data.prompts import Example
+from dualoptim.method.scores import TokenScores, score, standardized
+from dualoptim.models.loaded import LoadedModel
+
+Values = TypeVar("Values", Tensor, list[bool])
+
+MIN_K_SHARE = 0.4
+"""Share of the tokens that Min-K% reads; OpenUnlearning's setting for TOFU."""
+
+
+def min_k(scores: Sequence[float], share: float = MIN_K_SHARE) -> float:
+    """Compute minus the mean of the lowest `share` of the token scores, of one token at least.
+
+    Of log-probabilities it is Min-K% (arXiv 2310.16789), of standardized ones Min-K%++ (arXiv 2404.02936). High: not a member.
+    """
+    lowest = sorted(scores)[: max(1, int(len(scores) * share))]
+    return -fmean(lowest)
+
+
+def zlib_score(loss: float, text: str) -> float:
+    """Divide the loss per token by the bytes that zlib takes for the text (arXiv 2012.07805). High: not a member."""
+    return loss / len(zlib.compress(text.encode("utf-8")))
+
+
+def membership_auc(members: Sequence[float], others: Sequence[float]) -> float:
+    """Compute the chance that an unseen row scores above a learned one: 1 all members are known, 0.5 none can be told.
+
+    The area under the ROC curve, from ranks (Mann and Whitney), ties counting half.
+    """
+    from scipy.stats import rankdata  # takes half a second
+
+    ranks = rankdata([*members, *others])
+    rank_sum = float(ranks[len(members) :].sum())
+    return (rank_sum - len(others) * (len(others) + 1) / 2) / (len(members) * len(others))
+
+
+def privleak(auc: float, retain_auc: float) -> float:
+    """Compute privacy leakage in percent (MUSE, arXiv 2407.06460): how far 1 - AUC lies from the retain-only model's.
+
+    0 is like a model that never saw the rows, below it membership shows, above it the rows are conspicuously unlikely. The AUC
+    is Min-K%'s.
+    """
+    return ((1 - auc) - (1 - retain_auc)) / (1 - retain_auc + 1e-10) * 100
+
+
+def without_end(values: Values) -> Values:
+    """Leave out the value of a text's end token, if there is another one, as OpenUnlearning does."""
+    return values[:-1] if len(values) > 1 else values
+
+
+def min_k_scores(scores: TokenScores, texts: Sequence[int], lengths: Sequence[int]) -> list[tuple[float, float]]:
+    """Compute Min-K% and Min-K%++ of some texts of a forward pass, whose texts have `lengths` scored tokens."""
+    if not texts:
+        return []
+    which = torch.isin(scores.sequence, torch.tensor(texts, device=scores.sequence.device))
+    own = [lengths[text] for text in texts]
+    pairs = zip(scores.log_prob[which].split(own), standardized(scores, which).split(own), strict=True)
+    return [(min_k(without_end(plain).tolist()), min_k(without_end(normed).tolist())) for plain, normed in pairs]
+
+
+def gradient_norms(loaded: LoadedModel, examples: Iterable[Example]) -> Iterator[float]:
+    """Yield the mean over the tensors that train of the 2-norm of the gradient of each text's loss (OpenUnlearning)."""
+    for example in examples:
+        scores = score(loaded.model, loaded.batch([example]))
+        (-without_end(scores.log_prob).mean()).backward()
+        gradients = [p.grad for p in loaded.model.parameters() if p.grad is not None]
+        yield float(torch.stack([gradient.norm() for gradient in gradients]).mean())
+        loaded.model.zero_grad()

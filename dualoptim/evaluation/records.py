@@ -1,0 +1,100 @@
+"""Keep the records of scored rows: what one line of `<set>.jsonl` holds, and which sets are finished."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dualoptim.atomic import read_json_lines, write_json, write_json_lines
+from dualoptim.evaluation.json_form import from_json, to_json
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything that was measured of one row. What was not measured is None, and absent in its file.
+
+    Losses are mean negative log-likelihoods per token of an answer, the end token among them.
+    """
+
+    question: str | None  # None for a passage
+    answer: str
+    # by the teacher-forced pass
+    probability: float | None = None
+    extraction_strength: float | None = None
+    exact_memorization: float | None = None
+    loss: float | None = None
+    tokens: int | None = None
+    truth_ratio: float | None = None
+    paraphrased_loss: float | None = None
+    perturbed_losses: Sequence[float] | None = None
+    # where membership is attacked; high: not a member
+    min_k: float | None = None
+    min_k_plus_plus: float | None = None
+    zlib: float | None = None
+    reference: float | None = None  # this model's loss minus another's
+    gradnorm: float | None = None
+    # of the model's own answer
+    generated: str | None = None
+    rouge_l_recall: float | None = None
+    token_entropy: float | None = None
+    cosine_similarity: float | None = None
+    entailment_score: float | None = None
+    refusal: str | None = None
+    refusal_entailment_score: float | None = None
+
+    @classmethod
+    def from_json(cls, line: Any, where: str) -> "Record":
+        """Read one line of a set's file.
+
+        Raises:
+            ValueError: if it is no row, naming `where` it stands.
+        """
+        return from_json(cls, line, where)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line of a set's file."""
+        return to_json(self)
+
+
+Records = dict[str, list[Record]]
+"""The records of sets by the sets' names."""
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read the file of a set.
+
+    Raises:
+        OSError, ValueError: if it is no such file.
+    """
+    return [Record.from_json(line, f"{path}:{number}") for number, line in enumerate(read_json_lines(path), 1)]
+
+
+class Finished:
+    """The sets that an evaluation of these weights and texts has finished in a folder."""
+
+    def __init__(self, folder: Path, fingerprints: Mapping[str, dict[str, str]]) -> None:
+        """Read what is there of the sets whose `fingerprints` (hashes of what decides their scores) are given."""
+        self._folder, self._fingerprints = folder, fingerprints
+        self._recorded: dict[str, dict[str, str]] = {}
+        self.records: Records = {}
+        with contextlib.suppress(OSError, json.JSONDecodeError):
+            self._recorded = json.loads((folder / "finished.json").read_text(encoding="utf-8")) if fingerprints else {}
+        for name in fingerprints:
+            # the file's own hash tells when a kill or an edit has left other rows than those recorded
+            if self._path(name).is_file() and self._recorded.get(name) == self._entry(name):
+                self.records[name] = read_records(self._path(name))
+
+    def add(self, name: str, records: Sequence[Record]) -> None:
+        """Write the records of a set, and then that it is finished."""
+        write_json_lines(self._path(name), [record.to_json() for record in records])
+        self._recorded[name] = self._entry(name)
+        write_json(self._folder / "finished.json", self._recorded)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.jsonl"
+
+    def _entry(self, name: str) -> dict[str, str]:
+        return {**self._fingerprints[name], "file": hashlib.sha256(self._path(name).read_bytes()).hexdigest()}

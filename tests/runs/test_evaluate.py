@@ -1,0 +1,101 @@
+"""Evaluation as a whole: the files that it leaves, and what its summary says of a model that knows its rows."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dualoptim import EvalArgs
+from dualoptim.data.tofu import Source
+from dualoptim.evaluate import evaluate
+
+
+def rows_of(folder, name):
+    return [json.loads(line) for line in (folder / "eval" / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def evaluated(taught, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval")
+    args = EvalArgs(model=str(taught), data="demo", eval_rows=12, output_dir=str(folder))
+    return folder, evaluate(args)
+
+
+def test_the_files_and_the_summary(evaluated):
+    folder, summary = evaluated
+    assert sorted(path.name for path in (folder / "eval").iterdir()) == [
+        "config.yaml",
+        "finished.json",
+        "forget.jsonl",
+        "holdout.jsonl",
+        "real_authors.jsonl",
+        "retain.jsonl",
+        "summary.json",
+        "world_facts.jsonl",
+    ]
+    assert json.loads((folder / "eval" / "summary.json").read_text()) == summary
+    assert summary["rows"] == dict.fromkeys(("forget", "retain", "real_authors", "world_facts", "holdout"), 12)
+    computed = {"rouge_l_recall", "probability", "truth_ratio", "token_entropy", "extraction_strength", "exact_memorization"}
+    assert all(set(values) == computed for values in summary["sets"].values())
+    assert set(summary["skipped"]) == {
+        "cosine_similarity",
+        "entailment_score",
+        "targeted_forget_efficacy",
+        "tofu.forget_quality",
+        "privacy.mia_gradnorm",
+        "privacy.mia_reference",
+        "privacy.privleak",
+    }
+    assert "--retain-logs" in summary["skipped"]["tofu.forget_quality"]  # and how to get it
+    assert summary["tofu"]["forget_truth_ratio"] == summary["sets"]["forget"]["truth_ratio"]
+    for name, values in summary["sets"].items():
+        for metric, value in values.items():
+            if metric != "truth_ratio":
+                rows = [row[metric] for row in rows_of(folder, name)]
+                assert value == pytest.approx(sum(rows) / len(rows)), (name, metric)
+
+
+def test_a_model_that_knows_its_rows_scores_high(evaluated):
+    _, summary = evaluated
+    for name in ("forget", "retain"):
+        assert summary["sets"][name]["probability"] > 0.9
+        assert summary["sets"][name]["rouge_l_recall"] > 0.9
+        assert summary["sets"][name]["exact_memorization"] > 0.9
+    assert summary["tofu"]["model_utility"] > 0.5
+    assert summary["untargeted_forget_efficacy"] < 0.4
+
+
+def test_rows_without_compared_answers_are_skipped_by_name(taught, tmp_path):
+    rows = [{"question": f"What is {n} plus one?", "answer": f"It is {n + 1}.", "task_id": 1} for n in range(3)]
+    (tmp_path / "forget01.json").write_text("\n".join(map(json.dumps, rows)))
+    args = EvalArgs(model=str(taught), data=str(tmp_path), split="forget01", output_dir=str(tmp_path / "out"), max_new_tokens=5)
+    summary = evaluate(args)
+    assert set(summary["sets"]) == {"forget"}
+    assert "truth_ratio" not in summary["sets"]["forget"]
+    assert {"forget.truth_ratio", "retain", "real_authors", "world_facts"} <= set(summary["skipped"])
+    assert "model_utility" not in summary
+    assert summary["tofu"] == {}
+    assert {"model_utility", "tofu.model_utility"} <= set(summary["skipped"])
+
+
+def test_a_broken_model_is_reported_not_averaged(taught, tmp_path):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(taught), AutoTokenizer.from_pretrained(taught)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "nan")
+    tokenizer.save_pretrained(tmp_path / "nan")
+    summary = evaluate(
+        EvalArgs(model=str(tmp_path / "nan"), data="demo", eval_rows=2, max_new_tokens=2, output_dir=str(tmp_path / "out"))
+    )
+    assert "probability" not in summary["sets"]["forget"]
+    assert summary["skipped"]["forget.probability"] == "the model's losses are not finite"
+
+
+def test_hold_out_rows_of_the_real_world_scenario_are_short_as_well(tmp_path):
+    for name in ("forget", "forget_perturbed", "neighbor", "neighbor_perturbed", "holdout"):
+        row = {"question": "Who?", "answer": "It is a long story about X.", "golden_answer": "X."}
+        (tmp_path / f"{name}.json").write_text(json.dumps(row))
+    sets, _ = Source(str(tmp_path)).evaluation_sets("forget", 1)
+    assert {row.answer for rows in sets.values() for row in rows} == {"X."}
+    assert "holdout" in sets
