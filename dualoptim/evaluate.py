@@ -29,7 +29,7 @@ from dualoptim.evaluation.summary import Attacks, Summary
 from dualoptim.models.launch import claim, output_folder, say, start_accelerator
 from dualoptim.models.load import load_config, load_model
 from dualoptim.models.loaded import LoadedModel, weights_hash
-from dualoptim.reporting.tables import evaluation_tables
+from dualoptim.reporting.console import evaluation_tables
 
 SetsAndSkipped = tuple[Mapping[str, list[Row]], Mapping[str, str]]
 """The rows of evaluation sets, and why others are missing, as a source of rows gives them."""

@@ -11,7 +11,7 @@ import tyro
 
 from dualoptim.config.args import NEWEST, CommonArgs, UnlearnArgs
 from dualoptim.config.flags import flags, helps
-from dualoptim.config.presets import PRESETS, listing, published
+from dualoptim.config.presets import listing, published
 from dualoptim.config.saved import load_yaml
 from dualoptim.errors import InputError, NonFiniteError
 

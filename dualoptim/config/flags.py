@@ -59,7 +59,7 @@ class Flag:
 
 
 @cache
-def flags(kind: type) -> dict[str, Flag]:
+def flags(kind: Any) -> dict[str, Flag]:
     """The flags of a command by their field names, group by group, within a group in the order of their fields."""
     hints = typing.get_type_hints(kind, include_extras=True)
     found = {field.name: _flag_of(hints[field.name]) for field in fields(kind)}
@@ -71,7 +71,7 @@ def _flag_of(hint: Any) -> Flag:
 
 
 @cache
-def helps(kind: type) -> dict[str, str]:
+def helps(kind: Any) -> dict[str, str]:
     """The text under each field, in one line: what `--help` and the table of flags say."""
     found: dict[str, str] = {}
     for one in reversed(kind.__mro__):
@@ -94,7 +94,7 @@ def default_of(kind: type, name: str) -> Any:
 
 
 @cache
-def _fields(kind: type) -> dict[str, "Field[Any]"]:
+def _fields(kind: Any) -> dict[str, "Field[Any]"]:
     return {field.name: field for field in fields(kind)}
 
 
@@ -104,8 +104,7 @@ def check_bounds(args: Any) -> None:
     Raises:
         InputError: naming the first that is not.
     """
-    kind: type = type(args)
-    for name, flag in flags(kind).items():
+    for name, flag in flags(type(args)).items():
         value = getattr(args, name)
         if not flag.has_bounds or value is None:
             continue
