@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,11 @@ class Outcome:
 
     def setting(self, name: str) -> Any:
         """Look a flag up, which counts as its default where the settings lack it; None if there are no settings."""
-        return {**to_dict(self.kind()), **self.settings}.get(name) if self.settings else None
+        return self._resolved.get(name)
+
+    @cached_property
+    def _resolved(self) -> dict[str, Any]:
+        return {**to_dict(self.kind()), **self.settings} if self.settings else {}
 
     def answers(self, name: str, count: int) -> dict[str, list[Record]]:
         """Read the first `count` rows of an evaluation set, before and after.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import yaml
 
+from dualoptim.evaluation.records import Record
 from dualoptim.evaluation.summary import Attacks, Point, Summary
 from dualoptim.reporting import plots, tables
 from dualoptim.reporting.page import Answers, Plot, Section
@@ -150,8 +151,9 @@ def _examples(outcome: Outcome, count: int) -> Section:
     parts = []
     for name in summary.sets if summary is not None and count else ():
         found = outcome.answers(name, count)
+        longest: list[Record] = max(found.values(), key=len)
         answers = []
-        for index, row in enumerate(max(found.values(), key=len)):
+        for index, row in enumerate(longest):
             pairs = [("truth", _clipped(row.answer))]
             pairs += [(title, _clipped(rows[index].generated)) for title, rows in found.items() if index < len(rows)]
             answers.append(Answers(row.question or tables.NO_QUESTION, pairs))

@@ -71,8 +71,8 @@ def set_table(columns: Columns) -> Table:
         for metric in in_tables():
             values = [summary.sets.get(name, {}).get(metric) for summary in columns.values()]
             if any(value is not None for value in values):
-                aim = METRICS[metric].forget if name == "forget" else "stay"
-                aim = "stay forgotten" if name.startswith("forget_task") else aim
+                elsewhere = "stay forgotten" if name.startswith("forget_task") else "stay"
+                aim = METRICS[metric].forget if name == "forget" else elsewhere
                 rows.append((set_title(name), METRICS[metric].title, *map(number, values), aim))
     return Table(("rows", "metric", *columns, "should"), rows, left=2)
 
