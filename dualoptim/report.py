@@ -15,6 +15,7 @@ import tyro
 
 from dualoptim.atomic import write_text
 from dualoptim.config.cli import main
+from dualoptim.config.flags import Flag, check_bounds
 from dualoptim.errors import InputError
 from dualoptim.evaluation.summary import Summary
 from dualoptim.reporting import tables
@@ -32,18 +33,17 @@ class ReportArgs:
     replaced.
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, Flag("data", path=True)]
     """Output folders of train_unlearn.py, of a sweep or of eval_tofu.py, or single task folders."""
-    output_dir: str | None = None
+    output_dir: Annotated[str | None, Flag("output", "nothing")] = None
     """Folder that the report is written to. Default: the first RUN."""
-    examples: int = 3
+    examples: Annotated[int, Flag("output", at_least=0)] = 3
     """Answers per evaluation set that are shown."""
 
     def __post_init__(self) -> None:
         if not self.runs:
             raise InputError("no RUN is given; name the output folder of a run, such as runs/demo")
-        if self.examples < 0:
-            raise InputError(f"--examples {self.examples} is out of range; give 0 or more")
+        check_bounds(self)
 
 
 def report(args: ReportArgs) -> Path:
