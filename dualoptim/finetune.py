@@ -6,11 +6,11 @@ It makes target models, which know the forget set, and retain-only models, which
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dualoptim.config.args import FinetuneArgs
+from dualoptim.config.args import CommonArgs, FinetuneArgs, TrainArgs
 from dualoptim.config.cli import main
 from dualoptim.config.saved import write_config
 from dualoptim.data.rows import Row
@@ -22,7 +22,7 @@ from dualoptim.method.loop import Phase, Term, steps
 from dualoptim.method.objectives import Objective, negative_log_likelihood
 from dualoptim.method.schedule import Plan, steps_per_epoch
 from dualoptim.models.export import export_model
-from dualoptim.models.launch import claim, output_folder, release, start_accelerator, training
+from dualoptim.models.launch import claim, output_folder, release, say, start_accelerator, training
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel, MicroBatches
 from dualoptim.reporting.card import model_card
@@ -111,6 +111,31 @@ def rows_to_learn(args: FinetuneArgs) -> list[Row]:
     if missing:
         raise InputError(f"--tasks {min(missing)}: no row of {', '.join(args.splits)} belongs to this task")
     return [row for row in rows if not args.tasks or row.task is None or row.task in args.tasks]
+
+
+DEMO_RECIPE: dict[str, Any] = {
+    "splits": ("full", "real_authors_perturbed", "world_facts_perturbed"),
+    "learning_rate": 3e-3,
+    "num_epochs": 60,
+    "batch_size": 40,
+    "target_loss": 0.01,
+}
+"""How the demo's tiny model is taught its rows: until the mean loss of an epoch says that it knows the answers."""
+
+
+def teach_demo(loaded: LoadedModel, args: TrainArgs, folder: Path) -> None:
+    """Train the demo's tiny model until it knows its rows, and save it to `folder`; `args` say how texts are read."""
+    accelerator = loaded.accelerator
+    say(accelerator, "The demo: a tiny model first learns 400 invented facts about twenty authors and some real ones,")
+    say(accelerator, "then it is made to forget one author.")
+    shared = {field.name: getattr(args, field.name) for field in fields(CommonArgs)}
+    recipe = FinetuneArgs(**shared, seed=args.seed, **DEMO_RECIPE)
+    rows = rows_to_learn(recipe)
+    with StepLog(None, plan_of(recipe, len(rows), accelerator.num_processes).last_step, "learn", accelerator) as log:
+        for _ in learn(loaded, rows, recipe, log):
+            pass
+    export_model(loaded, folder, model_card(recipe, "which knows the demo's facts"))
+    release(loaded)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from dualoptim.atomic import read_json_lines, write_json, write_text
-from dualoptim.config.args import DEMO, NEWEST, CommonArgs, FinetuneArgs, UnlearnArgs
+from dualoptim.config.args import DEMO, UnlearnArgs
 from dualoptim.config.cli import main
 from dualoptim.config.optimizers import kind_of
 from dualoptim.config.product import single_runs
@@ -19,9 +19,9 @@ from dualoptim.data.own import OwnFiles, Source, load_refusals, open_source
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.evaluate import Measures, evaluate_model
 from dualoptim.evaluation.summary import Summary
-from dualoptim.finetune import learn, plan_of, rows_to_learn
+from dualoptim.finetune import teach_demo
 from dualoptim.method.loop import steps
-from dualoptim.models.checkpoint import list_checkpoints, load_checkpoint, read_checkpoint, save_checkpoint
+from dualoptim.models.checkpoint import checkpoint_of, load_checkpoint, read_checkpoint, save_checkpoint
 from dualoptim.models.export import export_model
 from dualoptim.models.launch import claim, is_sharded, output_folder, release, say, start_accelerator, training
 from dualoptim.models.load import load_model
@@ -33,15 +33,6 @@ from dualoptim.reporting.console import example_answers, score_table
 from dualoptim.reporting.hub import check_push, push, repositories
 from dualoptim.reporting.log import StepLog, track_scores, trackers
 from dualoptim.reporting.results import SEQUENCE_FILES, TaskResult, result_columns, write_results, write_sequence
-
-DEMO_RECIPE: dict[str, Any] = {
-    "splits": ("full", "real_authors_perturbed", "world_facts_perturbed"),
-    "learning_rate": 3e-3,
-    "num_epochs": 60,
-    "batch_size": 40,
-    "target_loss": 0.01,
-}
-"""How the demo's tiny model is taught its rows: until the mean loss of an epoch says that it knows the answers."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,8 @@ def run(args: UnlearnArgs) -> RunResult:
 
     # ---- the demo: teach a tiny model, then unlearn that folder
     if args.model == DEMO:
-        args = teach_demo(models.pop(), args, taught)
+        teach_demo(models.pop(), args, taught)
+        args = replace(args, model=str(taught), data=DEMO)
 
     # ---- every pair and rate starts from the same weights; its tasks follow one another
     results: list[TaskResult] = []
@@ -91,22 +83,6 @@ def run(args: UnlearnArgs) -> RunResult:
             results.append(result)
             _show(args, accelerator, results)
     return RunResult(Path(str(args.output_dir)), results)
-
-
-def teach_demo(loaded: LoadedModel, args: UnlearnArgs, folder: Path) -> UnlearnArgs:
-    """Train the demo's tiny model until it knows its rows, save it to `folder`, and return the arguments that name it."""
-    accelerator = loaded.accelerator
-    say(accelerator, "The demo: a tiny model first learns 400 invented facts about twenty authors and some real ones,")
-    say(accelerator, "then it is made to forget one author.")
-    shared = {field.name: getattr(args, field.name) for field in fields(CommonArgs)}
-    recipe = FinetuneArgs(**shared, seed=args.seed, **DEMO_RECIPE)
-    rows = rows_to_learn(recipe)
-    with StepLog(None, plan_of(recipe, len(rows), accelerator.num_processes).last_step, "learn", accelerator) as log:
-        for _ in learn(loaded, rows, recipe, log):
-            pass
-    export_model(loaded, folder, model_card(recipe, "which knows the demo's facts"))
-    release(loaded)
-    return replace(args, model=str(folder), data=DEMO)
 
 
 def _show(args: UnlearnArgs, accelerator: Accelerator, results: Sequence[TaskResult]) -> None:
@@ -191,12 +167,10 @@ class Job:
             InputError: naming what differs.
         """
         for one in single_runs(self.args):
-            job = replace(self, args=one)
-            for folder in map(job.folder, one.task_list):
+            for folder in map(replace(self, args=one).folder, one.task_list):
                 if (folder / "config.yaml").is_file():
                     check_same(folder / "config.yaml", loaded.resolved(one), UnlearnArgs)
-                checkpoint = job.checkpoint(folder)
-                if checkpoint:
+                if checkpoint := checkpoint_of(folder, one.resume):
                     read_checkpoint(self.accelerator, checkpoint)
 
     def folder(self, task: int) -> Path:
@@ -219,14 +193,6 @@ class Job:
         if not self.args.resume or not trained.is_file() or json.loads(trained.read_text())["steps"] != work.plan.last_step:
             return None
         return read_json_lines(folder / "log.jsonl")
-
-    def checkpoint(self, folder: Path) -> Path | None:
-        """Where the task of `folder` goes on: from its newest checkpoint, the given one if it is its own, or nowhere."""
-        if self.args.resume in (None, NEWEST):
-            whole = list_checkpoints(folder / "checkpoint") if self.args.resume else []
-            return whole[-1] if whole else None
-        given = Path(str(self.args.resume))
-        return given if given.resolve().parent == (folder / "checkpoint").resolve() else None
 
 
 # ------------------------------------------------------------------------------------------------------ one pair, one rate
@@ -285,7 +251,7 @@ def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[Path, str, Sum
     `task` is its folder, what it does in words, and how the model scored before.
     """
     args, accelerator, (folder, what, before) = job.args, job.accelerator, task
-    path, checkpoint = folder / "log.jsonl", job.checkpoint(folder)
+    path, checkpoint = folder / "log.jsonl", checkpoint_of(folder, args.resume)
     taken = read_checkpoint(accelerator, checkpoint) if checkpoint else 0
     if taken > work.plan.last_step:
         raise InputError(f"--resume: {checkpoint} has taken {taken} steps, more than this run would; raise --max-steps")

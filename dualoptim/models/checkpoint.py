@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator, DistributedType
 
 from dualoptim.atomic import write_json
+from dualoptim.config.args import NEWEST
 from dualoptim.errors import InputError
 
 
@@ -47,6 +48,15 @@ def _leaves_out_frozen(accelerator: Accelerator) -> bool:
 def list_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a task, the newest last."""
     return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def checkpoint_of(task: Path, resume: str | None) -> Path | None:
+    """Where a task goes on: from its newest checkpoint, from the one that `--resume` names if that is its own, or nowhere."""
+    if resume in (None, NEWEST):
+        whole = list_checkpoints(task / "checkpoint") if resume else []
+        return whole[-1] if whole else None
+    given = Path(str(resume))
+    return given if given.resolve().parent == (task / "checkpoint").resolve() else None
 
 
 def read_checkpoint(accelerator: Accelerator, path: Path) -> int:
