@@ -12,9 +12,9 @@ import yaml
 
 from dualoptim import EvalArgs, FinetuneArgs, InputError, UnlearnArgs, preset
 from dualoptim.config.args import load_yaml, parse, to_dict
+from dualoptim.config.presets import PRESETS, SCENARIOS
 from dualoptim.data.tofu import Tags
 from dualoptim.method.objectives import FORGET
-from dualoptim.config.presets import PRESETS, SCENARIOS
 from dualoptim.reporting.log import resolve, write_config
 
 ROOT = Path(__file__).resolve().parents[1]

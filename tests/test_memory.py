@@ -26,8 +26,8 @@ from dualoptim.memory_plan import (
     shape_of,
     state_bytes,
 )
-from dualoptim.models.load import start_accelerator
 from dualoptim.method.dual import decay_groups, measure_state
+from dualoptim.models.load import start_accelerator
 from dualoptim.unlearn import optimizer_of
 
 SHAPE = Shape(quantizable=800, other=200, frozen=100, layers=2, hidden=8, intermediate=16, vocabulary=50)

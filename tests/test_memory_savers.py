@@ -12,8 +12,8 @@ from test_resume import FOLDER, same_end, stop_and_resume
 from dualoptim import EvalArgs, InputError, UnlearnArgs, run
 from dualoptim.data import demo
 from dualoptim.evaluate import evaluate
-from dualoptim.models.load import load_policy, start_accelerator
 from dualoptim.method.dual import decay_groups, measure_state, set_phase
+from dualoptim.models.load import load_policy, start_accelerator
 from dualoptim.unlearn import optimizer_of
 
 BAND = 0.05

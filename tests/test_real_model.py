@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dualoptim import FinetuneArgs, UnlearnArgs, run
 from dualoptim.config.args import CommonArgs
 from dualoptim.data.tofu import Formatter, choose_template
-from dualoptim.finetune import finetune
 from dualoptim.evaluation.metrics import token_entropy
+from dualoptim.finetune import finetune
 
 
 def part_of_tofu(folder: Path, rows: dict[str, list[int]]) -> Path:

@@ -12,12 +12,12 @@ from test_distributed import arguments, difference, launch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from dualoptim import InputError, run
-from dualoptim.models import reference as reference_module
 from dualoptim.data.tofu import Example
 from dualoptim.method.objectives import FORGET, RETAIN
+from dualoptim.method.scores import Reference, score
+from dualoptim.models import reference as reference_module
 from dualoptim.models.load import Policy, load_policy, start_accelerator
 from dualoptim.models.reference import Frozen, Store, check_reference, text_key
-from dualoptim.method.scores import Reference, score
 
 PAIRS = ("NPO+KL", "DPO+GD", "UNDIAL+KLQ", "RMU+EMBED")
 # near the reference the gradient of KL and EMBED is all rounding, which Adam would turn into a share of the rate

@@ -19,8 +19,8 @@ from transformers import (
 
 from dualoptim.data.tofu import Example, pack, pad
 from dualoptim.method.objectives import FORGET, RETAIN
-from dualoptim.models.load import takes_packed_rows
 from dualoptim.method.scores import score
+from dualoptim.models.load import takes_packed_rows
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 97}
 MODELS = {

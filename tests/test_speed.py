@@ -6,14 +6,13 @@ import pytest
 import torch
 from test_scores import MODELS, examples
 
-from dualoptim.method import loop
-from dualoptim.models import load as modeling
 from dualoptim import run
-from dualoptim.method import scores
-from dualoptim.models.packing import BLOCKWISE, diagonal_blocks
 from dualoptim.data.tofu import Example, pack
-from dualoptim.models.load import takes_packed_rows
+from dualoptim.method import loop, scores
 from dualoptim.method.scores import score
+from dualoptim.models import load as modeling
+from dualoptim.models.load import takes_packed_rows
+from dualoptim.models.packing import BLOCKWISE, diagonal_blocks
 
 PAIRS = ("ME+GD", "IDK+AP", "NPO+KL", "DPO+GD", "UNDIAL+KLQ", "CE-U+GD", "PDU+GD")
 

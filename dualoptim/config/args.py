@@ -9,13 +9,12 @@ from typing import Annotated, Literal
 
 from dualoptim.config.checks import check
 from dualoptim.config.flags import Flag
+from dualoptim.config.optimizers import OPTIMIZERS
 
 DEMO = "demo"
 NEWEST = "newest"
 HUB_DATA = "locuslab/TOFU"
-
-Optim = Literal["dual-adamw", "dual-adamw-plus", "adamw-alternate", "adamw"]
-"""The names in `config.optimizers.OPTIMIZERS`."""
+SPLITS = ("forget01", "forget05", "forget10", "forget")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class CommonArgs:
 class MeasureArgs(CommonArgs):
     """What every command that evaluates needs on top."""
 
-    split: Annotated[str, Flag("data", shown=True)] = "forget05"
+    split: Annotated[str, Flag("data", among=SPLITS, shown=True)] = "forget05"
     """Size of the forget tasks: forget01 (40 rows a task in TOFU), forget05 (200) or forget10 (400); or `forget` for data in
     the layout of the published real-world scenario, with neighbor.json as what is kept."""
     forget_file: Annotated[str | None, Flag("data", path=True, shown=True)] = None
@@ -183,7 +182,7 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     task_list: Annotated[tuple[int, ...], Flag("data", at_least=0, shown=True)] = (1,)
     """Forget tasks, unlearned one after another, each from the weights the last one left. For data in the layout of
     locuslab/TOFU, task 0 is the hub's own forget set and 1 to 10 are the published cuts of its full set."""
-    optim: Annotated[Optim, Flag("optimizer", shown=True)] = "dual-adamw"
+    optim: Annotated[str, Flag("optimizer", among=OPTIMIZERS, shown=True)] = "dual-adamw"
     """dual-adamw: one optimizer state per phase (DualOptim). dual-adamw-plus: a base state that the phases share, and how each
     differs from it (DualOptim+). adamw-alternate: the same phases over one shared state. adamw: both losses in every step, one
     state."""

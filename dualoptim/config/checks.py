@@ -20,7 +20,6 @@ from dualoptim.method.objectives import FORGET, RETAIN, flags_of, split_objectiv
 if TYPE_CHECKING:
     from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs, MeasureArgs, SweepArgs, TrainArgs, UnlearnArgs
 
-SPLITS = ("forget01", "forget05", "forget10", "forget")
 TRACKERS = ("wandb", "tensorboard", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio")
 
 
@@ -46,8 +45,6 @@ def _common(args: CommonArgs) -> Iterator[str]:
 
 
 def _measure(args: MeasureArgs) -> Iterator[str]:
-    if args.split not in SPLITS:
-        yield f"--split {args.split!r} is unknown; choose from {', '.join(SPLITS)}"
     if args.retain_file is not None and args.forget_file is None:
         yield f"--retain-file {args.retain_file} needs --forget-file, the rows to forget"
     if args.forget_file is not None and args.data is not None:

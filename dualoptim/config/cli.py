@@ -77,7 +77,8 @@ def _form(kind: type, default: Any, first: type) -> type:
     hints, texts = get_type_hints(kind), helps(kind)
     groups: dict[str, list[Any]] = {}
     for name, flag in flags(kind).items():
-        hint: Any = Annotated[(hints[name], tyro.conf.arg(help=texts[name]))]
+        names = f"{{{','.join(flag.among)}}}" if flag.among else None
+        hint: Any = Annotated[(hints[name], tyro.conf.arg(help=texts[name], metavar=names))]
         groups.setdefault(flag.group, []).append((name, hint, dataclasses.field(default=getattr(default, name))))
     parts: list[Any] = [("defaults", first, dataclasses.field(default_factory=first))]
     for title, entries in groups.items():

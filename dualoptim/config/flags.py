@@ -10,6 +10,7 @@ import ast
 import inspect
 import math
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
@@ -34,6 +35,7 @@ class Flag:
     above: float = -math.inf
     at_most: float = math.inf
     below: float = math.inf
+    among: Collection[str] = ()  # the names that it takes, if they stand in a table
     path: bool = False  # the value may name a place on this machine
     shown: bool = False  # a reader of results asks for it first
 
@@ -97,13 +99,15 @@ def default_of(kind: Any, name: str) -> Any:
 
 
 def check_bounds(args: Any) -> None:
-    """Make sure that every number is within the bounds of its flag.
+    """Make sure that every number is within the bounds of its flag, and every name one that it takes.
 
     Raises:
         InputError: naming the first that is not.
     """
     for name, flag in flags(type(args)).items():
         value = getattr(args, name)
+        if flag.among and value not in flag.among:
+            raise InputError(f"{flag_name(name)} {value!r} is unknown; choose from {', '.join(flag.among)}")
         if not flag.has_bounds or value is None:
             continue
         for number in value if isinstance(value, tuple) else (value,):

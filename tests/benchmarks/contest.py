@@ -147,10 +147,10 @@ def limit(args: Any, turn: Turn) -> None:
 
 def ours(args: Any, turn: Turn, launched: float) -> None:
     """`run(args)`, held after each step. The first step also says what the seconds before it went into."""
-    from dualoptim.reporting import log as tracking
     from dualoptim import unlearn as train
     from dualoptim.data.tofu import Formatter
     from dualoptim.models.reference import Frozen
+    from dualoptim.reporting import log as tracking
 
     spent = {"imports": time.time() - launched}
 

@@ -25,8 +25,8 @@ from evaluation import evaluation
 
 from dualoptim import UnlearnArgs
 from dualoptim.data.tofu import Source
-from dualoptim.models.load import load_policy, start_accelerator
 from dualoptim.method.dual import decay_groups, measure_state
+from dualoptim.models.load import load_policy, start_accelerator
 from dualoptim.unlearn import optimizer_of
 
 
