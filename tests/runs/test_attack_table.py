@@ -86,7 +86,9 @@ def test_on_smollm2(gguf, shared, tmp_path):
     models = {}
     for name, tasks in (("target", ()), ("retain_only", (2,))):
         splits = ("forget01", "retain90")
-        args = FinetuneArgs(model=str(gguf), data=str(data), splits=splits, tasks=tasks, output_dir=str(tmp_path / name), **teaching)
+        args = FinetuneArgs(
+            model=str(gguf), data=str(data), splits=splits, tasks=tasks, output_dir=str(tmp_path / name), **teaching
+        )
         models[name] = str(finetune(args).model)
     unlearning = {
         "model": models["target"],
