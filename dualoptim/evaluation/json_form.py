@@ -34,17 +34,17 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
     if is_dataclass(kind):
         return _object(kind, value, where)
     if get_origin(kind) is Sequence:
-        return [from_json(get_args(kind)[0], part, f"{where}[{n}]") for n, part in enumerate(_a(list, value, where))]
+        return [from_json(get_args(kind)[0], part, f"{where}[{n}]") for n, part in enumerate(_checked(list, value, where))]
     if get_origin(kind) is not None:  # a mapping of texts
         part_kind = get_args(kind)[1]
-        return {key: from_json(part_kind, part, f"{where}.{key}") for key, part in _a(dict, value, where).items()}
-    return _a(kind, value, where)
+        return {key: from_json(part_kind, part, f"{where}.{key}") for key, part in _checked(dict, value, where).items()}
+    return _checked(kind, value, where)
 
 
 _NAMES = {dict: "an object", list: "a list", str: "a text", float: "a number", int: "a whole number"}
 
 
-def _a(kind: type, value: Any, where: str) -> Any:
+def _checked(kind: type, value: Any, where: str) -> Any:
     """Return a value if it is of this kind; whole numbers are numbers as well."""
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise ValueError(f"{where.lstrip('.') or 'the whole'} is not {_NAMES[kind]}")
@@ -52,7 +52,7 @@ def _a(kind: type, value: Any, where: str) -> Any:
 
 
 def _object(kind: Any, value: Any, where: str) -> Any:
-    found, hints = _a(dict, value, where), _hints(kind)
+    found, hints = _checked(dict, value, where), _hints(kind)
     given = {}
     for field in fields(kind):
         if _key(field) in found:
