@@ -80,7 +80,7 @@ def helps(kind: Any) -> dict[str, str]:
     """The text under each field, in one line: what `--help` and the table of flags say."""
     found: dict[str, str] = {}
     for one in reversed(kind.__mro__):
-        if hasattr(one, "__annotations__") and one.__module__ == kind.__module__:
+        if "__dataclass_fields__" in vars(one):
             (body,) = ast.parse(inspect.cleandoc(inspect.getsource(one))).body
             for name, text in zip(body.body, body.body[1:], strict=False):  # type: ignore[attr-defined]
                 if isinstance(name, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
