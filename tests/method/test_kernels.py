@@ -1,157 +1,11 @@
-"""What makes a step cheaper must not move its numbers: losses with and without each, from the same seed."""
-
-import dataclasses
+"""Operations written out by hand: their values and gradients are those of torch's own."""
 
 import pytest
 import torch
-from test_scores import MODELS, examples
+from support import plain_statistics, plain_targets
 
-from dualoptim.method import loop
-from dualoptim.models import load as modeling
-from dualoptim import run
-from dualoptim.method import scores
-from dualoptim.models.packing import BLOCKWISE, diagonal_blocks
-from dualoptim.data.tofu import Example, pack
-from dualoptim.models.load import takes_packed_rows
-from dualoptim.method.scores import score
-
-PAIRS = ("ME+GD", "IDK+AP", "NPO+KL", "DPO+GD", "UNDIAL+KLQ", "CE-U+GD", "PDU+GD")
-
-
-def plain_statistics(logits, labels, column):
-    logits = logits[column]
-    logsumexp = logits.logsumexp(-1)
-    log_prob = logits.gather(-1, labels[:, None])[:, 0] - logsumexp
-    return log_prob, logsumexp, logits.mean(-1), logits.argmax(-1) == labels
-
-
-def plain_targets(logits, targets, divergence):
-    q = targets(slice(None)).softmax(-1)
-    cross_entropy = torch.nn.functional.cross_entropy(logits, q, reduction="none")
-    return cross_entropy - torch.special.entr(q).sum(-1) if divergence else cross_entropy
-
-
-def without(name, monkeypatch):
-    """Switch one of them off; the changes to the arguments that this takes."""
-    if name == "shared questions":
-        monkeypatch.setattr(modeling, "_sees_all", lambda *_: False)
-    elif name == "statistics with one gradient tensor":
-        monkeypatch.setattr(scores._Statistics, "apply", plain_statistics)
-    elif name == "targets some rows at a time":
-        monkeypatch.setattr(scores._AgainstTargets, "apply", plain_targets)
-    elif name == "sparse gradient of tied embeddings":
-        monkeypatch.setattr(loop, "is_sharded", lambda _: True)
-    return {"attn_implementation": "sdpa"} if name == "attention block by block" else {}
-
-
-@pytest.fixture(scope="module")
-def fast(taught, tmp_path_factory):
-    return run(arguments(taught, tmp_path_factory.mktemp("fast"))).tasks
-
-
-def arguments(taught, folder, **changes):
-    from dualoptim import UnlearnArgs
-
-    common = {"model": str(taught), "data": "demo", "learning_rates": (1e-4,), "retain_freq": 1, "max_steps": 6, "eval": False}
-    return UnlearnArgs(**common, forget_losses=PAIRS, output_dir=str(folder), **changes)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "attention block by block",
-        "shared questions",
-        "statistics with one gradient tensor",
-        "targets some rows at a time",
-        "sparse gradient of tied embeddings",
-    ],
-)
-def test_the_losses_are_the_same_without(name, fast, taught, tmp_path, monkeypatch):
-    slow = run(arguments(taught, tmp_path, **without(name, monkeypatch))).tasks
-    for one, other in zip(fast, slow, strict=True):
-        for record, expected in zip(one.log, other.log, strict=True):
-            place = f"{one.losses}, step {record['step']}"
-            assert record["loss"] == pytest.approx(expected["loss"], rel=1e-5, abs=1e-5), place
-            assert (record["count"], record["tokens"]) == (expected["count"], expected["tokens"]), place
-
-
-def answers(shared, lengths, seed=0, alike=0):
-    """Texts with `shared` tokens in common, and answers of these lengths, whose first `alike` tokens agree as well."""
-    generator = torch.Generator().manual_seed(seed)
-    question = torch.randint(97, (shared + alike,), generator=generator).tolist()
-    return [Example([*question, n, *torch.randint(97, (n - 1,), generator=generator).tolist()], shared) for n in lengths]
-
-
-@pytest.mark.parametrize("name", list(MODELS))
-@pytest.mark.parametrize("attention", ["sdpa", BLOCKWISE])
-def test_shared_questions_change_no_score_and_no_gradient(name, attention):
-    torch.manual_seed(0)
-    model = MODELS[name]()
-    model.set_attn_implementation(attention)
-    assert takes_packed_rows(model, share=True)
-    alike = sorted(answers(6, (2, 3, 5), seed=2, alike=4) + answers(6, (4,), seed=2), key=lambda text: text.ids)
-    texts = [*answers(5, (3, 1, 4)), *examples(2), *answers(4, (2, 6), seed=1), *alike, alike[-1]]
-    found = []
-    for share in (False, True):
-        model.zero_grad()
-        batch = pack(texts, share)
-        result = score(model, batch, layer=0)
-        (result.log_prob.sum() + result.hidden.square().sum()).backward()
-        gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-        found.append((batch, result.log_prob.detach(), result.hidden.detach(), gradient))
-    (long, *expected), (short, *values) = found
-    same = len({tuple(text.ids[:n]) for text in alike for n in range(1, len(text.ids) + 1)})  # the nodes of their tree
-    assert long.input_ids.shape[1] - short.input_ids.shape[1] == 5 + 5 + 4 + sum(len(t.ids) for t in [*alike, alike[-1]]) - same
-    assert len(short.keep) < len(short.labels) == len(long.keep)
-    assert long.num_tokens == short.num_tokens
-    assert torch.equal(long.labels, short.labels)
-    assert torch.equal(short.input_ids[0, short.position], short.labels)
-    for value, other in zip(values, expected, strict=True):
-        assert torch.allclose(value, other, atol=1e-4, rtol=1e-5)
-
-
-def test_texts_that_share_nothing_have_no_mask():
-    assert pack(examples(3), share=True).attention_mask is None
-    first, second = answers(4, (2, 2))
-    other_start = Example(second.ids, 3)
-    assert pack([first, other_start], share=True).attention_mask is None
-    other_question = Example([*first.ids[:3], first.ids[3] + 1, *first.ids[4:]], 4)
-    assert pack([first, other_question], share=True).attention_mask is None
-    assert pack([first, second]).attention_mask is None
-    whole_texts = [Example(text.ids, 1) for text in (first, second)]  # the question scored as well, as KLQ does
-    assert pack(whole_texts, share=True).attention_mask is None
-
-
-def test_a_model_that_adds_its_mask_shares_nothing():
-    """Eager attention adds what sdpa takes as true and false."""
-    torch.manual_seed(0)
-    model = MODELS["llama"]()
-    model.set_attn_implementation("eager")
-    assert takes_packed_rows(model)
-    assert not takes_packed_rows(model, share=True)
-
-
-def test_a_window_shorter_than_a_text_forbids_sharing():
-    model = MODELS["qwen2"]()
-    assert modeling._sees_all(model, 500)
-    model.config.sliding_window = 100
-    assert not modeling._sees_all(model, 500)
-    assert modeling._sees_all(model, 100)
-
-
-def test_diagonal_blocks_hold_all_that_a_mask_allows():
-    texts = [*answers(5, (3, 1)), *examples(2)]
-    mask = pack(texts, share=True).attention_mask
-    blocks = diagonal_blocks(mask)
-    assert [length for length, _ in blocks] == [5 + 3 + 1, *(len(text.ids) for text in texts[2:])]
-    (_, shared), *others = blocks
-    assert all(own is None for _, own in others)
-    assert int(shared.sum()) + sum(length * (length + 1) // 2 for length, _ in others) == int(mask.sum())
-    assert diagonal_blocks(mask) is blocks
-    window = torch.tril(torch.ones(6, 6)) - torch.tril(torch.ones(6, 6), -2)  # each sees itself and the one before
-    assert len(diagonal_blocks(window.bool()[None, None])) == 1
-    assert diagonal_blocks(mask.float()) == []
-    assert diagonal_blocks(mask.expand(2, -1, -1, -1)) == []
+from dualoptim.method import kernels
+from dualoptim.method.kernels import AgainstTargets, Statistics, pieces, widened
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -163,7 +17,7 @@ def test_the_gradient_of_the_statistics_is_autograds(dtype):
     factors = torch.randn(3, 73)
     gradients = []
     for statistics in (
-        scores._Statistics.apply,
+        Statistics.apply,
         lambda z, *places: plain_statistics(z.float() if dtype == torch.bfloat16 else z, *places),
     ):
         z = logits.clone().requires_grad_()
@@ -178,16 +32,16 @@ def test_the_gradient_of_the_statistics_is_autograds(dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("divergence", [True, False])
 def test_the_gradient_against_targets_is_autograds(dtype, divergence, monkeypatch):
-    monkeypatch.setattr(scores._AgainstTargets, "rows", 8)
+    monkeypatch.setattr(AgainstTargets, "rows", 8)
     torch.manual_seed(0)
     logits = torch.randn(21, 33, dtype=dtype)
     wanted = torch.randn(21, 33, dtype=torch.float32 if dtype == torch.bfloat16 else dtype)
     wanted[:, 5] = -torch.inf  # as CE-U rules out the label
     factors = torch.randn(21)
     found = []
-    for function in (scores._AgainstTargets.apply, plain_targets):
+    for function in (AgainstTargets.apply, plain_targets):
         z = logits.clone().requires_grad_()
-        values = function(z if function is not plain_targets else scores.widened(z), wanted.__getitem__, divergence)
+        values = function(z if function is not plain_targets else widened(z), wanted.__getitem__, divergence)
         (factors * values).sum().backward()
         found.append((values.detach(), z.grad))
     for one, other in zip(*found, strict=True):
@@ -201,7 +55,7 @@ def test_16_bit_gradients_against_targets_take_their_factor_in_32(dtype, factor)
     torch.manual_seed(0)
     logits = torch.randn(4, 50_000).to(dtype).requires_grad_()
     targets = torch.randn(4, 50_000)
-    (factor * scores._AgainstTargets.apply(logits, targets.__getitem__, True)).sum().backward()
+    (factor * AgainstTargets.apply(logits, targets.__getitem__, True)).sum().backward()
     expected = factor * (logits.detach().float().softmax(-1) - targets.softmax(-1))
     found = logits.grad.float()
     assert logits.grad.dtype == dtype
@@ -212,11 +66,40 @@ def test_16_bit_gradients_against_targets_take_their_factor_in_32(dtype, factor)
     assert ((found - expected).abs()[small] / expected.abs()[small]).mean() < (2e-3 if dtype == torch.float16 else 5e-3)
 
 
-def test_plain_sdpa_stays_a_choice(small_args, tmp_path):
-    for choice, expected in (("auto", BLOCKWISE), ("sdpa", "sdpa")):
-        args = dataclasses.replace(small_args, attn_implementation=choice)
-        policy = modeling.load_policy(args, modeling.start_accelerator(args))
-        assert policy.model.config._attn_implementation == expected
-        assert policy.shares
-        policy.model.save_pretrained(tmp_path / choice)
-        assert BLOCKWISE not in (tmp_path / choice / "config.json").read_text()
+def test_pieces_are_views_that_cover_a_parameter_and_its_state(monkeypatch):
+    """In the order of its values; scales go with their blocks, counters and tables with all of them."""
+    monkeypatch.setattr(kernels, "PIECE", 2 * kernels.BLOCK)
+    weight = torch.nn.Parameter(torch.arange(5 * 256 + 7.0).reshape(-1, 3))
+    weight.grad = -weight.detach()
+    state = {"m": weight.detach() * 2, "m_scale": torch.arange(6), "absmax1": torch.arange(6), "qmap1": "table", "step": 4}
+    found = list(pieces(weight, state))
+    assert [len(piece) for piece, _, _ in found] == [512, 512, 263]
+    for piece, gradient, own in found:
+        assert torch.equal(gradient, -piece)
+        assert torch.equal(own["m"], piece * 2)
+        assert (own["qmap1"], own["step"]) == ("table", 4)
+    assert [own["m_scale"].tolist() for _, _, own in found] == [own["absmax1"].tolist() for _, _, own in found] == [
+        [0, 1], [2, 3], [4, 5],
+    ]  # fmt: skip
+    for piece, _, own in found:
+        piece.zero_()
+        own["m"].zero_()
+    assert not weight.any()
+    assert not state["m"].any()
+
+
+def test_a_small_or_divided_parameter_is_one_piece(monkeypatch):
+    weight = torch.nn.Parameter(torch.ones(4, 6))
+    weight.grad = torch.ones(4, 6)
+    state = {"m": torch.zeros(4, 6)}
+    ((piece, gradient, own),) = pieces(weight, state)
+    assert (piece is weight, gradient is weight.grad, own is state) == (True, True, True)
+    monkeypatch.setattr(kernels, "PIECE", 5)
+    turned = torch.nn.Parameter(torch.ones(4, 6).t())
+    turned.grad = torch.ones(6, 4)
+    assert len(list(pieces(turned, state))) == 1  # its values do not lie in their order
+
+
+def test_only_half_precision_is_widened():
+    for dtype, wider in ((torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        assert widened(torch.ones(2, dtype=dtype)).dtype == wider
