@@ -20,12 +20,11 @@ from transformers.pytorch_utils import Conv1D
 
 from dualoptim.atomic import write_json_lines
 from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs
-from dualoptim.data.own import OwnFiles
+from dualoptim.data.own import Source
 from dualoptim.data.prompts import Formatter
-from dualoptim.data.readers import read_own
+from dualoptim.data.readers import Columns, read_own
 from dualoptim.data.rows import Row
 from dualoptim.data.stream import seeded
-from dualoptim.data.tofu import Source
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.evaluation.generation import continuation, sample
 from dualoptim.evaluation.judges import Judges
@@ -71,7 +70,7 @@ class Target:
         return measure(ScoringPass(loaded, self.args, self.judges), self.sets if sets is None else sets, self.folder / part)
 
 
-def check_attacks(args: EvalArgs, accelerator: Accelerator, source: Source | OwnFiles) -> None:
+def check_attacks(args: EvalArgs, accelerator: Accelerator, source: Source) -> None:
     """Make sure that the attacks asked for can run, before anything is written.
 
     Raises:
@@ -200,7 +199,7 @@ def _rounded(weight: Tensor, bits: int, block: int) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------- relearning
 
 
-def make_lesson(args: EvalArgs, source: Source | OwnFiles, formatter: Formatter) -> Lesson | None:
+def make_lesson(args: EvalArgs, source: Source, formatter: Formatter) -> Lesson | None:
     """Choose the rows that relearning teaches, cut to what the model takes; None without relearning.
 
     Raises:
@@ -214,7 +213,7 @@ def make_lesson(args: EvalArgs, source: Source | OwnFiles, formatter: Formatter)
     return replace(lesson, rows=rows)
 
 
-def _rows_to_relearn(args: EvalArgs, source: Source | OwnFiles) -> Lesson:
+def _rows_to_relearn(args: EvalArgs, source: Source) -> Lesson:
     """Find the rows of `--relearn-rows`."""
     if args.relearn_rows == "forget":
         rows = source.task_rows(args.split, args.task)
@@ -229,7 +228,7 @@ def _rows_to_relearn(args: EvalArgs, source: Source | OwnFiles) -> Lesson:
     path = Path(args.relearn_rows).expanduser()
     if not path.is_file():
         raise InputError(f"--relearn-rows {args.relearn_rows}: no such file; give forget, retain or a file of rows")
-    rows = read_own(path, args.question_column, args.answer_column, args.text_column)
+    rows = read_own(path, Columns.of(args))
     return Lesson(rows, f"the {len(rows)} rows of {args.relearn_rows}")
 
 

@@ -9,16 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from dualoptim.attack import ATTACKED_SETS, Target, attack_answers, attack_weights, check_attacks, make_lesson
 from dualoptim.config.args import DEMO, EvalArgs, MeasureArgs
-from dualoptim.config.flags import flags
-from dualoptim.data.own import OwnFiles, open_source
+from dualoptim.config.saved import difference, write_config
+from dualoptim.data.own import OwnFiles, Source, open_source
 from dualoptim.data.rows import HOLDOUT, Row
-from dualoptim.data.tofu import Source
 from dualoptim.errors import InputError
 from dualoptim.evaluation.judges import Judges, load_judges
 from dualoptim.evaluation.lm_harness import check_general_ability, general_ability
@@ -31,8 +29,7 @@ from dualoptim.evaluation.summary import Attacks, Summary
 from dualoptim.models.launch import claim, output_folder, say, start_accelerator
 from dualoptim.models.load import load_config, load_model
 from dualoptim.models.loaded import LoadedModel, weights_hash
-from dualoptim.reporting.log import resolve, write_config
-from dualoptim.reporting.tables import evaluation_tables
+from dualoptim.reporting.console import evaluation_tables
 
 SetsAndSkipped = tuple[Mapping[str, list[Row]], Mapping[str, str]]
 """The rows of evaluation sets, and why others are missing, as a source of rows gives them."""
@@ -98,7 +95,7 @@ def evaluate(args: EvalArgs) -> Summary:
     sets, skipped = source.evaluation_sets(args.split, args.task)
     loaded.formatter.check(row for rows in sets.values() for row in rows)
     lesson = make_lesson(args, source, loaded.formatter)
-    config = resolve(args, loaded)
+    config = loaded.resolved(args)
     if args.overwrite or not _was_interrupted(folder, config, accelerator):
         claim(args, accelerator, [folder])
     if accelerator.is_main_process:
@@ -137,7 +134,7 @@ def evaluate(args: EvalArgs) -> Summary:
     return summary
 
 
-def _check(args: EvalArgs, source: Source | OwnFiles, accelerator: Accelerator) -> None:
+def _check(args: EvalArgs, source: Source, accelerator: Accelerator) -> None:
     """Refuse what the data, the launch or the models named cannot serve, before anything is written.
 
     Raises:
@@ -161,9 +158,7 @@ def _was_interrupted(folder: Path, config: Mapping[str, Any], accelerator: Accel
     """Tell whether an evaluation with this configuration began in `folder` and did not end; the same on all processes."""
     same = False
     if accelerator.is_main_process and (folder / "config.yaml").is_file() and not (folder / "summary.json").is_file():
-        earlier = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        free = {name for name, flag in flags(EvalArgs).items() if flag.changes in ("speed", "nothing")}
-        same = all(earlier.get(name) == value for name, value in config.items() if name not in free)
+        same = difference(folder / "config.yaml", config, EvalArgs, may_change=("speed", "nothing")) is None
     return broadcast_object_list([same])[0]
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from dualoptim.config.args import FinetuneArgs
 from dualoptim.config.cli import main
 from dualoptim.config.saved import write_config
-from dualoptim.data.tofu import tofu_source
 from dualoptim.data.rows import Row
 from dualoptim.data.stream import ExampleBuilder, Stream
+from dualoptim.data.tofu import tofu_source
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.method.adamw import adamw
 from dualoptim.method.loop import Phase, Term, steps
@@ -27,6 +27,7 @@ from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel, MicroBatches
 from dualoptim.reporting.card import model_card
 from dualoptim.reporting.log import StepLog, trackers
+
 
 @dataclass(frozen=True)
 class FinetuneResult:

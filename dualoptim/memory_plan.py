@@ -133,7 +133,9 @@ def plan(args: UnlearnArgs, accelerator: Accelerator) -> MemoryPlan:
     return MemoryPlan(
         device=device,
         host=host,
-        optimizer_by_bits={bits: rounded_up(size, division.processes if division.deepspeed else 1) for bits, size in optimizer.items()},
+        optimizer_by_bits={
+            bits: rounded_up(size, division.processes if division.deepspeed else 1) for bits, size in optimizer.items()
+        },
         whole=4 * shape.total,
         capacity=torch.cuda.get_device_properties(accelerator.device).total_memory if on_cuda else share,
         host_capacity=share,

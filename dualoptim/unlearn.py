@@ -279,9 +279,7 @@ def unlearn_tasks(job: Job, loaded: LoadedModel, known: TaskResult | None) -> It
         yield TaskResult(losses, rate, task, folder, model, log, before, after)
 
 
-def _train(
-    job: Job, loaded: LoadedModel, work: Work, task: tuple[Path, str, Summary | None]
-) -> list[dict[str, Any]]:
+def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[Path, str, Summary | None]) -> list[dict[str, Any]]:
     """Unlearn one task in place, from where an earlier run stopped, and save the model; the records of its steps.
 
     `task` is its folder, what it does in words, and how the model scored before.

@@ -14,6 +14,9 @@ DEMO = "demo"
 NEWEST = "newest"
 HUB_DATA = "locuslab/TOFU"
 
+Optim = Literal["dual-adamw", "dual-adamw-plus", "adamw-alternate", "adamw"]
+"""The names in `config.optimizers.OPTIMIZERS`."""
+
 
 @dataclass(frozen=True)
 class CommonArgs:
@@ -180,7 +183,7 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     task_list: Annotated[tuple[int, ...], Flag("data", at_least=0, shown=True)] = (1,)
     """Forget tasks, unlearned one after another, each from the weights the last one left. For data in the layout of
     locuslab/TOFU, task 0 is the hub's own forget set and 1 to 10 are the published cuts of its full set."""
-    optim: Annotated[Literal["dual-adamw", "dual-adamw-plus", "adamw-alternate", "adamw"], Flag("optimizer", shown=True)] = "dual-adamw"
+    optim: Annotated[Optim, Flag("optimizer", shown=True)] = "dual-adamw"
     """dual-adamw: one optimizer state per phase (DualOptim). dual-adamw-plus: a base state that the phases share, and how each
     differs from it (DualOptim+). adamw-alternate: the same phases over one shared state. adamw: both losses in every step, one
     state."""
@@ -327,5 +330,3 @@ class EvalArgs(MeasureArgs):
     def reads_own_files(self) -> bool:
         """The same, with the rows of relearning."""
         return super().reads_own_files or self.relearn_rows not in ("forget", "retain")
-
-

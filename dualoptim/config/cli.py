@@ -11,7 +11,7 @@ import tyro
 
 from dualoptim.config.args import NEWEST, CommonArgs, UnlearnArgs
 from dualoptim.config.flags import flags, helps
-from dualoptim.config.presets import PRESETS, listing, published
+from dualoptim.config.presets import listing, published
 from dualoptim.config.saved import load_yaml
 from dualoptim.errors import InputError, NonFiniteError
 
@@ -103,8 +103,7 @@ def main(kind: type[T], action: Callable[[T], object], argv: Sequence[str] | Non
 
 def _leave_process_group() -> None:
     """End a launch cleanly: a process that leaves while others still talk to it aborts them now and then."""
-    from accelerate import PartialState
-
-    if PartialState._shared_state:
-        PartialState().wait_for_everyone()
-        PartialState().destroy_process_group()
+    accelerate = sys.modules.get("accelerate")  # a command that has not imported it has no processes to leave
+    if accelerate and accelerate.PartialState._shared_state:
+        accelerate.PartialState().wait_for_everyone()
+        accelerate.PartialState().destroy_process_group()

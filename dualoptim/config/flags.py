@@ -10,7 +10,7 @@ import ast
 import inspect
 import math
 import typing
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
 
@@ -58,9 +58,13 @@ class Flag:
         return f"{numbers} above {self.above:g}" if above else f"{self.at_least:g} or more"
 
 
-@cache
-def flags(kind: type) -> dict[str, Flag]:
+def flags(kind: Any) -> dict[str, Flag]:
     """The flags of a command by their field names, group by group, within a group in the order of their fields."""
+    return _flags(kind)
+
+
+@cache
+def _flags(kind: Any) -> dict[str, Flag]:
     hints = typing.get_type_hints(kind, include_extras=True)
     found = {field.name: _flag_of(hints[field.name]) for field in fields(kind)}
     return dict(sorted(found.items(), key=lambda item: GROUPS.index(item[1].group)))
@@ -70,8 +74,7 @@ def _flag_of(hint: Any) -> Flag:
     return next(mark for mark in hint.__metadata__ if isinstance(mark, Flag))
 
 
-@cache
-def helps(kind: type) -> dict[str, str]:
+def helps(kind: Any) -> dict[str, str]:
     """The text under each field, in one line: what `--help` and the table of flags say."""
     found: dict[str, str] = {}
     for one in reversed(kind.__mro__):
@@ -88,14 +91,9 @@ def flag_name(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def default_of(kind: type, name: str) -> Any:
+def default_of(kind: Any, name: str) -> Any:
     """The default of a field."""
-    return _fields(kind)[name].default
-
-
-@cache
-def _fields(kind: type) -> dict[str, "Field[Any]"]:
-    return {field.name: field for field in fields(kind)}
+    return next(field.default for field in fields(kind) if field.name == name)
 
 
 def check_bounds(args: Any) -> None:
@@ -104,8 +102,7 @@ def check_bounds(args: Any) -> None:
     Raises:
         InputError: naming the first that is not.
     """
-    kind: type = type(args)
-    for name, flag in flags(kind).items():
+    for name, flag in flags(type(args)).items():
         value = getattr(args, name)
         if not flag.has_bounds or value is None:
             continue

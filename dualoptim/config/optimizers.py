@@ -191,7 +191,10 @@ _ALTERNATE = "forget steps and retain steps alternate"
 
 OPTIMIZERS: dict[str, Kind] = {
     "dual-adamw": Kind(
-        f"{_ALTERNATE}, each with an optimizer state of its own (arXiv 2504.15827)", _two_banks, _moments_of_two, _CYCLE | _BANKS
+        f"{_ALTERNATE}, each with an optimizer state of its own (arXiv 2504.15827)",
+        _two_banks,
+        _moments_of_two,
+        _CYCLE | _BANKS,
     ),
     "dual-adamw-plus": Kind(
         f"{_ALTERNATE}, with a state that they share and each one's difference from it (arXiv 2605.21539)",

@@ -11,9 +11,7 @@ from dualoptim.config.optimizers import kind_of
 from dualoptim.method.objectives import FORGET, RETAIN, flags_of, split_objectives
 
 
-def single_runs(
-    args: UnlearnArgs, forget_lrs: Sequence[float] = (), seeds: Sequence[int] = ()
-) -> Iterator[UnlearnArgs]:
+def single_runs(args: UnlearnArgs, forget_lrs: Sequence[float] = (), seeds: Sequence[int] = ()) -> Iterator[UnlearnArgs]:
     """The arguments of every run, each with one pair of objectives and one rate, and without constants of other pairs."""
     lists = (args.forget_losses, args.rates, forget_lrs or (args.forget_lr,), seeds or (args.seed,))
     for pair, rate, forget_lr, seed in itertools.product(*lists):

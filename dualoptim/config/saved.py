@@ -125,6 +125,4 @@ def check_same(path: Path, resolved: Mapping[str, Any], kind: type) -> None:
     """
     if found := difference(path, resolved, kind, may_change=("speed", "measures", "nothing")):
         name, before = found
-        raise InputError(
-            f"--resume: {flag_name(name)} was {before} in {path} and is {resolved[name]}; give the same value"
-        )
+        raise InputError(f"--resume: {flag_name(name)} was {before} in {path} and is {resolved[name]}; give the same value")

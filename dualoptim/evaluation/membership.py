@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dualoptim.data.prompts import Example
-from dualoptim.method.scores import TokenScores, score, standardized
+from dualoptim.method.kernels import widened
+from dualoptim.method.scores import TokenScores, score
 from dualoptim.models.loaded import LoadedModel
 
 Values = TypeVar("Values", Tensor, list[bool])
@@ -76,3 +77,21 @@ def gradient_norms(loaded: LoadedModel, examples: Iterable[Example]) -> Iterator
         gradients = [p.grad for p in loaded.model.parameters() if p.grad is not None]
         yield float(torch.stack([gradient.norm() for gradient in gradients]).mean())
         loaded.model.zero_grad()
+
+
+def standardized(scores: TokenScores, which: Tensor) -> Tensor:
+    """Log-probabilities of the labels of the tokens `which` (a mask [N]), in standard deviations from their mean.
+
+    Mean and deviation are those of log p over the vocabulary under p itself: Min-K%++ (arXiv 2404.02936, equation 3), with the
+    variance no smaller than 1e-6 as OpenUnlearning has it.
+    """
+    parts = []
+    for column, logsumexp, log_prob in zip(
+        *(values[which].split(256) for values in (scores.column, scores.logsumexp, scores.log_prob)), strict=True
+    ):
+        log_p = widened(scores.raw_logits[column]) - logsumexp[:, None]
+        p = log_p.exp()
+        mean = (p * log_p).sum(-1)
+        variance = (p * (log_p - mean[:, None]).square()).sum(-1)  # a difference of squares would lose digits
+        parts.append((log_prob - mean) / variance.clamp(min=1e-6).sqrt())
+    return torch.cat(parts)

@@ -32,5 +32,3 @@ def decay_groups(model: torch.nn.Module, weight_decay: float, bits: int = 32, qu
         {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "decayed": decayed, "bits": own_bits}
         for (decayed, own_bits), parameters in sorted(groups.items(), key=lambda item: (not item[0][0], item[0][1]))
     ]
-
-

@@ -88,7 +88,8 @@ def take_step(engine: Engine, phase: Phase, index: int, place: str) -> dict[str,
         sums[names.index(name)] += total.detach()
 
     # ---- check, clip, update
-    losses = dict(zip(names, [float(s) / counts[n] for n, s in zip(names, accelerator.reduce(sums, "sum"), strict=True)]))
+    sums = accelerator.reduce(sums, "sum")
+    losses = {name: float(total) / counts[name] for name, total in zip(names, sums, strict=True)}
     apart = {f"{name}_loss": value for name, value in losses.items()} if len(losses) > 1 else {}
     loss = sum(phase.terms[name].coefficient * value for name, value in losses.items()) if apart else losses[names[0]]
     norm = engine.step(phase.max_grad_norm) if math.isfinite(loss) else math.nan

@@ -235,7 +235,7 @@ FORGET: dict[str, Objective] = {
     "ME": Objective(maximum_entropy, "KL(uniform ‖ p) per token"),
     "IDK": Objective(negative_log_likelihood, "-log p of a refusal, per token", reads=("refusal",)),
     "NPO": Objective(negative_preference, "-(2/β) log σ(-β log p(y)/ref(y)) per question", "row", {"beta": 0.1}, "log_prob"),
-    "DPO": Objective(direct_preference, "-(2/β) log σ(β log p(idk) ref(y)/ref(idk) p(y)) per question", "row", {"beta": 0.1}, "log_prob", _PAIR),
+    "DPO": Objective(direct_preference, "NPO of the answer against a refusal", "row", {"beta": 0.1}, "log_prob", _PAIR),
     "SimNPO": Objective(simple_negative_preference, "-(2/β) log σ(-β (log p(y)/length + γ)) per question", "row", _SIMNPO),
     "WGA": Objective(weighted_gradient_ascent, "sg(p)^β log p per token", constants={"beta": 1.0}),
     "SatImp": Objective(saturation_importance, "sg(p^β (1-p)^γ) log p per token", constants={"beta": 5.0, "gamma": 1.0}),

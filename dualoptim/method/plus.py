@@ -109,8 +109,7 @@ def plus_update(gradient: Tensor, delta: Moments, base: Moments, eps: float) -> 
     """
     seen, square = base.steps - 1, gradient * gradient
     m, v = (
-        moment / (1 - beta**seen) if seen else moment.clone()
-        for moment, beta in zip((base.m, base.v), base.betas, strict=True)
+        moment / (1 - beta**seen) if seen else moment.clone() for moment, beta in zip((base.m, base.v), base.betas, strict=True)
     )
     delta.m.lerp_(gradient - m, 1 - delta.betas[0])
     delta.v.lerp_(square - v, 1 - delta.betas[1])

@@ -25,7 +25,7 @@ def base_of(name: str) -> str:
 
 
 def load_adapter(model: Any, name: str, is_trainable: bool) -> Any:
-    """Put the adapter of folder `name` onto its base `model`: to be trained on, or merged into the weights, which then train themselves.
+    """Put the adapter of folder `name` onto its base `model`, to be trained on; or merge it into the weights, which then train.
 
     Raises:
         InputError: if its weights are missing, or are not of this model.

@@ -153,4 +153,5 @@ def divide(shape: Shape, division: Division, optimizer: int) -> tuple[Parts, Par
 
 
 def rounded_up(value: int, parts: int) -> int:
+    """One of so many equal parts, the last of which may be padded."""
     return -(-value // parts)

@@ -26,8 +26,8 @@ from dualoptim.data.batches import in_length_order
 from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError
 from dualoptim.method.objectives import Objective
-from dualoptim.models.loaded import LoadedModel, autocast, weights_hash
 from dualoptim.method.scores import Batch, Reference, score
+from dualoptim.models.loaded import LoadedModel, autocast, weights_hash
 
 _FILE_BYTES = 2**26  # as much is held in memory before it is written
 

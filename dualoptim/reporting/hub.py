@@ -1,4 +1,4 @@
-"""`--push-to-hub`: unlearned models as private repositories on the Hugging Face hub."""
+"""Upload unlearned models to the Hugging Face hub, into private repositories unless asked otherwise."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dualoptim.errors import InputError, reason
 
 
 def repositories(args: UnlearnArgs) -> dict[tuple[str, float, int], str]:
-    """The repository of every (losses, rate, task): the one that is named, or with several results one for each.
+    """Name the repository of every (losses, rate, task): the one that is given, or with several results one for each.
 
     `me/model` becomes `me/model-ME-GD-lr1e-05-task1`.
     """

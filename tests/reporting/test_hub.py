@@ -1,4 +1,4 @@
-"""Model cards, and --push-to-hub against a hub of our own on this machine."""
+"""--push-to-hub, against a hub of our own on this machine."""
 
 import base64
 import hashlib
@@ -11,66 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import yaml
-from test_report import AFTER, BEFORE
 
-from dualoptim import FinetuneArgs, InputError, UnlearnArgs
+from dualoptim import InputError, UnlearnArgs
 from dualoptim.reporting import hub
-from dualoptim.reporting.card import model_card
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-# ------------------------------------------------------------------------------------------------------------- the card
-
-
-def front_matter(card):
-    _, matter, _ = card.split("---\n", 2)
-    return yaml.safe_load(matter)
-
-
-def test_a_card_says_what_was_done_to_which_model_and_how_it_scores():
-    args = UnlearnArgs(model="org/base", learning_rates=(3e-5,), output_dir="/home/me/secret")
-    card = model_card("org/base", "task 1 of forget05 unlearned with ME+GD", args, BEFORE, AFTER)
-    assert front_matter(card) == {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "base_model": "org/base",
-        "base_model_relation": "finetune",
-        "datasets": ["locuslab/TOFU"],
-        "tags": ["dualoptim", "unlearning"],
-    }
-    lines = [" ".join(line.split()) for line in card.splitlines()]
-    assert "# org/base, task 1 of forget05 unlearned with ME+GD" in lines
-    assert "| learning rates | 3e-05 |" in lines
-    assert "| model utility | 0.654 | 0.643 | 0.621 | stay |" in lines
-    assert "| forget set | probability of the true answer | 0.987 | 0.012 | 0.101 | fall |" in lines
-    assert "| membership by loss (AUC) | - | 0.487 | 0.499 | like retain-only |" in lines
-    assert "| weights in 4 bits | 0.314 | +0.302 | 0.271 | +0.259 | 0.812 |" in lines
-    assert "| cosine_similarity, entailment_score | needs a sentence encoder |" in lines
-    assert "secret" not in card
-    assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])["learning_rates"] == [3e-5]
-
-
-def test_a_card_names_no_folder_of_this_machine(tiny, tmp_path):
-    what = f"task 1 of forget01 of {tmp_path} unlearned with ME+GD"
-    card = model_card(str(tiny), what, UnlearnArgs(model=str(tiny), data=str(tmp_path), reference_dir=str(tmp_path / "ref")))
-    assert str(tmp_path.parent) not in card
-    assert str(tiny.parent) not in card
-    assert f"task 1 of forget01 of {tmp_path.name} unlearned" in card
-    assert not {"base_model", "datasets"} & set(front_matter(card))
-
-
-def test_a_card_of_an_adapter_and_of_a_fine_tuned_model():
-    adapter = front_matter(model_card("org/base", "unlearned", UnlearnArgs(model="org/base", use_lora=True)))
-    assert (adapter["library_name"], adapter["base_model_relation"]) == ("peft", "adapter")
-    assert adapter["tags"] == ["dualoptim", "unlearning", "lora"]
-    tuned = model_card("org/base", "fine-tuned on full", FinetuneArgs(model="org/base", data="demo"))
-    assert front_matter(tuned)["tags"] == ["dualoptim"]
-    assert "unlearning makes" not in tuned.lower()
-
-
-# -------------------------------------------------------------------------------------------------------------- the hub
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Hub(ThreadingHTTPServer):

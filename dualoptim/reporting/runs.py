@@ -1,0 +1,181 @@
+"""Find what runs have left in their folders, and read it: settings, steps, scores and answers."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dualoptim.config.args import EvalArgs, MeasureArgs, UnlearnArgs
+from dualoptim.config.saved import to_dict
+from dualoptim.errors import InputError
+from dualoptim.evaluation.records import Record
+from dualoptim.evaluation.summary import Summary
+from dualoptim.reporting.plots import Points
+
+
+@dataclass(frozen=True)
+class Training:
+    """What log.jsonl says of a task's optimizer steps; a point of a curve is the number of a step and its value."""
+
+    steps: int
+    seconds: float
+    losses: Mapping[str, Points]  # of forget and of retain, where there is one
+    gradient_norms: Mapping[str, Points]  # by phase, before clipping
+
+    @classmethod
+    def of_records(cls, records: Sequence[Mapping[str, Any]]) -> "Training":
+        """Gather the curves of a log; values that are not finite are left out."""
+        losses = {name: [(record["step"], _loss(record, name)) for record in records] for name in ("forget", "retain")}
+        norms: dict[str, list[tuple[int, float]]] = {}
+        for record in records:
+            norms.setdefault(record["phase"], []).append((record["step"], record["grad_norm"] or math.nan))  # its axis has no 0
+        return cls(len(records), sum(record["seconds"] for record in records), _drawn(losses), _drawn(norms))
+
+
+def _drawn(curves: Mapping[str, Points]) -> dict[str, Points]:
+    """Keep the finite points of curves, and curves that have some."""
+    kept = {name: [point for point in points if math.isfinite(point[1])] for name, points in curves.items()}
+    return {name: points for name, points in kept.items() if points}
+
+
+def _loss(record: Mapping[str, Any], name: str) -> float:
+    """Read a loss from a step of its own phase, or of both; NaN where there is none."""
+    alone = record["phase"] == name or (record["phase"] == "joint" and name == "forget" and "forget_loss" not in record)
+    key = "loss" if alone else f"{name}_loss"
+    return float(record[key]) if key in record else math.nan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A task that was unlearned, or a model that was evaluated: what its folder says, as far as it is there."""
+
+    label: str
+    folder: Path
+    settings: Mapping[str, Any]  # flags as in config.yaml, and `environment`
+    task: int | None = None  # None: evaluated alone
+    training: Training | None = None
+    before: Summary | None = None
+    after: Summary | None = None
+
+    @property
+    def kind(self) -> type[MeasureArgs]:
+        """The arguments that the settings are of."""
+        return EvalArgs if self.task is None else UnlearnArgs
+
+    def setting(self, name: str) -> Any:
+        """Look a flag up, which counts as its default where the settings lack it; None if there are no settings."""
+        return self._resolved.get(name)
+
+    @cached_property
+    def _resolved(self) -> dict[str, Any]:
+        return {**to_dict(self.kind()), **self.settings} if self.settings else {}
+
+    def answers(self, name: str, count: int) -> dict[str, list[Record]]:
+        """Read the first `count` rows of an evaluation set, before and after.
+
+        Raises:
+            InputError: if a file cannot be read.
+        """
+        parts = {"answer": "eval"} if self.task is None else {"before": "eval_before", "after": "eval"}
+        return {title: _read_records(self.folder / part / f"{name}.jsonl", count) for title, part in parts.items()}
+
+
+def find_outcomes(run: Path, name: str = "") -> list[Outcome]:
+    """Find every task and evaluation of a RUN, tasks in the order in which they were unlearned; `name` begins their labels.
+
+    Raises:
+        InputError: if there is none, or one of their files cannot be read.
+    """
+    if not run.is_dir():
+        raise InputError(f"RUN {run}: no such folder; give the output folder of train_unlearn.py, a sweep or eval_tofu.py")
+    folders = [run] if _is_task(run) else []
+    folders = folders or [path for depth in ("", "*/", "*/*/") for path in run.glob(f"{depth}task*") if _is_task(path)]
+    found = [_read_task(folder, run, name) for folder in folders]
+    found.sort(key=lambda outcome: (_natural(str(outcome.folder.parent)), _position(outcome)))
+    if run not in folders and (run / "eval" / "summary.json").is_file():
+        settings, summary = _read_settings(run / "eval" / "config.yaml"), Summary.read(run / "eval" / "summary.json")
+        found.append(Outcome(name or run.resolve().name, run, settings, after=summary))
+    if not found:
+        raise InputError(
+            f"RUN {run}: no task<k>/ with config.yaml and log.jsonl in it, and no eval/summary.json; give the output folder of "
+            "train_unlearn.py, a sweep or eval_tofu.py"
+        )
+    return found
+
+
+def _is_task(folder: Path) -> bool:
+    named = re.fullmatch(r"task\d+", folder.resolve().name)
+    return bool(named) and (folder / "config.yaml").is_file() and (folder / "log.jsonl").is_file()
+
+
+def _read_task(folder: Path, run: Path, name: str) -> Outcome:
+    whole = folder.resolve()
+    label = "/".join(whole.relative_to(run.resolve()).parts) or f"{whole.parent.name}/{whole.name}"
+    before, after = (folder / part / "summary.json" for part in ("eval_before", "eval"))
+    return Outcome(
+        f"{name}/{label}" if name and folder != run else name or label,
+        folder,
+        _read_settings(folder / "config.yaml"),
+        int(whole.name.removeprefix("task")),
+        _read_log(folder / "log.jsonl"),
+        Summary.read(before) if before.is_file() else None,
+        Summary.read(after) if after.is_file() else None,
+    )
+
+
+def _position(outcome: Outcome) -> int:
+    order = outcome.setting("task_list") or []
+    return order.index(outcome.task) if outcome.task in order else len(order)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts task2 before task10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _read_log(path: Path) -> Training:
+    records = _read_objects(path)
+    try:
+        return Training.of_records(records)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a log of steps ({error!r}); repeat that run, or restore the file") from None
+
+
+def _read_records(path: Path, count: int) -> list[Record]:
+    try:
+        rows = _read_objects(path) if path.is_file() else []
+        return [Record.from_json(row, f"{path}:{number}") for number, row in enumerate(rows[:count], 1)]
+    except ValueError as error:
+        raise InputError(f"{error}; repeat that evaluation, or restore the file") from None
+
+
+def _read_objects(path: Path) -> list[dict[str, Any]]:
+    """Read JSON objects, one a line, naming the line that is none."""
+    rows = []
+    text = path.read_text(encoding="utf-8").removesuffix("\n")
+    for number, line in enumerate(text.split("\n") if text else [], 1):  # generated texts hold other separators too
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not JSON ({error.msg}); repeat that run, or restore the file") from None
+        if not isinstance(rows[-1], dict):
+            raise InputError(f"{path}:{number}: not a JSON object; repeat that run, or restore the file")
+    return rows
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())}); restore the file") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no `name: value` lines; restore the file")
+    return value

@@ -1,0 +1,91 @@
+"""What a report finds in the folders of runs, and in which order."""
+
+import math
+import re
+
+import pytest
+
+from dualoptim import InputError
+from dualoptim.reporting.runs import Training, find_outcomes
+
+
+def test_tasks_are_told_in_the_order_in_which_they_were_unlearned(tmp_path, made, read_page, write_task, after):
+    again = {**after, "sets": {**after["sets"], "forget_task10": {"probability": 0.077}}}
+    for task, summary in ((2, again), (10, after)):
+        write_task(tmp_path / "out" / "ME+GD_lr0.0005" / f"task{task}", after=summary, task_list=[10, 2])
+    assert [outcome.task for outcome in find_outcomes(tmp_path / "out")] == [10, 2]
+    markdown, html = made(tmp_path / "out")
+    assert ["10", "0.012", "-", "0.012", "0.965", "0.643", "0.901"] in read_page(html).rows
+    assert ["2", "0.077", "0.012", "0.044", "0.965", "0.643", "0.901"] in read_page(html).rows
+    assert "report/ME+GD_lr0.0005-tasks.png" in markdown
+    assert ["task 10, unlearned before", "probability of the true answer", "-", "0.077", "-", "stay forgotten"] in read_page(
+        html
+    ).rows
+
+
+def test_a_task_folder_a_sweep_and_an_evaluation_are_runs(
+    run, tmp_path, made, lines_of, read_page, write_task, write_json, after
+):
+    (alone,) = find_outcomes(run / "ME+GD_lr0.0005" / "task1")
+    assert (alone.label, alone.task) == ("ME+GD_lr0.0005/task1", 1)
+    for seed in (1, 2):
+        write_task(tmp_path / "sweep" / f"a_seed{seed}" / "ME+GD_lr0.0005" / "task1", seed=seed)
+    assert [s.label for s in find_outcomes(tmp_path / "sweep")] == [f"a_seed{n}/ME+GD_lr0.0005/task1" for n in (1, 2)]
+    write_json(tmp_path / "evaluated" / "eval" / "summary.json", after)
+    (tmp_path / "evaluated" / "eval" / "config.yaml").write_text("model: org/other\n")
+    markdown, html = made(tmp_path / "evaluated")
+    assert ["model utility", "0.643", "0.621", "stay"] in read_page(html).rows
+    assert ["score", "score", "retain-only", "should"] in read_page(html).rows
+    assert "| model | org/other |" in lines_of(markdown)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("log.jsonl", '{"step": 1}\n{"st', "log.jsonl:2: not JSON"),
+        ("log.jsonl", "[1]\n", "log.jsonl:1: not a JSON object"),
+        ("log.jsonl", '{"step": 1}\n', "log.jsonl: not a log of steps (KeyError('phase'))"),
+        ("eval/summary.json", "", "summary.json: not JSON"),
+        ("eval/summary.json", '{"sets": 1}', "summary.json: no summary of an evaluation"),
+        ("eval/forget.jsonl", "{}}\n", "forget.jsonl:1: not JSON"),
+        ("eval/forget.jsonl", "{}\n", "forget.jsonl:1 has no question; repeat that evaluation"),
+        ("config.yaml", "a: [", "config.yaml: not YAML"),
+        ("config.yaml", "text", "config.yaml: holds no `name: value` lines"),
+    ],
+)
+def test_a_broken_file_is_named(file, text, message, run, made):
+    (run / "ME+GD_lr0.0005" / "task1" / file).write_text(text)
+    with pytest.raises(InputError, match=re.escape(message)):
+        made(run)
+    assert not (run / "report.md").exists()
+
+
+def test_joint_steps_have_both_losses(log):
+    curves = Training.of_records(log(joint=True)).losses
+    assert curves["forget"] == [(step, 3.0 - step / 10) for step in range(1, 13)]
+    assert curves["retain"] == [(step, 0.1 * step) for step in range(1, 13)]
+
+
+def test_a_joint_run_with_nothing_to_retain_has_a_forget_loss():
+    records = [{"step": n, "phase": "joint", "loss": 1.0 / n, "grad_norm": 1.0, "seconds": 0.5} for n in (1, 2)]
+    training = Training.of_records(records)
+    assert training == Training(2, 1.0, {"forget": [(1, 1.0), (2, 0.5)]}, {"joint": [(1, 1.0), (2, 1.0)]})
+
+
+def test_values_that_no_axis_has_are_left_out():
+    step = {"phase": "forget", "seconds": 0.5}
+    records = [step | {"step": 1, "loss": math.nan, "grad_norm": 0.0}, step | {"step": 2, "loss": 1.0, "grad_norm": math.inf}]
+    assert Training.of_records(records) == Training(2, 1.0, {"forget": [(2, 1.0)]}, {})
+
+
+def test_a_run_that_has_taken_no_step_yet_is_one_without_steps(write_task, tmp_path):
+    (write_task(tmp_path / "task1", None, None) / "log.jsonl").write_text("")
+    (outcome,) = find_outcomes(tmp_path)
+    assert outcome.training == Training(0, 0, {}, {})
+
+
+def test_a_flag_that_an_older_run_did_not_have_counts_as_its_default(write_task, tmp_path):
+    write_task(tmp_path / "task1")
+    (outcome,) = find_outcomes(tmp_path)
+    assert outcome.setting("weight_decay") == 0.0
+    assert outcome.setting("batch_size") == 4
