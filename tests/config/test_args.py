@@ -1,23 +1,14 @@
-"""The command line: its frozen list of flags, presets, YAML, and help that says something."""
+"""The flags: their frozen list, what the command line makes of them, and the README's table."""
 
 import dataclasses
 import re
-import subprocess
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import yaml
+from support import ROOT
 
-from dualoptim import EvalArgs, FinetuneArgs, InputError, UnlearnArgs, preset
-from dualoptim.config.args import load_yaml, parse, to_dict
-from dualoptim.data.tofu import Tags
-from dualoptim.method.objectives import FORGET
-from dualoptim.config.presets import PRESETS, SCENARIOS
-from dualoptim.reporting.log import resolve, write_config
-
-ROOT = Path(__file__).resolve().parents[1]
+from dualoptim import EvalArgs, FinetuneArgs, InputError, SweepArgs, UnlearnArgs
+from dualoptim.config.cli import parse
+from dualoptim.config.flags import flag_name
 
 COMMON = """model data template question_start_tag question_end_tag answer_tag max_length packing attn_implementation output_dir
 overwrite threads""".split()
@@ -41,6 +32,7 @@ eval save_every keep_checkpoints resume push_to_hub hub_public dry_run""".split(
         (UnlearnArgs, COMMON + MEASURE + TRAIN + UNLEARN),
         (FinetuneArgs, [*COMMON, *TRAIN, "splits", "tasks", "learning_rate", "target_loss"]),
         (EvalArgs, COMMON + MEASURE + EVAL),
+        (SweepArgs, [*COMMON, *MEASURE, *TRAIN, *UNLEARN, "forget_lrs", "seeds"]),
     ],
 )
 def test_the_list_of_flags_is_frozen(kind, flags):
@@ -49,26 +41,19 @@ def test_the_list_of_flags_is_frozen(kind, flags):
 
 
 def test_every_flag_has_help_and_stands_in_the_readme(capsys):
-    with pytest.raises(SystemExit) as end:
-        parse(UnlearnArgs, ["--help"])
-    assert end.value.code == 0
-    help_text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    help_text = ""
+    for kind in (UnlearnArgs, EvalArgs):
+        with pytest.raises(SystemExit) as end:
+            parse(kind, ["--help"])
+        assert end.value.code == 0
+        help_text += " ".join(capsys.readouterr().out.replace("│", " ").split())
     table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `--")]
     in_table = {flag for line in table for flag in re.findall(r"`(--[a-z0-9-]+)`", line.split("|")[1])}
-    with pytest.raises(SystemExit):
-        parse(EvalArgs, ["--help"])
-    help_text += " ".join(capsys.readouterr().out.replace("│", " ").split())
     every = COMMON + MEASURE + TRAIN + UNLEARN + EVAL
     for name in every:
-        flag = f"--{name.replace('_', '-')}"
-        assert flag in help_text
-        assert flag in in_table, f"{flag} is missing from the README's table"
-    flags = {f"--{name.replace('_', '-')}" for name in every}
-    assert in_table == flags | {"--no-mask", "--no-packing", "--no-eval", "--preset", "--config"}
-    source = (ROOT / "dualoptim" / "config" / "args.py").read_text().split("\n")
-    for name in every:
-        line = next(number for number, text in enumerate(source) if text.startswith(f"    {name}: "))
-        assert source[line + 1].strip().startswith('"""'), f"{name} has no docstring"
+        assert flag_name(name) in help_text
+        assert flag_name(name) in in_table, f"{flag_name(name)} is missing from the README's table"
+    assert in_table == {*map(flag_name, every), "--no-mask", "--no-packing", "--no-eval", "--preset", "--config"}
 
 
 def test_flags_arrive():
@@ -90,3 +75,23 @@ def test_no_flag_is_the_demo():
     assert (args.model, args.data_source, args.rates) == ("demo", "demo", (5e-4,))
     assert UnlearnArgs(model="org/name").data_source == "locuslab/TOFU"
     assert UnlearnArgs(model="org/name").rates == (1e-5,)
+
+
+@pytest.mark.parametrize(("changes", "bits"), [({}, 32), ({"optim_bits": 8}, 8), ({"retain_optimizer": "adamw-8bit"}, 8),
+    ({"optim": "dual-adamw-plus", "quantize_base": True}, 8), ({"optim": "dual-adamw-plus", "quantize_delta": True}, 8)])  # fmt: skip
+def test_the_bits_of_states(changes, bits):
+    assert UnlearnArgs(**changes).state_bits == bits
+
+
+def test_whose_columns_have_names(tmp_path):
+    assert not EvalArgs().reads_own_files
+    assert EvalArgs(model="m", forget_file="rows.csv", answer_column="reply").reads_own_files
+    assert EvalArgs(relearn=2, relearn_rows="rows.csv", answer_column="reply").reads_own_files
+    assert UnlearnArgs(holdout_file="rows.csv", question_column="ask").reads_own_files
+    with pytest.raises(InputError, match="--answer-column reply names a column of your own files; give --forget-file"):
+        EvalArgs(relearn=2, relearn_rows="retain", answer_column="reply")
+
+
+def test_arguments_are_never_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        UnlearnArgs().seed = 3

@@ -1,6 +1,6 @@
 """Every pair, rate, forget rate and seed is a run of its own, with what belongs to it and nothing else."""
 
-from dualoptim import SweepArgs, UnlearnArgs
+from dualoptim import UnlearnArgs
 from dualoptim.config.product import single_runs
 
 
@@ -39,5 +39,3 @@ def test_everything_else_stays():
     args = UnlearnArgs(num_epochs=3, task_list=(2, 1), seed=5, output_dir="x")
     (one,) = single_runs(args)
     assert (one.num_epochs, one.task_list, one.seed, one.output_dir) == (3, (2, 1), 5, "x")
-    (one,) = single_runs(SweepArgs(output_dir="x", forget_lrs=(1e-4,)), (1e-4,))
-    assert one.forget_lr == 1e-4
