@@ -1,20 +1,16 @@
-"""8-bit optimizer states and low-rank adapters: what they hold, what they save, and that they learn."""
+"""Runs with low-rank adapters: what they save, that they learn, and that they go on where they stopped."""
 
 import dataclasses
 import shutil
 
 import pytest
 import torch
-from conftest import state_of
-from test_distributed import arguments, launch
-from test_resume import FOLDER, same_end, stop_and_resume
+from support import FOLDER, arguments, launch, same_end, state_of, stop_and_resume
+from transformers import AutoModelForCausalLM
 
 from dualoptim import EvalArgs, InputError, UnlearnArgs, run
-from dualoptim.data import demo
 from dualoptim.evaluate import evaluate
-from dualoptim.models.load import load_policy, start_accelerator
-from dualoptim.method.dual import decay_groups, measure_state, set_phase
-from dualoptim.unlearn import optimizer_of
+
 
 @pytest.fixture(scope="module")
 def adapted(taught, tmp_path_factory):
@@ -34,8 +30,6 @@ def test_the_adapter_alone_is_saved_and_says_where_its_base_lies(adapted, taught
         "tokenizer_config.json",
     }  # fmt: skip
     assert all("lora_" in name for name in state_of(model))
-    from transformers import AutoModelForCausalLM
-
     assert AutoModelForCausalLM.from_pretrained(model).config.model_type == "llama"
 
 
@@ -89,6 +83,7 @@ def test_lora_resume_is_exact(tiny, tmp_path):
     same_end(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("config", ["zero2", "zero3"])
 def test_lora_resume_is_exact_under_deepspeed_and_keeps_the_adapter_alone(config, tiny, tmp_path):
     pytest.importorskip("deepspeed")
