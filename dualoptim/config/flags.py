@@ -76,6 +76,7 @@ def _flag_of(hint: Any) -> Flag:
     return next(mark for mark in hint.__metadata__ if isinstance(mark, Flag))
 
 
+@cache
 def helps(kind: Any) -> dict[str, str]:
     """The text under each field, in one line: what `--help` and the table of flags say."""
     found: dict[str, str] = {}

@@ -2,20 +2,17 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import state_of
+from support import RATE, ROOT, WORKERS, arguments, command, difference, environment, launch, state_of
 
-from dualoptim import EvalArgs, UnlearnArgs, run
+from dualoptim import EvalArgs, run
 from dualoptim.evaluate import evaluate
 
-ROOT = Path(__file__).resolve().parents[1]
-RATE = 1e-3
 OPTIMIZERS = ("dual-adamw", "adamw-alternate", "adamw")
 # DualOptim+ as published moves single weights by hundreds of rates where its denominator comes near zero, rounding included
 BOUNDED = {"max_update": 1.0}
@@ -36,51 +33,6 @@ KINDS = {
 }
 
 
-def environment(config):
-    """The variables of a launch on the CPU."""
-    changes = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    if config in ("ddp", "fsdp2"):  # the launcher wants GPUs for them otherwise
-        changes["ACCELERATE_USE_CPU"] = "true"
-    return {**os.environ, **changes}
-
-
-def command(config, spec, processes=2, script="distributed_worker.py", precision="no"):
-    """The line that runs a script of the tests, which gets `spec` as JSON, under one of the shipped configurations."""
-    line = ["accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml")]
-    line += ["--num_processes", str(processes), "--mixed_precision", precision]
-    return [*line, str(ROOT / "tests" / script), json.dumps(spec)]
-
-
-def launch(config, spec, processes=2, timeout=600, **options):
-    """Run it on the CPU, to its end."""
-    line = command(config, spec, processes, **options)
-    done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment(config))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done
-
-
-def arguments(model, output, optim, **changes):
-    common = {
-        "model": str(model),
-        "data": "demo",
-        "learning_rates": (RATE,),
-        "optim": optim,
-        "retain_freq": 2,
-        "gradient_accumulation_steps": 2,
-        "batch_size": 4,
-        "max_steps": 24,
-        "eval": False,
-        "output_dir": str(output),
-    }
-    return UnlearnArgs(**{**common, **changes})
-
-
-def difference(ours, reference):
-    assert ours.keys() == reference.keys()
-    gaps = [(ours[name].double() - reference[name].double()).abs() for name in reference]
-    return max(float(gap.max()) for gap in gaps), float(torch.cat([gap.flatten() for gap in gaps]).mean())
-
-
 @pytest.fixture(scope="module")
 def single(tiny, tmp_path_factory):
     """The final weights of one process, by optimizer."""
@@ -92,6 +44,21 @@ def single(tiny, tmp_path_factory):
     return {name: state_of(result.tasks[0].model) for name, result in runs.items()}
 
 
+def test_a_short_run_on_two_processes_ends_at_the_weights_of_one(tiny, tmp_path):
+    """The one launch of the plain tests."""
+    changes = {"max_steps": 9, "threads": 1}
+    alone = {optim: run(arguments(tiny, tmp_path / optim, optim, **changes)).tasks[0].model for optim in OPTIMIZERS[:2]}
+    args = arguments(tiny, tmp_path / "two", "dual-adamw", batch_size=2, **changes)
+    done = launch("ddp", {"runs": [dataclasses.asdict(args)]})
+    assert done.stdout.count(f"of 2: {KINDS['ddp']} done") == 2
+    ours = state_of(tmp_path / "two" / f"ME+GD_lr{RATE:g}" / "task1" / "model")
+    largest, mean = difference(ours, state_of(alone["dual-adamw"]))
+    assert largest <= 0.01 * RATE
+    assert mean <= 1e-4 * RATE
+    assert difference(ours, state_of(alone["adamw-alternate"]))[0] > 0.1 * RATE, "mixed-up banks would pass"
+
+
+@pytest.mark.launch
 def test_evaluation_on_two_processes_equals_one_row_by_row(taught, tmp_path):
     changes = {"eval": True, "eval_rows": 7, "max_steps": 3, "learning_rates": (1e-4,)}
     alone = run(arguments(taught, tmp_path / "one", "dual-adamw", **changes)).tasks[0]
@@ -129,6 +96,7 @@ def launch_evaluation(config, args):
     return subprocess.run(line, capture_output=True, text=True, timeout=600, env=environment(config), cwd=ROOT)
 
 
+@pytest.mark.launch
 def test_the_whole_evaluation_on_two_processes_equals_one(taught, tiny, tmp_path):
     """Membership, a retain-only model and every attack, row by row."""
     args = EvalArgs(
@@ -177,6 +145,7 @@ def test_the_whole_evaluation_on_two_processes_equals_one(taught, tiny, tmp_path
     assert [point["step"] for point in summary["attacks"]["relearn"]["curve"]] == [0, 2, 4]
 
 
+@pytest.mark.launch
 def test_a_process_without_rows_waits_for_nobody(taught, tmp_path):
     """One row on two processes, measured between steps of training: the wrapped model's forward would wait for both."""
     args = EvalArgs(model=str(taught), data="demo", eval_rows=1, max_new_tokens=4, relearn=2, relearn_every=1)
@@ -186,6 +155,7 @@ def test_a_process_without_rows_waits_for_nobody(taught, tmp_path):
     assert [point["step"] for point in curve] == [0, 1, 2]
 
 
+@pytest.mark.launch
 def test_evaluation_in_a_zero3_launch(taught, tmp_path):
     pytest.importorskip("deepspeed")
     args = EvalArgs(
@@ -202,6 +172,7 @@ def test_evaluation_in_a_zero3_launch(taught, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_path):
     config, sub_group_size = STRATEGIES[strategy]
@@ -254,6 +225,7 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
         assert all(other_largest > 10 * 0.01 * RATE for other_largest, _ in wrong), "mixed-up banks would pass"
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize(
     ("processes", "ways"), [(1, ("plain", "notebook", "spawn", "launch")), (2, ("spawn", "launch"))], ids=["one", "two"]
 )
@@ -275,7 +247,7 @@ def test_every_way_of_starting_a_run_behaves_the_same(processes, ways, taught, t
             line, variables = command(config, {"runs": [dataclasses.asdict(args)]}, processes), environment(config)
         else:
             fields = json.dumps(dataclasses.asdict(args))
-            line = [sys.executable, str(ROOT / "tests" / "spawning_worker.py"), way, str(processes), fields]
+            line = [sys.executable, str(WORKERS / "spawning_worker.py"), way, str(processes), fields]
             variables = environment("cpu")
         done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=variables)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -293,41 +265,3 @@ def test_every_way_of_starting_a_run_behaves_the_same(processes, ways, taught, t
         assert weights.keys() == others.keys()
         assert all(torch.equal(weights[name], others[name]) for name in weights), way
         assert rest == other_rest, way
-
-
-@pytest.mark.parametrize(
-    ("version", "printed"),
-    [("2", "sums in torch.float32, whole models: True"), ("1", "the launch asks for FSDP version 1; set fsdp_version: 2")],
-)
-def test_fsdp_settings_that_would_spoil_a_run(version, printed):
-    """bf16 sums, empty models on all processes but the first, and the first version, from which parameters come flattened."""
-    script = """
-import os
-import torch
-from distributed_worker import UnlearnArgs, main, start_accelerator, switch_fsdp_on
-from dualoptim import InputError
-
-def check(args):
-    switch_fsdp_on(start_accelerator(args))
-    plugin = start_accelerator(args).state.fsdp_plugin
-    whole = not plugin.cpu_ram_efficient_loading and os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "False"
-    try:
-        start_accelerator(UnlearnArgs(optim_bits=8))
-    except InputError as error:
-        print(error)
-    print(f"sums in {plugin.mixed_precision_policy.reduce_dtype}, whole models: {whole}")
-
-torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
-main(UnlearnArgs, check)
-"""
-    settings = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "bf16", "FSDP_VERSION": version}
-    settings |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    if version == "2":
-        settings["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={**environment("fsdp2"), **settings}, timeout=120
-    )
-    assert done.returncode == (0 if version == "2" else 2)
-    assert printed in done.stdout + done.stderr
-    assert ("--optim-bits 8 cannot divide its states under FSDP" in done.stdout) == (version == "2")
-    assert "Traceback" not in done.stderr

@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import state_of
+from support import ROOT, state_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs, FinetuneArgs, UnlearnArgs, run
-from dualoptim.config.args import load_yaml
-from dualoptim.data.tofu import TEMPLATES, Tags, choose_template
+from dualoptim.config.saved import load_yaml
+from dualoptim.data.prompts import TEMPLATES, Tags, choose_template
 from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 # ------------------------------------------------------------------------------------------------------------- the demo

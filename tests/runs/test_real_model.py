@@ -1,31 +1,21 @@
 """The real job in small: SmolLM2-135M-Instruct from its GGUF file learns TOFU rows, then unlearns one task of them."""
 
 import json
-from pathlib import Path
 
 import pytest
-from conftest import shared
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import FinetuneArgs, UnlearnArgs, run
 from dualoptim.config.args import CommonArgs
-from dualoptim.data.tofu import Formatter, choose_template
+from dualoptim.data.prompts import Formatter, choose_template
 from dualoptim.evaluation.metrics import token_entropy
 from dualoptim.finetune import finetune
 
-
-def part_of_tofu(folder: Path, rows: dict[str, list[int]]) -> Path:
-    """Some lines of the published files, in a folder of the same layout."""
-    folder.mkdir()
-    for name, numbers in rows.items():
-        lines = shared(f"data/tofu/{name}.json").read_text().splitlines()
-        (folder / f"{name}.json").write_text("\n".join(lines[number] for number in numbers))
-    return folder
+pytestmark = pytest.mark.launch
 
 
-def job(gguf, folder, rows, finetuning, unlearning):
+def job(gguf, folder, data, finetuning, unlearning):
     """Teach the rows of `forget01` and `retain90`, then unlearn task 1 with each pair of objectives and its settings."""
-    data = part_of_tofu(folder / "tofu", rows)
     target = finetune(
         FinetuneArgs(
             model=str(gguf), data=str(data), splits=("forget01", "retain90"), output_dir=str(folder / "target"), **finetuning
@@ -46,7 +36,7 @@ def job(gguf, folder, rows, finetuning, unlearning):
 
 
 @pytest.fixture(scope="module")
-def small_job(gguf, tmp_path_factory):
+def small_job(gguf, tmp_path_factory, part_of_tofu):
     first = list(range(4))
     rows = {
         "forget01": [*first, 40, 41],
@@ -65,7 +55,8 @@ def small_job(gguf, tmp_path_factory):
             "max_new_tokens": 40,
         },
     }
-    return job(gguf, tmp_path_factory.mktemp("smollm2"), rows, finetuning, unlearning)
+    folder = tmp_path_factory.mktemp("smollm2")
+    return job(gguf, folder, part_of_tofu(folder / "tofu", rows), finetuning, unlearning)
 
 
 def check(tasks):
@@ -108,16 +99,16 @@ def test_the_chat_template_and_the_boundary_on_a_real_tokenizer(small_job):
     assert tokenizer.decode(example.ids[example.start :]) == " It is Basil.<|im_end|>"
 
 
-def test_token_entropy_equals_the_published_helper(small_job):
+def test_token_entropy_equals_the_published_helper(small_job, shared_json):
     target, _ = small_job
     tokenizer = AutoTokenizer.from_pretrained(target.model)
-    for case in json.loads(shared("oracles/aggregates.json").read_text())["helpers"]["token_entropy"]:
+    for case in shared_json("oracles/aggregates.json")["helpers"]["token_entropy"]:
         expected = case.get("normalized", case.get("value"))
         assert token_entropy(tokenizer.tokenize(case["text"])) == pytest.approx(expected, abs=1e-9), case["text"]
 
 
 @pytest.mark.campaign
-def test_the_real_job(gguf, tmp_path):
+def test_the_real_job(gguf, tmp_path, part_of_tofu):
     """What the README documents, about half an hour on two cores; its tables are this test's."""
     some, eighty = list(range(40)), list(range(80))
     rows = {
@@ -132,5 +123,5 @@ def test_the_real_job(gguf, tmp_path):
         "ME+GD": {"learning_rates": (5e-5,), "num_epochs": 4, "batch_size": 8, "retain_freq": 3, **measure},
         "IDK+AP": {"learning_rates": (6e-5,), "forget_lr": 1e-4, "num_epochs": 6, "retain_freq": 1, **measure},
     }
-    _, tasks = job(gguf, tmp_path, rows, finetuning, unlearning)
+    _, tasks = job(gguf, tmp_path, part_of_tofu(tmp_path / "tofu", rows), finetuning, unlearning)
     check(tasks)

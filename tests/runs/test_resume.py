@@ -11,13 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import state_of
-from test_distributed import arguments, command, environment, launch
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from support import FOLDER, arguments, command, environment, launch, same_end, state_of, stop_and_resume
 
 from dualoptim import InputError, run
 
-FOLDER = Path("ME+GD_lr0.001") / "task1"
 SAVE_EVERY = 4
 
 
@@ -50,45 +47,6 @@ def kill_while_running(config, args, processes, place, draw):
     return f"{place}: {log.read_text().count(chr(10))} steps in the log, " + (
         "a save unfinished" if unfinished.is_dir() else "no save unfinished"
     )
-
-
-def records(folder):
-    lines = [json.loads(line) for line in (folder / FOLDER / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
-
-def banks(folder):
-    """Every tensor of the newest checkpoint, by file and position."""
-    (newest,) = (folder / FOLDER / "checkpoint").glob("step-*")
-    for metadata in newest.rglob(".metadata"):  # FSDP2: each process has written its part of one logical file
-        dcp_to_torch_save(metadata.parent, metadata.parent.with_suffix(".pt"))
-    files = sorted(path for path in newest.rglob("*") if path.suffix in (".bin", ".pt"))
-    found = {}
-
-    def collect(name, value):
-        if isinstance(value, torch.Tensor):
-            found[name] = value
-        elif isinstance(value, dict):
-            for key, inner in value.items():
-                collect(f"{name}/{key}", inner)
-        elif isinstance(value, (list, tuple)):
-            for index, inner in enumerate(value):
-                collect(f"{name}/{index}", inner)
-
-    for path in files:
-        collect(str(path.relative_to(newest)), torch.load(path, weights_only=False, map_location="cpu"))
-    return found
-
-
-def same_end(whole, resumed):
-    first, second = state_of(whole / FOLDER / "model"), state_of(resumed / FOLDER / "model")
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert records(whole) == records(resumed)
-    one, two = banks(whole), banks(resumed)
-    assert one.keys() == two.keys()
-    assert sum("exp_avg" in name for name in one) > 3
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 STRATEGIES = {"single": ("cpu", 1), "DDP": ("ddp", 2), "ZeRO-2": ("zero2", 2), "ZeRO-3": ("zero3", 2), "FSDP2": ("fsdp2", 2)}
@@ -129,6 +87,7 @@ def kill_and_resume(strategy, whole, tiny, folder, place, seed):
     same_end(whole, folder)
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_killed_once_and_resumed(strategy, uninterrupted, tiny, tmp_path):
     place = list(PLACES)[len(strategy) % len(PLACES)]
@@ -146,21 +105,25 @@ def test_killed_at_ten_random_moments(strategy, kill, uninterrupted, tiny, tmp_p
 # ------------------------------------------------------------------------------------------- in one process, without kills
 
 
-def stop_and_resume(args, tmp_path, stop):
-    """The first `stop` steps, then the rest in another call."""
-    first = dataclasses.replace(args, output_dir=str(tmp_path / "parts"), max_steps=stop)
-    run(first)
-    (tmp_path / "parts" / FOLDER / "trained.json").unlink()  # as if it had been interrupted there
-    return run(dataclasses.replace(args, output_dir=str(tmp_path / "parts"), resume="newest"))
+@pytest.fixture(scope="module")
+def whole_runs(tiny, tmp_path_factory):
+    """The folder of a run with one optimizer in one call, once for all its stops."""
+    folders = {}
+
+    def of(optim):
+        if optim not in folders:
+            folders[optim] = tmp_path_factory.mktemp("whole")
+            run(arguments(tiny, folders[optim], optim, save_every=3, max_steps=15))
+        return folders[optim]
+
+    return of
 
 
 @pytest.mark.parametrize("optim", ["dual-adamw", "dual-adamw-plus", "adamw-alternate", "adamw"])
 @pytest.mark.parametrize("stop", [5, 6, 11])
-def test_resume_is_exact(tiny, tmp_path, optim, stop):
-    args = arguments(tiny, tmp_path / "whole", optim, save_every=3, max_steps=15)
-    run(args)
-    stop_and_resume(args, tmp_path, stop)
-    same_end(tmp_path / "whole", tmp_path / "parts")
+def test_resume_is_exact(tiny, tmp_path, optim, stop, whole_runs):
+    stop_and_resume(arguments(tiny, tmp_path, optim, save_every=3, max_steps=15), tmp_path, stop)
+    same_end(whole_runs(optim), tmp_path / "parts")
 
 
 def test_checkpoints_are_pruned_and_unfinished_ones_ignored(tiny, tmp_path):

@@ -9,9 +9,10 @@ import pytest
 
 from dualoptim import InputError
 from dualoptim import sweep as sweep_module
-from dualoptim.config.args import SweepArgs, UnlearnArgs, parse
+from dualoptim.config.args import SweepArgs, UnlearnArgs
+from dualoptim.config.cli import parse
 from dualoptim.config.presets import PRESETS
-from dualoptim.sweep import command, runs_of, summarize, sweep
+from dualoptim.sweep import command, runs_of, sweep
 
 
 @pytest.fixture
@@ -84,17 +85,6 @@ def test_a_mistake_that_every_run_shares_is_one_line(args):
     with pytest.raises(InputError, match="has no such task"):
         sweep(dataclasses.replace(args, task_list=(99,)))
     assert not Path(args.output_dir).exists()
-
-
-def test_means_are_over_seeds_after_the_last_task():
-    common = {"losses": "ME+GD", "optim": "dual-adamw", "learning_rate": "1e-05", "forget_lr": "1e-05"}
-    rows = [
-        common
-        | {"seed": seed, "task": task, "folder": f"x/{seed}/task{task}", "model_utility": utility, "forget_probability": 0.5}
-        for seed, task, utility in ((1, 1, 0.9), (1, 2, 0.4), (2, 1, 0.9), (2, 2, 0.6))
-    ]
-    (scores,) = summarize(rows).values()
-    assert scores["model_utility"] == [0.4, 0.6]
 
 
 def test_sweep_flags(tmp_path):

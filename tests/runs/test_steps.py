@@ -1,69 +1,18 @@
-"""The loop: what a step computes, what must not change it, and how it stops."""
+"""The steps of a whole run: against the same steps written out, and what must not change them."""
 
 import dataclasses
 import json
 
 import pytest
 import torch
-from accelerate import Accelerator
-from conftest import state_of
+from support import state_of
 
 from dualoptim import NonFiniteError, UnlearnArgs, run
-from dualoptim.data.tofu import Row, Source, Stream, example_builder
-from dualoptim.method.loop import Phase, Plan, Term, train
-from dualoptim.method.objectives import FORGET, RETAIN
-from dualoptim.models.load import load_policy
-from dualoptim.reporting.log import StepLog
-from dualoptim.unlearn import optimizer_of
-
-
-def one_step(taught, batch_size, accumulation, name="ME", packing=True, max_grad_norm=0.0):
-    """The gradient of one step over the same eight rows of unequal length, however they are cut."""
-    args = UnlearnArgs(
-        model=str(taught), data="demo", batch_size=batch_size, gradient_accumulation_steps=accumulation, packing=packing
-    )
-    accelerator = Accelerator()
-    policy = load_policy(args, accelerator)
-    rows = [
-        *Source("demo").task_rows("forget05", 1)[:7],
-        Row("Why is the author so silent?", "Because " + "of the rain and " * 9),
-    ]
-    objective = {**FORGET, **RETAIN}[name].resolved(None, None, 0)
-    build = example_builder(rows, policy.formatter, objective.reads, args.seed, ["No.", "I really do not know that, sorry."])
-    stream = Stream("forget", len(rows), build, args.seed, batch_size, accumulation)
-    phases = {"forget": Phase({"forget": Term(objective, stream, 0.5)}, 1e-3, max_grad_norm)}
-    gradients = {}
-    handles = [
-        parameter.register_post_accumulate_grad_hook(lambda p, name=name: gradients.update({name: p.grad.clone()}))
-        for name, parameter in policy.model.named_parameters()
-    ]
-    with StepLog(None, 1, "test", accelerator) as log:
-        train(policy, accelerator, phases, Plan((("forget", 1),), 1, 1, 1, 0), args, optimizer_of(args), log)
-    for handle in handles:
-        handle.remove()
-    return torch.cat([gradient.flatten() for gradient in gradients.values()]), log.records[0]
-
-
-@pytest.mark.parametrize("name", ["ME", "GD", "AP", "IDK", "SimNPO", "CE-U", "RMU"])
-def test_accumulation_and_padding_change_nothing(taught, name):
-    reference, record = one_step(taught, 8, 1, name)
-    assert record["grad_norm"] > 1e-3
-    for batch_size, accumulation, packing in ((4, 2, True), (2, 4, True), (1, 8, True), (8, 1, False), (2, 4, False)):
-        gradient, other = one_step(taught, batch_size, accumulation, name, packing)
-        difference = (gradient - reference).abs()
-        place = f"{batch_size} x {accumulation}, packing {packing}"
-        assert float(difference.max()) <= 1e-5, place
-        assert float(difference.mean()) <= 1e-6, place  # a lost micro-batch is a drift to one side
-        assert other["loss"] == pytest.approx(record["loss"], rel=1e-6, abs=1e-5), place
-        assert (other["count"], other["tokens"]) == (record["count"], record["tokens"]), place
-
-
-def test_the_log_has_the_loss_before_its_coefficient_and_the_norm_before_clipping(taught):
-    free, record = one_step(taught, 8, 1, "GD")
-    clipped, record_clipped = one_step(taught, 8, 1, "GD", max_grad_norm=1e-3)
-    assert record == pytest.approx({**record_clipped, "seconds": record["seconds"]})
-    assert record["grad_norm"] == pytest.approx(float(free.double().norm()), rel=1e-4)
-    assert torch.equal(free, clipped)  # the hook sees gradients before they are clipped
+from dualoptim.data.stream import ExampleBuilder, Stream
+from dualoptim.data.tofu import tofu_source
+from dualoptim.method.objectives import FORGET
+from dualoptim.models.launch import start_accelerator
+from dualoptim.models.load import load_model
 
 
 def weights_after(args):
@@ -83,22 +32,21 @@ def test_a_seed_makes_a_run_reproducible_bit_for_bit(small_args, tmp_path):
 
 def by_hand(small_args, optimizers):
     """The run of `small_args`, written out: alternating steps of ordinary optimizers over unclipped whole batches."""
-    accelerator = Accelerator()
-    policy = load_policy(small_args, accelerator)
-    source = Source("demo")
+    loaded = load_model(small_args, start_accelerator(small_args))
+    source = tofu_source("demo")
     rows = {"forget": source.task_rows("forget05", 1), "retain": source.retain_rows("forget05", [1])}
     streams = {
-        name: Stream(name, len(rows[name]), example_builder(rows[name], policy.formatter, ("answer",), 1001), 1001, 4, 1)
+        name: Stream(name, len(rows[name]), ExampleBuilder(rows[name], loaded.formatter, ("answer",), 1001), 1001, 4, 1)
         for name in rows
     }
-    made = optimizers(policy.model.parameters())
+    made = optimizers(loaded.model.parameters())
     total, warmup = 5 * 5 * 6, 5 * 6  # 20 rows / 4 a step = 5 forget steps an epoch, 6 steps a cycle
     served = {"forget": 0, "retain": 0}
     for step in range(small_args.max_steps):
         name = "forget" if step % 6 == 0 else "retain"
         (examples,) = streams[name].window(served[name])
         served[name] += 1
-        logits = [policy.model(torch.tensor([e.ids])).logits[0, e.start - 1 : -1] for e in examples]
+        logits = [loaded.model(torch.tensor([e.ids])).logits[0, e.start - 1 : -1] for e in examples]
         logits = torch.cat(logits).log_softmax(-1)
         if name == "forget":  # KL(uniform || p), from its definition
             loss = (-logits.mean(-1) - torch.log(torch.tensor(float(logits.shape[-1])))).mean()
@@ -109,7 +57,7 @@ def by_hand(small_args, optimizers):
         for group in made[name].param_groups:
             group["lr"] = 5e-4 * (step + 1) / warmup if step < warmup else 5e-4 * (total - step) / (total - warmup)
         made[name].step()
-    return {name: value.detach() for name, value in policy.model.named_parameters()}
+    return {name: value.detach() for name, value in loaded.model.named_parameters()}
 
 
 @pytest.mark.parametrize("optim", ["dual-adamw", "adamw-alternate"])
@@ -181,10 +129,10 @@ def test_coefficients_scale_the_joint_loss(small_args):
 def test_a_loss_that_is_not_finite_stops_before_the_step(taught, tmp_path, monkeypatch):
     calls = []
 
-    def spoiled(scores, beta, gamma):
+    def spoiled(scores):
         calls.append(1)
         factor = float("inf") if len(calls) == 2 else 1.0
-        return scores.log_prob.sum() * factor, len(scores.log_prob)
+        return scores.log_prob.sum() * factor
 
     monkeypatch.setitem(FORGET, "GA", dataclasses.replace(FORGET["GA"], loss=spoiled))
     common = {"model": str(taught), "data": "demo", "learning_rates": (5e-4,), "forget_losses": ("GA+GD",), "eval": False}

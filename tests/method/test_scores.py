@@ -4,50 +4,18 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PhiConfig,
-    PhiForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from support import MODELS, examples
 
-from dualoptim.data.tofu import Example, pack, pad
+from dualoptim.data.batches import pack, pad
 from dualoptim.method.objectives import FORGET, RETAIN
 from dualoptim.method.scores import score
 from dualoptim.models.load import takes_packed_rows
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 97}
-MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_key_value_heads=2)),
-    "phi": lambda: PhiForCausalLM(PhiConfig(**SIZES, resid_pdrop=0.0, embd_pdrop=0.0)),
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=97, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    ),
-}
 
-
-def examples(count=8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(4, 23, (count,), generator=generator).tolist()
-    return [
-        Example(
-            torch.randint(97, (length,), generator=generator).tolist(), int(torch.randint(1, length, (1,), generator=generator))
-        )
-        for length in lengths
-    ]
-
-
-def loss_and_gradients(model, batches, objective, beta=0.1):
+def loss_and_gradients(model, batches, objective):
     model.zero_grad()
-    results = [objective.loss(score(model, batch, objective.layer), beta, 0.0) for batch in batches]
-    loss = sum(total for total, _ in results) / sum(count for _, count in results)
+    total = sum(objective(score(model, batch, objective.layer)) for batch in batches)
+    loss = total / sum(objective.count(batch) for batch in batches)
     loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -57,7 +25,8 @@ def loss_and_gradients(model, batches, objective, beta=0.1):
 def test_packed_padded_and_one_by_one_agree(name, objective):
     torch.manual_seed(0)
     model = MODELS[name]()
-    chosen = {**FORGET, **RETAIN}[objective].resolved(None, None, 0)
+    beta = {"RMU": 50.0}.get(objective, 0.1)
+    chosen = {**FORGET, **RETAIN}[objective].resolved({"beta": beta, "gamma": 0.0}, 0)
     texts = examples()
     together = len(chosen.reads)  # AP's answer and refusal stay side by side
     singles = [texts[start : start + together] for start in range(0, len(texts), together)]
@@ -67,11 +36,10 @@ def test_packed_padded_and_one_by_one_agree(name, objective):
         "one by one": [pack(single) for single in singles],
         "one by one, padded": [pad(single) for single in singles],
     }
-    beta = 50.0 if objective == "RMU" else 0.1
-    reference, gradient = loss_and_gradients(model, shapes.pop("packed"), chosen, beta)
+    reference, gradient = loss_and_gradients(model, shapes.pop("packed"), chosen)
     assert gradient.norm() > 0.01
     for shape, batches in shapes.items():
-        loss, other = loss_and_gradients(model, batches, chosen, beta)
+        loss, other = loss_and_gradients(model, batches, chosen)
         difference = (gradient - other).abs()
         assert float((loss - reference).abs()) <= 1e-5, shape
         assert float(difference.max()) <= 1e-5, shape
@@ -87,32 +55,6 @@ def test_packed_rows_do_not_see_each_other():
         one, two = (score(model, pack([first, neighbour])) for neighbour in (second, other))
     scored = len(first.ids) - first.start
     assert torch.allclose(one.log_prob[:scored], two.log_prob[:scored], atol=1e-6)
-
-
-@pytest.mark.parametrize("name", list(MODELS))
-def test_models_that_take_packed_rows_are_recognized(name):
-    torch.manual_seed(0)
-    assert takes_packed_rows(MODELS[name]())
-
-
-def test_a_model_that_mixes_packed_rows_is_recognized():
-    torch.manual_seed(0)
-    bloom = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=97))  # no position_ids at all
-    assert not takes_packed_rows(bloom)
-
-    class Mixing(LlamaForCausalLM):
-        def forward(self, *args, position_ids=None, **kwargs):
-            return super().forward(*args, **kwargs)
-
-    assert not takes_packed_rows(Mixing(LlamaConfig(**SIZES)))
-
-
-def test_the_probe_leaves_the_mode_of_the_model_alone():
-    model = MODELS["llama"]()
-    for training in (True, False):
-        model.train(training)
-        takes_packed_rows(model)
-        assert model.training is training
 
 
 @pytest.mark.parametrize("collate", [pack, pad])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dualoptim.method.schedule import cycle_length, lr_factor, phase_at, phase_step, steps_per_epoch
+from dualoptim.method.schedule import Plan, cycle_length, lr_factor, phase_at, phase_step, steps_per_epoch
 
 PUBLISHED = (("forget", 1), ("retain", 5))
 
@@ -45,3 +45,22 @@ def test_no_step_has_rate_zero(total, warmup):
     factors = [lr_factor(step, total, warmup) for step in range(total)]
     assert min(factors) > 0
     assert max(factors) == 1
+
+
+def test_a_plan_says_where_a_run_ends_and_what_its_rate_decays_over():
+    plan = Plan(PUBLISHED, steps_per_epoch=12, num_epochs=5, warmup_epochs=1)
+    assert (plan.total_steps, plan.last_step, plan.warmup_steps) == (60, 60, 12)
+    assert [plan.lr_factor(step) for step in (0, 11, 12, 59)] == pytest.approx([1 / 12, 1, 1, 1 / 48])
+    assert (plan.steps_of("forget"), plan.steps_of("retain")) == (10, 50)
+    shorter = Plan(PUBLISHED, 12, 5, 1, max_steps=7)
+    assert (shorter.total_steps, shorter.last_step) == (60, 7)  # the rate decays over all of them
+    assert shorter.lr_factor(6) == plan.lr_factor(6)
+    assert (shorter.steps_of("forget"), shorter.steps_of("retain")) == (2, 5)
+    assert Plan(PUBLISHED, 12, 5, max_steps=99).last_step == 60
+
+
+def test_warm_up_leaves_a_step_to_decay_and_needs_more_than_one_step_an_epoch():
+    assert Plan((("joint", 1),), 1, 5, warmup_epochs=1).warmup_steps == 0
+    assert Plan((("joint", 1),), 4, 1, warmup_epochs=1).warmup_steps == 3
+    assert Plan((("joint", 1),), 4, 5, warmup_epochs=0.5).warmup_steps == 2
+    assert Plan((("joint", 1),), 4, 5).warmup_steps == 0

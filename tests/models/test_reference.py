@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import state_of
-from test_distributed import arguments, difference, launch
+from support import arguments, difference, launch, state_of
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from dualoptim import InputError, run
-from dualoptim.data.tofu import Example
+from dualoptim.data.prompts import Example
 from dualoptim.method.objectives import FORGET, RETAIN
 from dualoptim.method.scores import Reference, score
 from dualoptim.models import reference as reference_module
-from dualoptim.models.load import Policy, load_policy, start_accelerator
+from dualoptim.models.launch import start_accelerator
+from dualoptim.models.load import load_model
 from dualoptim.models.reference import Frozen, Store, check_reference, text_key
 
 PAIRS = ("NPO+KL", "DPO+GD", "UNDIAL+KLQ", "RMU+EMBED")
@@ -29,21 +29,21 @@ def live(monkeypatch):
     calls = []
 
     class Live:
-        def __init__(self, frozen, policy, objective):
-            self.policy, self.objective = dataclasses.replace(policy, model=frozen), objective
+        def __init__(self, frozen, loaded, objective):
+            self.loaded, self.objective = dataclasses.replace(loaded, model=frozen), objective
 
         def __call__(self, examples, device):
             calls.append(self.objective.reference)
             with torch.no_grad():
-                scores = score(self.policy.model, self.policy.batch(examples, device), self.objective.layer)
+                scores = score(self.loaded.model, self.loaded.batch(examples), self.objective.layer)
             return Reference(scores.log_prob, scores.logits.__getitem__, scores.hidden)
 
-    def init(self, policy, *_):
-        self.policy, self.frozen = policy, copy.deepcopy(policy.model).eval()
+    def init(self, loaded, *_):
+        self.loaded, self.frozen = loaded, copy.deepcopy(loaded.model).eval()
 
     monkeypatch.setattr(Frozen, "__init__", init)
     monkeypatch.setattr(Frozen, "score", lambda *_: None)
-    monkeypatch.setattr(Frozen, "reader", lambda self, objective: Live(self.frozen, self.policy, objective))
+    monkeypatch.setattr(Frozen, "reader", lambda self, objective: Live(self.frozen, self.loaded, objective))
     return calls
 
 
@@ -88,17 +88,17 @@ def test_a_second_run_reads_what_the_first_has_stored(taught, tmp_path, monkeypa
 def test_other_weights_and_other_texts_are_never_mixed_up(tiny, taught, tmp_path):
     texts = [Example([3, 4, 5, 6], 2), Example([3, 4, 5, 6], 1), Example([7, 8, 9], 2)]
     assert len({text_key(text) for text in texts}) == 3
-    objective = FORGET["NPO"].resolved(None, None, 0)
+    objective = FORGET["NPO"].resolved({"beta": None, "gamma": None}, 0)
     found = []
     for model in (tiny, taught):
         args = arguments(model, tmp_path, "dual-adamw")
         accelerator = start_accelerator(args)
-        policy = load_policy(args, accelerator)
-        frozen = Frozen(policy, accelerator, tmp_path / "reference", [objective], 2)
-        frozen.score(policy, objective, texts)
+        loaded = load_model(args, accelerator)
+        frozen = Frozen(loaded, tmp_path / "reference", [objective], 2)
+        frozen.score(loaded, objective, texts)
         values = frozen.reader(objective)(texts, accelerator.device).log_prob
         with torch.no_grad():
-            assert torch.allclose(values, score(policy.model, policy.batch(texts, accelerator.device)).log_prob, atol=1e-5)
+            assert torch.allclose(values, score(loaded.model, loaded.batch(texts)).log_prob, atol=1e-5)
         # in another order and one by one
         again = torch.cat([frozen.reader(objective)([text], accelerator.device).log_prob for text in reversed(texts)])
         assert torch.equal(again.sort().values, values.sort().values)
@@ -112,11 +112,10 @@ def test_logits_that_change_after_the_head_are_refused(taught, tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     model = Gemma2ForCausalLM(Gemma2Config(vocab_size=97, intermediate_size=64, final_logit_softcapping=0.5, **sizes))
     args = arguments(taught, tmp_path, "dual-adamw")
-    accelerator = start_accelerator(args)
-    policy = Policy(model, load_policy(args, accelerator).formatter, "qa", True)
-    check_reference(policy, accelerator, [FORGET["NPO"]], tmp_path)
+    loaded = dataclasses.replace(load_model(args, start_accelerator(args)), model=model)
+    check_reference(loaded, [FORGET["NPO"]], tmp_path)
     with pytest.raises(InputError, match=r"Gemma2ForCausalLM changes its logits after the output head, .* no reference here"):
-        check_reference(policy, accelerator, [RETAIN["KL"]], tmp_path)
+        check_reference(loaded, [RETAIN["KL"]], tmp_path)
 
 
 def test_the_first_model_stays_the_reference_with_fix_ref_model(taught, tmp_path):
@@ -132,6 +131,7 @@ def test_the_first_model_stays_the_reference_with_fix_ref_model(taught, tmp_path
     assert len(list((tmp_path / "fixed" / "reference").iterdir())) == 1
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
 def test_under_zero3_on_two_processes_it_is_that_of_one(lora, taught, tmp_path):
     pytest.importorskip("deepspeed")

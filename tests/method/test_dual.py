@@ -5,12 +5,9 @@ import math
 
 import pytest
 import torch
-from conftest import shared_json
 
-from dualoptim import UnlearnArgs
-from dualoptim.method.dual import PHASES, DualOptimizer, adamw, decay_groups, set_phase
-from dualoptim.method.plus import DualAdamWPlus, PartlyDecoupledAdamW
-from dualoptim.unlearn import optimizer_of
+from dualoptim.method.adamw import adamw
+from dualoptim.method.dual import DualOptimizer
 
 PATTERN = "FRRRRRFRRRRRFFRF"
 PHASE = {"F": "forget", "R": "retain"}
@@ -90,14 +87,15 @@ def test_one_shared_bank_is_something_else():
     optimizer = torch.optim.AdamW(shared, weight_decay=0.01, fused=True)
     for phase, values in zip(PATTERN, gradients(len(PATTERN), shared), strict=True):
         set_gradients(shared, values)
-        set_phase(optimizer, PHASE[phase], RATE[phase])
+        for group in optimizer.param_groups:
+            group["lr"] = RATE[phase]
         optimizer.step()
     dual = alternate_by_hand("fused", "fused")
-    assert max(float((a - b).abs().max()) for a, b in zip(shared, dual, strict=True)) > 1e-3
+    assert max(float((a - b).detach().abs().max()) for a, b in zip(shared, dual, strict=True)) > 1e-3
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.95), (0.9, 0.999)])
-def test_the_published_trajectory(betas):
+def test_the_published_trajectory(betas, shared_json):
     oracle = shared_json("oracles/optimizer_trajectories.json")
     meta = oracle["meta"]
     parameters = [torch.nn.Parameter(torch.tensor(values)) for values in oracle["init"]]
@@ -249,64 +247,12 @@ def test_mistakes_are_named():
         )
 
 
-def test_biases_and_norms_are_not_decayed():
-    model = torch.nn.Sequential(torch.nn.Embedding(3, 4), torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
-    decayed, free = decay_groups(model, 0.01)
-    assert decayed["weight_decay"] == 0.01
-    assert free["weight_decay"] == 0.0
-    assert [p is q for p, q in zip(decayed["params"], [model[0].weight, model[1].weight], strict=True)] == [True, True]
-    assert len(free["params"]) == 3
-
-
 def test_state_costs_sixteen_bytes_a_parameter():
     parameter = torch.nn.Parameter(torch.zeros(1000, 100))
     optimizer = DualOptimizer([parameter], forget=MAKERS["fused"], retain=MAKERS["fused"])
     optimizer.materialize()
     held = sum(value.nbytes for value in optimizer.state[parameter].values())
     assert math.isclose(held / parameter.numel(), 16, rel_tol=1e-3)
-
-
-def betas(optimizer):
-    return [optimizer._settings[phase][0]["betas"] for phase in PHASES]
-
-
-def decays(optimizer):
-    return [[group["weight_decay"] for group in optimizer._settings[phase]] for phase in PHASES]
-
-
-def kinds(optimizer):
-    return [type(inner).__name__ for inner in optimizer._inner.values()]
-
-
-@pytest.mark.parametrize(
-    ("changes", "read", "expected"),
-    [
-        ({}, betas, [(0.9, 0.999), (0.9, 0.999)]),
-        ({"adam_betas": (0.5, 0.6)}, betas, [(0.5, 0.6), (0.5, 0.6)]),
-        ({"forget_adam_betas": (0.5, 0.6)}, betas, [(0.5, 0.6), (0.9, 0.999)]),
-        ({"forget_optimizer": "torch.optim.Adam", "forget_adam_betas": (0.5, 0.6)}, betas, [(0.5, 0.6), (0.9, 0.999)]),
-        ({"forget_optimizer": "torch.optim.Adam"}, kinds, ["Adam", "AdamW"]),
-        ({"weight_decay": 0.3, "forget_weight_decay": 0.0}, decays, [[0.0, 0.0], [0.3, 0.0]]),
-        ({"weight_decay": 0.3}, decays, [[0.3, 0.0], [0.3, 0.0]]),
-        ({"forget_optimizer": "sgd", "retain_optimizer": "signsgd"}, kinds, ["SGD", "SignSGD"]),
-        ({"forget_optimizer": "sgd"}, lambda o: o._settings["forget"][0]["momentum"], 0.9),
-        ({"forget_optimizer": "adamw-8bit"}, kinds, ["GroupwiseAdamW8bit", "AdamW"]),
-        ({"optim_bits": 8}, kinds, ["GroupwiseAdamW8bit", "GroupwiseAdamW8bit"]),
-        ({"decouple": "v"}, lambda o: (type(o), o.defaults["decouple"]), (PartlyDecoupledAdamW, "v")),
-        ({"decouple": "none"}, type, torch.optim.AdamW),
-        ({"optim": "adamw-alternate"}, type, torch.optim.AdamW),
-        ({"optim": "dual-adamw-plus"}, lambda o: (type(o), o.defaults["base_betas"]), (DualAdamWPlus, (0.9, 0.999))),
-        ({"optim": "dual-adamw-plus", "base_betas": (0.9, 0.95)}, lambda o: o.defaults["base_betas"], (0.9, 0.95)),
-        ({"optim": "dual-adamw-plus", "max_update": 3.0}, lambda o: o.defaults["max_update"], 3.0),
-        ({"optim": "dual-adamw-plus", "quantize_base": True}, lambda o: [*o.defaults["quantized"].values()], [0, 0, 1]),
-        ({"optim": "dual-adamw-plus", "quantize_delta": True}, lambda o: [*o.defaults["quantized"].values()], [1, 1, 0]),
-        ({"optim": "dual-adamw-plus", "optim_bits": 8}, lambda o: [*o.defaults["quantized"].values()], [1, 1, 1]),
-    ],
-)
-def test_flags_reach_the_optimizer(changes, read, expected):
-    args = UnlearnArgs(**changes)
-    model = torch.nn.Linear(4, 3)
-    assert read(optimizer_of(args)(decay_groups(model, args.weight_decay, args.state_bits))) == expected
 
 
 def test_state_of_a_constructor_follows_exchanged_parameters():

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 
 from dualoptim import UnlearnArgs, run
-from dualoptim.config.args import main
-from dualoptim.models.load import start_accelerator
+from dualoptim.config.cli import main
+from dualoptim.models.launch import start_accelerator
 
 
 def switch_fsdp_on(accelerator: Accelerator) -> None:

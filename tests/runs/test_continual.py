@@ -10,10 +10,10 @@ import time
 
 import pytest
 import torch
-from conftest import state_of
-from test_distributed import arguments, command, environment, launch
+from support import arguments, command, environment, launch, state_of
 
 from dualoptim import run
+from dualoptim.data.tofu import tofu_source
 
 TABLES = ("tasks.csv", "tasks.md")
 
@@ -91,9 +91,7 @@ def test_killed_in_the_second_task_and_resumed(whole, taught, tmp_path):
 
 def test_the_retain_pool_shrinks_by_each_task(taught, tmp_path):
     """KL keeps nothing of a task that has been forgotten: its rows leave the pool."""
-    from dualoptim.data.tofu import Source
-
-    source = Source("demo")
+    source = tofu_source("demo")
     pools = [{row.question for row in source.retain_rows("forget05", list(range(1, n + 1)))} for n in (1, 2, 3)]
     assert pools[0] > pools[1] > pools[2]
     for n in (1, 2, 3):
