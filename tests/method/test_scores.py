@@ -9,7 +9,6 @@ from support import MODELS, examples
 from dualoptim.data.batches import pack, pad
 from dualoptim.method.objectives import FORGET, RETAIN
 from dualoptim.method.scores import score
-from dualoptim.models.load import takes_packed_rows
 
 
 def loss_and_gradients(model, batches, objective):
