@@ -6,6 +6,7 @@ import math
 import resource
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from support import ROOT
