@@ -53,7 +53,7 @@ def run(args: UnlearnArgs) -> RunResult:
     if args.dry_run:
         raise InputError("dry_run trains nothing; call dualoptim.memory_plan.dry_run(args), or run without it")
 
-    # ---- read everything that can be wrong, before anything is written
+    # ---- read and check everything, before anything is written
     accelerator = start_accelerator(args)
     args = replace(args, output_dir=str(output_folder(args, accelerator)), learning_rates=args.rates)
     taught = Path(str(args.output_dir)) / "demo_model"

@@ -242,7 +242,7 @@ FORGET: dict[str, Objective] = {
     "UNDIAL": Objective(self_distillation, "H(ref with the label's logit - β, p) per token", "token", {"beta": 10.0}, "logits"),
     "CE-U": Objective(cross_entropy_unlearning, "H(sg(p) without the label, p) per token but the first", "later_token"),
     "PDU": Objective(logit_margin, "(largest logit - mean logit)² per token"),
-    "RMU": Objective(steer_away, "‖h - β u‖² per token, h of `--layer`", constants={"beta": 2.0}, needs_layer=True),
+    "RMU": Objective(steer_away, "‖h - β u‖²/H per token, h of `--layer`", constants={"beta": 2.0}, needs_layer=True),
     # LLMU (arXiv 2310.10683) also learns another question's answer; with KL as its retain side it is complete
     "LLMU": Objective(gradient_ascent, "GA, and -log p of another question's answer per token", also=_MISMATCH),
 }
@@ -251,7 +251,7 @@ RETAIN: dict[str, Objective | None] = {
     "AP": Objective(answer_preservation, "-(1/β) log σ(β log p(y)/p(idk)) per question", "row", {"beta": 0.1}, reads=_PAIR),
     "KL": Objective(divergence, "KL(ref ‖ p) per token of the answer", reference="logits"),
     "KLQ": Objective(divergence, "KL(ref ‖ p) per token of question and answer", reference="logits", whole_text=True),
-    "EMBED": Objective(matching_embedding, "‖h - h_ref‖² per token, h of `--layer`", reference="hidden", needs_layer=True),
+    "EMBED": Objective(matching_embedding, "‖h - h_ref‖²/H per token, h of `--layer`", reference="hidden", needs_layer=True),
     "none": None,
 }
 
