@@ -25,7 +25,9 @@ def test_the_forget_rate_is_written_out():
 
 
 def test_constants_of_other_pairs_are_left_out():
-    args = UnlearnArgs(forget_losses=("NPO+GD", "SimNPO+GD", "RMU+EMBED", "ME+GD"), beta=0.2, gamma=0.3, layer=1, fix_ref_model=True)
+    args = UnlearnArgs(
+        forget_losses=("NPO+GD", "SimNPO+GD", "RMU+EMBED", "ME+GD"), beta=0.2, gamma=0.3, layer=1, fix_ref_model=True
+    )
     found = {one.forget_losses[0]: (one.beta, one.gamma, one.layer, one.fix_ref_model) for one in single_runs(args)}
     assert found == {
         "NPO+GD": (0.2, None, None, True),

@@ -17,7 +17,9 @@ def test_biases_and_norms_are_not_decayed():
 
 def test_what_may_be_kept_in_bytes_is_a_group_of_its_own():
     """Not biases, norms and small tensors, and embeddings only if that is asked for."""
-    model = torch.nn.Sequential(torch.nn.Embedding(80, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 8), torch.nn.LayerNorm(64))
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(80, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 8), torch.nn.LayerNorm(64)
+    )
     for with_embeddings, in_bytes in ((False, [model[1].weight]), (True, [model[0].weight, model[1].weight])):
         groups = decay_groups(model, 0.01, bits=8, quantize_embeddings=with_embeddings)
         found = [parameter for group in groups if group["bits"] == 8 for parameter in group["params"]]

@@ -36,7 +36,9 @@ def one_step(taught, batch_size, accumulation, name="ME", packing=True, max_grad
     ]
     objective = {**FORGET, **RETAIN}[name].resolved({"beta": None, "gamma": None}, 0)
     refusals = ["No.", "I really do not know that, sorry."]
-    stream = Stream.of(args, "forget", ExampleBuilder(rows, loaded.formatter, objective.reads, args.seed, refusals), loaded.share)
+    stream = Stream.of(
+        args, "forget", ExampleBuilder(rows, loaded.formatter, objective.reads, args.seed, refusals), loaded.share
+    )
     phases = {"forget": Phase({"forget": Term(objective, MicroBatches(stream, loaded.layout), 0.5)}, 1e-3, max_grad_norm)}
     gradients = {}
     handles = [
@@ -103,7 +105,9 @@ def test_a_step_is_taken_whenever_its_record_is_asked_for():
     assert [(record["step"], record["phase"], record["epoch"]) for record in log] == [
         (1, "forget", 0.3333), (2, "retain", 0.6667), (3, "retain", 1.0), (4, "forget", 1.3333), (5, "retain", 1.6667), (6, "retain", 2.0),
     ]  # fmt: skip
-    assert [record["lr"] for record in log] == pytest.approx([1e-2, 5 / 6 * 1e-1, 4 / 6 * 1e-1, 3 / 6 * 1e-2, 2 / 6 * 1e-1, 1 / 6 * 1e-1])
+    assert [record["lr"] for record in log] == pytest.approx(
+        [1e-2, 5 / 6 * 1e-1, 4 / 6 * 1e-1, 3 / 6 * 1e-2, 2 / 6 * 1e-1, 1 / 6 * 1e-1]
+    )
     assert list(log[1]) == ["step", "epoch", "phase", "lr", "loss", "grad_norm", "count", "tokens", "seconds"]
 
 

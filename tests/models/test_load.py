@@ -53,11 +53,15 @@ def test_a_model_that_mixes_packed_texts_falls_back_to_padding_with_a_warning(ti
     assert "BloomForCausalLM mixes packed examples; falling back to padded batches" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        load(model=str(tmp_path), data="demo", attn_implementation="eager", packing=False)  # nothing that was asked for is missing
+        load(
+            model=str(tmp_path), data="demo", attn_implementation="eager", packing=False
+        )  # nothing that was asked for is missing
     assert "mixes packed examples" not in caplog.text
 
 
-@pytest.mark.parametrize(("choice", "kernel", "own"), [("auto", "sdpa", BLOCKWISE), ("sdpa", "sdpa", "sdpa"), ("eager", "eager", "eager")])
+@pytest.mark.parametrize(
+    ("choice", "kernel", "own"), [("auto", "sdpa", BLOCKWISE), ("sdpa", "sdpa", "sdpa"), ("eager", "eager", "eager")]
+)
 def test_attention_on_a_cpu(choice, kernel, own, tiny):
     args = UnlearnArgs(model=str(tiny), data="demo", attn_implementation=choice)
     accelerator = start_accelerator(args)

@@ -70,7 +70,11 @@ def test_the_texts_of_each_term(loaded):
     assert decode(text.ids[text.start :], skip_special_tokens=True).strip() in ROWS.refusals
     answer, refusal, *_ = first("DPO+GD", "forget", "forget")
     assert answer.ids[: answer.start] == refusal.ids[: refusal.start]
-    for pair, mask, starts in (("ME+GD", True, (False, False)), ("ME+GD", False, (True, False)), ("ME+KLQ", True, (False, True))):
+    for pair, mask, starts in (
+        ("ME+GD", True, (False, False)),
+        ("ME+GD", False, (True, False)),
+        ("ME+KLQ", True, (False, True)),
+    ):
         found = [first(pair, phase, phase, mask=mask)[0].start == 1 for phase in ("forget", "retain")]
         assert tuple(found) == starts, (pair, mask)
     forget, mismatch = (first("LLMU+GD", "forget", name)[0] for name in ("forget", "mismatch"))
@@ -115,7 +119,12 @@ PASSAGE = Row(None, "All of this is one passage.")
 @pytest.mark.parametrize(
     ("pair", "forget", "retain", "message"),
     [
-        ("IDK+none", [PASSAGE], [], "IDK.none: it compares answers to a question, and passages of text have none; take one of GA"),
+        (
+            "IDK+none",
+            [PASSAGE],
+            [],
+            "IDK.none: it compares answers to a question, and passages of text have none; take one of GA",
+        ),
         ("ME+AP", ROWS.forget, [PASSAGE], r"take one of GA, ME, .* with GD, KL, KLQ, EMBED, none"),
         ("LLMU+none", [PASSAGE], [PASSAGE], "passages of text have none"),
         ("ME+GD", ROWS.forget, [], r"ME\+GD needs rows to keep; give --retain-file, or a pair such as NPO\+none"),

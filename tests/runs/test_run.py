@@ -19,7 +19,6 @@ from dualoptim.data.prompts import TEMPLATES, Tags, choose_template
 from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
 
-
 # ------------------------------------------------------------------------------------------------------------- the demo
 
 
