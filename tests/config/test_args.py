@@ -77,8 +77,16 @@ def test_no_flag_is_the_demo():
     assert UnlearnArgs(model="org/name").rates == (1e-5,)
 
 
-@pytest.mark.parametrize(("changes", "bits"), [({}, 32), ({"optim_bits": 8}, 8), ({"retain_optimizer": "adamw-8bit"}, 8),
-    ({"optim": "dual-adamw-plus", "quantize_base": True}, 8), ({"optim": "dual-adamw-plus", "quantize_delta": True}, 8)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "bits"),
+    [
+        ({}, 32),
+        ({"optim_bits": 8}, 8),
+        ({"retain_optimizer": "adamw-8bit"}, 8),
+        ({"optim": "dual-adamw-plus", "quantize_base": True}, 8),
+        ({"optim": "dual-adamw-plus", "quantize_delta": True}, 8),
+    ],
+)
 def test_the_bits_of_states(changes, bits):
     assert UnlearnArgs(**changes).state_bits == bits
 

@@ -6,6 +6,7 @@ import math
 import resource
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from support import ROOT
@@ -76,9 +77,13 @@ BOUNDED = [(kind, name) for kind in KINDS[:4] for name, flag in flags(kind).item
 @pytest.mark.parametrize(("kind", "name"), BOUNDED, ids=[f"{kind.__name__} {name}" for kind, name in BOUNDED])
 def test_the_first_value_outside_is_refused_in_one_line(kind, name):
     flag, default = flags(kind)[name], default_of(kind, name)
-    outside = [value for bound, value in (
-        (flag.at_least, flag.at_least - 1), (flag.above, flag.above), (flag.below, flag.below), (flag.at_most, flag.at_most + 1),
-    ) if math.isfinite(bound)]  # fmt: skip
+    first_outside = {
+        flag.at_least: flag.at_least - 1,
+        flag.above: flag.above,
+        flag.below: flag.below,
+        flag.at_most: flag.at_most + 1,
+    }
+    outside = [value for bound, value in first_outside.items() if math.isfinite(bound)]
     assert outside
     for value in (*outside, math.nan):
         several = isinstance(default, tuple) or name.endswith("betas")
@@ -166,7 +171,7 @@ def ragged(text):
     """Lines of help texts after which the next line's first word would have had room."""
     lines = [line[2:-2] for line in text.splitlines() if line.startswith("│ ")]
     column = next(len(line) - len(line.lstrip()) for line in lines if line.startswith(" " * 9))  # where texts stand
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in pairwise(lines):
         is_text = line[column - 2 : column] == "  " and line[column] != " "
         goes_on = following.startswith(" " * column)
         if is_text and goes_on and len(line.rstrip()) + 1 + len(following.split()[0]) <= len(line):

@@ -77,7 +77,7 @@ def test_a_flag_that_an_older_run_lacks_had_its_default(tmp_path):
     path = written(tmp_path, ARGS, max_update="left out", retain_freq="left out")
     check_same(path, to_dict(ARGS), UnlearnArgs)
     changed = dataclasses.replace(ARGS, retain_freq=3)
-    with pytest.raises(InputError, match="--resume: --retain-freq was 5 in .* and is 3; give the same value"):
+    with pytest.raises(InputError, match=r"--resume: --retain-freq was 5 in .* and is 3; give the same value"):
         check_same(path, to_dict(changed), UnlearnArgs)
     assert load_yaml(path, UnlearnArgs) == ARGS
 

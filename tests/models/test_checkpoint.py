@@ -63,7 +63,7 @@ def test_a_kill_during_a_save_leaves_the_earlier_one_whole(engine, tmp_path, mon
 
 
 def test_what_is_no_checkpoint_or_of_another_launch_is_refused(engine, tmp_path):
-    with pytest.raises(InputError, match="--resume .*nothing: no checkpoint there; give a folder step-N"):
+    with pytest.raises(InputError, match=r"--resume .*nothing: no checkpoint there; give a folder step-N"):
         read_checkpoint(engine.accelerator, tmp_path / "nothing")
     (tmp_path / "step-3").mkdir()
     (tmp_path / "step-3" / "state.json").write_text("{")

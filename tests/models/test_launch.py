@@ -60,11 +60,11 @@ def test_what_is_there_is_kept_unless_told(args, tmp_path):
 def test_a_target_below_a_file_or_above_the_model_is_refused(args, tmp_path):
     accelerator = start_accelerator(args)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="--output-dir: .*file is a file; give another folder"):
+    with pytest.raises(InputError, match=r"--output-dir: .*file is a file; give another folder"):
         claim(args, accelerator, [tmp_path / "file" / "task1"])
     (tmp_path / "out" / "model").mkdir(parents=True)
     inside = dataclasses.replace(args, model=str(tmp_path / "out" / "model"), overwrite=True)
-    with pytest.raises(InputError, match="--output-dir: .*out holds the model or the data of this run"):
+    with pytest.raises(InputError, match=r"--output-dir: .*out holds the model or the data of this run"):
         claim(inside, accelerator, [tmp_path / "out"])
     assert (tmp_path / "out" / "model").is_dir()
 
