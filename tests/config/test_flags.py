@@ -77,8 +77,13 @@ BOUNDED = [(kind, name) for kind in KINDS[:4] for name, flag in flags(kind).item
 @pytest.mark.parametrize(("kind", "name"), BOUNDED, ids=[f"{kind.__name__} {name}" for kind, name in BOUNDED])
 def test_the_first_value_outside_is_refused_in_one_line(kind, name):
     flag, default = flags(kind)[name], default_of(kind, name)
-    beyond = ((flag.at_least, -1), (flag.above, 0), (flag.below, 0), (flag.at_most, 1))
-    outside = [bound + step for bound, step in beyond if math.isfinite(bound)]
+    first_outside = {
+        flag.at_least: flag.at_least - 1,
+        flag.above: flag.above,
+        flag.below: flag.below,
+        flag.at_most: flag.at_most + 1,
+    }
+    outside = [value for bound, value in first_outside.items() if math.isfinite(bound)]
     assert outside
     for value in (*outside, math.nan):
         several = isinstance(default, tuple) or name.endswith("betas")

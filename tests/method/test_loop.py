@@ -102,14 +102,10 @@ def test_a_step_is_taken_whenever_its_record_is_asked_for():
     first = next(records)
     assert not all(torch.equal(a, b) for a, b in zip(start, engine.model.parameters(), strict=True))
     log = [first, *records]
-    assert [(record["step"], record["phase"], record["epoch"]) for record in log] == [
-        (1, "forget", 0.3333),
-        (2, "retain", 0.6667),
-        (3, "retain", 1.0),
-        (4, "forget", 1.3333),
-        (5, "retain", 1.6667),
-        (6, "retain", 2.0),
-    ]
+    assert [(record["step"], record["phase"]) for record in log] == [
+        (1, "forget"), (2, "retain"), (3, "retain"), (4, "forget"), (5, "retain"), (6, "retain"),
+    ]  # fmt: skip
+    assert [record["epoch"] for record in log] == [0.3333, 0.6667, 1.0, 1.3333, 1.6667, 2.0]
     assert [record["lr"] for record in log] == pytest.approx(
         [1e-2, 5 / 6 * 1e-1, 4 / 6 * 1e-1, 3 / 6 * 1e-2, 2 / 6 * 1e-1, 1 / 6 * 1e-1]
     )

@@ -1,12 +1,11 @@
 """Which models keep packed texts apart, and attention over packed texts block by block."""
 
-import dataclasses
-
 import pytest
 import torch
 from support import MODELS, SIZES, answers, examples
 from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from dualoptim import UnlearnArgs
 from dualoptim.data.batches import pack
 from dualoptim.data.prompts import Example
 from dualoptim.method.scores import score
@@ -113,9 +112,9 @@ def test_diagonal_blocks_hold_all_that_a_mask_allows():
     assert diagonal_blocks(mask.expand(2, -1, -1, -1)) == []
 
 
-def test_plain_sdpa_stays_a_choice(small_args, tmp_path):
+def test_plain_sdpa_stays_a_choice(tiny, tmp_path):
     for choice, expected in (("auto", BLOCKWISE), ("sdpa", "sdpa")):
-        args = dataclasses.replace(small_args, attn_implementation=choice)
+        args = UnlearnArgs(model=str(tiny), data="demo", attn_implementation=choice)
         loaded = load_model(args, start_accelerator(args))
         assert loaded.model.config._attn_implementation == expected
         assert loaded.layout.shares

@@ -1,4 +1,4 @@
-"""Every objective takes real steps with each kind of optimizer: on a tiny model, on SmolLM2 and TOFU rows, and under ZeRO-3."""
+"""Every objective takes real steps with each kind of optimizer: on a tiny model, on SmolLM2, and under ZeRO-3."""
 
 import dataclasses
 import json
