@@ -177,8 +177,8 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
 
     forget_losses: Annotated[tuple[str, ...], Flag("objectives", shown=True)] = ("ME+GD",)
     """Objectives as FORGET+RETAIN; each pair is a run of its own. Forget: GA, ME, IDK, NPO, DPO, SimNPO, WGA, SatImp, UNDIAL,
-    CE-U, PDU, RMU, LLMU. Retain: GD, AP, KL (over the answer), KLQ (over the question too), EMBED (for RMU), none. dualoptim/method/README.md
-    has them in a table."""
+    CE-U, PDU, RMU, LLMU. Retain: GD, AP, KL (over the answer), KLQ (over the question too), EMBED (for RMU), none.
+    dualoptim/method/README.md has them in a table."""
     task_list: Annotated[tuple[int, ...], Flag("data", at_least=0, shown=True)] = (1,)
     """Forget tasks, unlearned one after another, each from the weights the last one left. For data in the layout of
     locuslab/TOFU, task 0 is the hub's own forget set and 1 to 10 are the published cuts of its full set."""
