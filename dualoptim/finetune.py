@@ -102,7 +102,7 @@ def plan_of(args: FinetuneArgs, num_rows: int, processes: int) -> Plan:
 
 
 def rows_to_learn(args: FinetuneArgs) -> list[Row]:
-    """The rows of `--splits`; with `--tasks` only those of these tasks and those of none.
+    """Read the rows of `--splits`; with `--tasks` only those of these tasks and those of none.
 
     Raises:
         InputError: if a split is unknown or cannot be read, or has none of these tasks.

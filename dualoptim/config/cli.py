@@ -36,7 +36,7 @@ class PresetOptions(DefaultsOptions):
 
 
 def parse(kind: type[T], argv: Sequence[str] | None = None) -> T:
-    """The arguments of `kind` from the command line, over the defaults of `--config FILE` or (unlearning) `--preset NAME ...`.
+    """Read the arguments of `kind` from the command line, over those of `--config FILE` or (unlearning) `--preset NAME ...`.
 
     Raises:
         InputError: as the dataclass does. Unknown flags and values that do not parse end the program with code 2.

@@ -23,7 +23,7 @@ BLOCKWISE = "blockwise_sdpa"
 def blockwise_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """What `sdpa` computes, for each block on the mask's diagonal alone: [1, heads, T, D] -> [1, T, heads, D]."""
+    """Compute what `sdpa` does, for each block on the mask's diagonal alone: [1, heads, T, D] -> [1, T, heads, D]."""
     blocks = diagonal_blocks(attention_mask) if attention_mask is not None else []
     if len(blocks) < 2:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -33,7 +33,7 @@ def blockwise_attention(
 
 
 def diagonal_blocks(mask: Tensor) -> list[tuple[int, Tensor | None]]:
-    """Size t and mask [1, 1, t, t] of the smallest blocks that hold everything a mask [1, 1, T, T] allows.
+    """Find size t and mask [1, 1, t, t] of the smallest blocks that hold everything a mask [1, 1, T, T] allows.
 
     A block begins where neither this token nor a later one sees an earlier one. One that is causal, and no more, has no mask:
     the kernel is faster without, and grouped queries need no copies of their keys. All layers of a forward pass get the same
@@ -56,7 +56,7 @@ def diagonal_blocks(mask: Tensor) -> list[tuple[int, Tensor | None]]:
 
 @torch.no_grad()
 def takes_packed_rows(model: Any, share: bool = False) -> bool:
-    """Whether a model keeps packed examples apart, found out by packing two and scoring each alone as well.
+    """Find out whether a model keeps packed examples apart, by packing two and scoring each alone as well.
 
     With `share` the two have their first tokens in common. Nothing in a configuration says so reliably, and a model that mixes
     them trains on wrong numbers without a word.
@@ -79,7 +79,7 @@ def takes_packed_rows(model: Any, share: bool = False) -> bool:
 
 
 def sees_all(model: Any, length: int) -> bool:
-    """Whether no window of the model's attention is shorter than a text; a mask for whole texts would leave it out."""
+    """Tell whether no window of the model's attention is shorter than a text; a mask for whole texts would leave it out."""
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     return not window or window >= length
 
