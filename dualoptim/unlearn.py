@@ -137,7 +137,7 @@ class Job:
         return TaskRows(self.source.task_rows(args.split, args.task_list[position]), retain, self.refusals)
 
     def evaluation_sets(self, position: int) -> tuple[dict[str, list[Any]], dict[str, str]]:
-        """Say what is measured of the task at `position`, earlier ones among it: are they remembered again? And what is skipped."""
+        """Say what is measured of the task at `position` and of earlier ones (remembered again?), and what is skipped."""
         args = self.args
         if not args.eval:
             return {}, {}
