@@ -33,8 +33,7 @@ def table_of(folder):
 @pytest.fixture(scope="module")
 def whole(taught, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    args = sequence(taught, folder)
-    launch("cpu", {"runs": [dataclasses.asdict(args)]}, 1)
+    run(sequence(taught, folder))
     return folder
 
 
@@ -62,6 +61,7 @@ def test_every_task_so_far_is_measured_after_each(whole):
     assert (pair / "tasks.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.launch
 def test_killed_in_the_second_task_and_resumed(whole, taught, tmp_path):
     args = sequence(taught, tmp_path)
     log = tmp_path / "NPO+KL_lr0.001" / "task2" / "log.jsonl"

@@ -48,9 +48,11 @@ def small(tiny):
 def take_two_steps(chosen, losses, optim, folder):
     """Two steps from the model's first weights, which it gets back afterwards; the log, and the largest change of a weight."""
     loaded, start, place = chosen
+    # DualOptim+ as published moves single weights by hundreds of rates
+    bound = {"max_update": 1.0} if optim == "dual-adamw-plus" else {}
     args = UnlearnArgs(
         forget_losses=(losses,), optim=optim, batch_size=1, retain_freq=1, max_steps=2, learning_rates=(1e-5,), warmup_epochs=0,
-        output_dir=str(folder), **place,
+        output_dir=str(folder), **place, **bound,
     )  # fmt: skip
     source = open_source(args)
     rows = TaskRows(source.task_rows(args.split, 1), source.retain_rows(args.split, [1]), load_refusals(None))

@@ -199,13 +199,18 @@ def test_one_line_and_exit_code_two(kind, action, flags, message, bad, tiny, cap
     assert listing(bad) == before, "something was written"
 
 
+def ended(*flags):
+    line = [sys.executable, str(ROOT / "train_unlearn.py"), *flags]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return done.returncode, done.stderr.strip().splitlines()[-1]
+
+
 def test_the_script_itself_ends_with_two():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train_unlearn.py"), "--model", "./nowhere"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: --data locuslab/TOFU: configuration 'full' cannot be loaded")
+    assert ended("--num-epochs", "0") == (2, "error: --num-epochs 0 is out of range; give 1 or more")
+
+
+@pytest.mark.launch
+def test_the_script_ends_with_two_after_what_libraries_say():
+    code, line = ended("--model", "./nowhere")
+    assert code == 2
+    assert line.startswith("error: --data locuslab/TOFU: configuration 'full' cannot be loaded")

@@ -119,8 +119,14 @@ def whole_runs(tiny, tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("optim", ["dual-adamw", "dual-adamw-plus", "adamw-alternate", "adamw"])
-@pytest.mark.parametrize("stop", [5, 6, 11])
+OPTIMIZERS = ("dual-adamw", "dual-adamw-plus", "adamw-alternate", "adamw")
+STOPS = [(optim, 5) for optim in OPTIMIZERS] + [("dual-adamw", stop) for stop in (6, 11)]  # between checkpoints, and at them
+STOPS += [
+    pytest.param(optim, stop, marks=pytest.mark.launch, id=f"{optim}-{stop}") for optim in OPTIMIZERS[1:] for stop in (6, 11)
+]
+
+
+@pytest.mark.parametrize(("optim", "stop"), STOPS)
 def test_resume_is_exact(tiny, tmp_path, optim, stop, whole_runs):
     stop_and_resume(arguments(tiny, tmp_path, optim, save_every=3, max_steps=15), tmp_path, stop)
     same_end(whole_runs(optim), tmp_path / "parts")
