@@ -133,8 +133,8 @@ class Job:
     def rows(self, position: int) -> TaskRows:
         """Say what the task at `position` of the list forgets and keeps."""
         args = self.args
-        retain = self.source.retain_rows(args.split, args.task_list[: position + 1])
-        return TaskRows(self.source.task_rows(args.split, args.task_list[position]), retain, self.refusals)
+        forget = self.source.task_rows(args.split, args.task_list[position])
+        return TaskRows(forget, self.source.retain_rows(args.split, args.task_list[: position + 1]), self.refusals)
 
     def evaluation_sets(self, position: int) -> tuple[dict[str, list[Any]], dict[str, str]]:
         """Say what is measured of the task at `position` and of earlier ones (remembered again?), and what is skipped."""
