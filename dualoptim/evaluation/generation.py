@@ -152,9 +152,10 @@ class Gumbel(LogitsProcessor):
 
 
 def end_tokens(loaded: LoadedModel) -> list[int]:
-    """List the end token that was learned, and those that the model's own configuration stops at (Phi-3, Gemma)."""
+    """List the token that ends an answer, the end-of-sequence, and those that the model's own configuration stops at."""
     own = loaded.model.generation_config.eos_token_id
-    return sorted({loaded.tokenizer.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])})
+    ends = {loaded.formatter.end[-1], loaded.tokenizer.eos_token_id}
+    return sorted(ends | set(own if isinstance(own, list) else [] if own is None else [own]))
 
 
 def _cut_at_end(tokens: Sequence[int], ends: Sequence[int], limit: int) -> list[int]:
