@@ -48,9 +48,14 @@ class Chat:
         return text
 
     @property
-    def end(self) -> list[int]:
-        """The token with which the template ends an answer, after the spaces that it writes before this token, if any."""
+    def space(self) -> str:
+        """The blank text that the template writes between an answer and its end."""
         return self._around_answer[1]
+
+    @property
+    def end(self) -> int:
+        """The token with which the template ends an answer."""
+        return self._around_answer[2]
 
     @cached_property
     def writes_date(self) -> bool:
@@ -58,29 +63,30 @@ class Chat:
         return self._write(_QUESTION) != Chat(self.tokenizer, "01 Feb 1999", self.system_prompt)._write(_QUESTION)
 
     @cached_property
-    def _around_answer(self) -> tuple[str, list[int]]:
-        """What the template writes between prompt and answer (a space, an empty thought), and the tokens that end the answer.
+    def _around_answer(self) -> tuple[str, str, int]:
+        """What the template writes before an answer (a space, an empty thought), the blanks behind it, and the token of its end.
 
-        A template that does not write answers, or nothing that is a token behind them, has them end with the end-of-sequence.
+        The end is the first added token (such as <|im_end|>) if only blanks stand before it, otherwise the first token at all.
+        Where the template writes no answer, or nothing but spaces behind it, an answer ends with the end-of-sequence.
         """
-        end_of_sequence = [self.tokenizer.eos_token_id]
         asked, whole = self._write(_QUESTION), self._write(_QUESTION, _ANSWER)
-        before, found, tail = whole.rpartition(_ANSWER)
-        if not found:
-            return "", end_of_sequence
+        before, found, behind = whole.rpartition(_ANSWER)
+        lead = before.removeprefix(asked) if found and before.startswith(asked) else ""
         encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        stop = len(whole) - len(tail)
-        behind = [
-            (token, whole[begin:end])
-            for token, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        stop = len(whole) - len(behind) if found else len(whole)
+        unknown = self.tokenizer.unk_token_id
+        tokens = [
+            (token, begin)
+            for token, (begin, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
             if begin >= stop
         ]
-        spaces = next((n for n, (_, text) in enumerate(behind) if text.strip()), 0)
-        if spaces < len(behind) and behind[spaces][0] not in self.tokenizer.added_tokens_decoder:
-            spaces = 0  # ordinary text ends the turn, and its spaces are its first token
-        tokens = [token for token, _ in behind[: spaces + 1]]
-        known = tokens and self.tokenizer.unk_token_id not in tokens
-        return before.removeprefix(asked) if before.startswith(asked) else "", tokens if known else end_of_sequence
+        for token, begin in tokens:
+            if token in self.tokenizer.added_tokens_decoder and token != unknown and not whole[stop:begin].strip():
+                return lead, whole[stop:begin], token
+        first = tokens[0][0] if tokens else unknown
+        if first == unknown or not self.tokenizer.decode([first]).strip(" "):  # a space ends nothing
+            first = self.tokenizer.eos_token_id
+        return lead, "", first
 
     def _write(self, question: str, answer: str | None = None) -> str:
         """Write a question and leave the turn to the model, or write its answer as well.

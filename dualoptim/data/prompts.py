@@ -147,9 +147,10 @@ class Formatter:
         return Chat(self.tokenizer, self.date_string or DATE, self.system_prompt)
 
     @property
-    def end(self) -> list[int]:
-        """What ends an answer: the end of a turn as the chat template writes it, otherwise the end-of-sequence."""
-        return [self.tokenizer.eos_token_id] if self.tags is not None else self.chat.end
+    def end(self) -> int:
+        """The token that ends an answer: the end of a turn as the chat template writes it, otherwise the end-of-sequence."""
+        end: int = self.tokenizer.eos_token_id if self.tags is not None else self.chat.end
+        return end
 
     def prompt(self, question: str) -> str:
         """Write everything before the answer.
@@ -180,20 +181,21 @@ class Formatter:
 
     def _tokenize(self, question: str | None, answer: str) -> tuple[list[int], int]:
         prompt = "" if question is None else self.prompt(question)
-        plain = question is None or self.tags is not None  # a chat template writes its special tokens itself
-        encoded = self.tokenizer(prompt + answer, add_special_tokens=plain, return_offsets_mapping=True, verbose=False)
-        ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
+        chat = question is not None and self.tags is None  # a chat template writes its special tokens itself
+        text = prompt + answer + (self.chat.space if chat else "")
+        encoded = self.tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True, verbose=False)
+        ids, spans = list(encoded["input_ids"]), list(encoded["offset_mapping"])
         if ids[:2] == [self.tokenizer.bos_token_id] * 2:  # the template begins with what the tokenizer adds by itself
-            ids, ends = ids[1:], ends[1:]
-        while ends and ends[-1] == 0:  # an end token that the tokenizer added by itself has no characters
-            ids, ends = ids[:-1], ends[:-1]
-        start = next((position for position, end in enumerate(ends) if end > len(prompt)), None)
+            ids, spans = ids[1:], spans[1:]
+        while spans and spans[-1][1] == 0:  # an end token that the tokenizer added by itself has no characters
+            ids, spans = ids[:-1], spans[:-1]
+        start = next((n for n, span in enumerate(spans) if self._is_of_answer(ids[n], span, len(prompt))), None)
         if start is None:
             raise InputError(
                 f"answer {answer[:60]!r} to {(question or '')[:60]!r}: the tokenizer drops all of its characters; "
                 "give a text that it keeps"
             )
-        ids += self.end if question is not None else [self.tokenizer.eos_token_id]
+        ids.append(self.tokenizer.eos_token_id if question is None else self.end)
         if len(ids) > self.max_length:
             self.cut += 1
             ids = ids[: self.max_length]
@@ -203,6 +205,11 @@ class Formatter:
                 f"of {start} tokens; raise it"
             )
         return ids, start
+
+    def _is_of_answer(self, token: int, span: tuple[int, int], boundary: int) -> bool:
+        """Tell whether a token ends behind the boundary; an added one, such as <|assistant|>, only takes blanks from there."""
+        begin, end = span
+        return end > boundary and (begin >= boundary or token not in self.tokenizer.added_tokens_decoder)
 
     def check(self, rows: Iterable[Row]) -> None:
         """Tokenize all texts of all rows now, so that one that does not fit is found before anything is written.
@@ -267,7 +274,8 @@ def _date_and_system_prompt(args: CommonArgs, tokenizer: Any) -> tuple[str | Non
         raise InputError(f"--date-string {args.date_string!r}: the chat template of {args.model} writes no date; drop the flag")
     if saved and saved["template"] == "chat" and not own and text != chat.unpinned("Who?"):
         logger.warning(
-            "%s: %s does not say on which day its prompts were written, or let it think; they are now of %s, without thinking",
+            "%s: %s is older than --date-string, which the day of its prompts can be given with; they are now of %s, without "
+            "thinking",
             args.model,
             PROMPT_FILE,
             chat.date_string,
