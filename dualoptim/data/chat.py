@@ -64,7 +64,7 @@ class Chat:
 
     @cached_property
     def _around_answer(self) -> tuple[str, str, int]:
-        """What the template writes before an answer (a space, an empty thought), the blanks behind it, and the token of its end.
+        """What the template writes before an answer (an empty thought), the blanks behind it, and the token of its end.
 
         The end is the first added token (such as <|im_end|>) if only blanks stand before it, otherwise the first token at all.
         Where the template writes no answer, or nothing but spaces behind it, an answer ends with the end-of-sequence.

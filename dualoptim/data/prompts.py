@@ -189,8 +189,14 @@ class Formatter:
             ids, spans = ids[1:], spans[1:]
         while spans and spans[-1][1] == 0:  # an end token that the tokenizer added by itself has no characters
             ids, spans = ids[:-1], spans[:-1]
-        start = next((n for n, span in enumerate(spans) if self._is_of_answer(ids[n], span, len(prompt))), None)
-        if start is None:
+        start = next((n for n, (_, end) in enumerate(spans) if end > len(prompt)), None)
+        if (
+            start is not None
+            and ids[start] in self.tokenizer.added_tokens_decoder
+            and text[len(prompt) : spans[start][1]].isspace()
+        ):
+            start += 1  # an added token, such as <|assistant|>, that takes the blanks behind it
+        if start is None or spans[start][0] >= len(prompt) + len(answer):
             raise InputError(
                 f"answer {answer[:60]!r} to {(question or '')[:60]!r}: the tokenizer drops all of its characters; "
                 "give a text that it keeps"
@@ -205,11 +211,6 @@ class Formatter:
                 f"of {start} tokens; raise it"
             )
         return ids, start
-
-    def _is_of_answer(self, token: int, span: tuple[int, int], boundary: int) -> bool:
-        """Tell whether a token ends behind the boundary; an added one, such as <|assistant|>, only takes blanks from there."""
-        begin, end = span
-        return end > boundary and (begin >= boundary or token not in self.tokenizer.added_tokens_decoder)
 
     def check(self, rows: Iterable[Row]) -> None:
         """Tokenize all texts of all rows now, so that one that does not fit is found before anything is written.
