@@ -14,6 +14,7 @@ from dualoptim.config.optimizers import OPTIMIZERS
 DEMO = "demo"
 NEWEST = "newest"
 HUB_DATA = "locuslab/TOFU"
+DATE = "10 Apr 2025"
 SPLITS = ("forget01", "forget05", "forget10", "forget")
 
 
@@ -36,6 +37,11 @@ class CommonArgs:
     """Text after the question, in place of the template's (\\n is a line break)."""
     answer_tag: Annotated[str | None, Flag("data")] = None
     """Text before the answer, in place of the template's (\\n is a line break)."""
+    date_string: Annotated[str | None, Flag("data")] = None
+    """Date that a chat template writes which asks for today's. Default: what a model of ours was saved with, else 10 Apr 2025,
+    as OpenUnlearning pins it."""
+    system_prompt: Annotated[str | None, Flag("data")] = None
+    """Text of a system message before the question, for a chat template. Default: what a model of ours was saved with."""
     max_length: Annotated[int, Flag("data", at_least=2)] = 500
     """Longest example in tokens, question, answer and end token together; longer ones are cut, with one warning. 500 as
     published; TOFU's longest is 137."""

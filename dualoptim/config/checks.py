@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from dualoptim.method.objectives import FORGET, RETAIN, flags_of, split_objectiv
 if TYPE_CHECKING:
     from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs, MeasureArgs, SweepArgs, TrainArgs, UnlearnArgs
 
+DATE_FORMAT = "%d %b %Y"
 TRACKERS = ("wandb", "tensorboard", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio")
 
 
@@ -42,6 +44,17 @@ def _common(args: CommonArgs) -> Iterator[str]:
         yield f"--data {args.data} needs a model that can read it; give --model, because the demo's knows its own data"
     if args.template == "chat" and args.has_tags:
         yield "--template chat cannot take tags; drop the --*-tag flags or choose --template qa"
+    if args.date_string is not None and not _is_date(args.date_string):
+        yield f"--date-string {args.date_string!r} is not a date; write it as 10 Apr 2025"
+    if args.system_prompt is not None and not args.system_prompt.strip():
+        yield "--system-prompt is empty; drop the flag, or give a text"
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return bool(datetime.strptime(text, DATE_FORMAT))
+    except ValueError:
+        return False
 
 
 def _measure(args: MeasureArgs) -> Iterator[str]:

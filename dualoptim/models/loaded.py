@@ -68,6 +68,8 @@ class LoadedModel:
         settings = to_dict(args) | {
             "data": None if getattr(args, "forget_file", None) else args.data_source,
             "template": self.template,
+            "date_string": self.formatter.date_string,
+            "system_prompt": self.formatter.system_prompt,
             "output_dir": str(args.output_dir),
         }
         tags = self.formatter.tags
