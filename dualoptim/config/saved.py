@@ -30,7 +30,7 @@ def to_plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_yaml(path: str | Path, kind: type[A]) -> A:
-    """Read arguments from a YAML file as `config.yaml` is written; keys under `environment` there are ignored.
+    """Read arguments from a YAML file as `config.yaml` is written; what is under `inputs` and `environment` there is ignored.
 
     Raises:
         InputError: if the file is missing or not YAML, a key is unknown, or a value has the wrong type.
@@ -43,7 +43,8 @@ def load_yaml(path: str | Path, kind: type[A]) -> A:
         raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"--config {path} holds no `name: value` lines; give a YAML file as written to config.yaml")
-    values.pop("environment", None)
+    for block in ("inputs", "environment"):
+        values.pop(block, None)
     hints = typing.get_type_hints(kind)
     for name in values:
         if name not in hints:
@@ -75,9 +76,25 @@ def _convert(place: str, value: Any, hint: Any) -> Any:
         raise InputError(f"{place}: {value!r} has the wrong type; give {wanted}") from None
 
 
-def write_config(path: Path, resolved: Mapping[str, Any]) -> None:
-    """Write the resolved arguments and the environment that they ran in."""
-    write_text(path, yaml.safe_dump({**resolved, "environment": environment()}, sort_keys=False, allow_unicode=True))
+def write_config(path: Path, resolved: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> None:
+    """Write the resolved arguments, the hashes of what they name (rows, prompts, weights), and the environment they ran in."""
+    blocks = {"inputs": dict(inputs)} if inputs else {}
+    blocks["environment"] = environment()
+    write_text(path, yaml.safe_dump({**resolved, **blocks}, sort_keys=False, allow_unicode=True))
+
+
+def read_inputs(path: Path) -> dict[str, str]:
+    """Read the hashes in a `config.yaml`; none if it is older than they, or not there."""
+    if not path.is_file():
+        return {}
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found.get("inputs", {})
+
+
+def changed_input(path: Path, inputs: Mapping[str, str]) -> str | None:
+    """Find the first of `inputs` that a `config.yaml` has another hash of; one that it does not know counts as the same."""
+    before = read_inputs(path)
+    return next((name for name, now in inputs.items() if name in before and before[name] != now), None)
 
 
 def environment() -> dict[str, Any]:

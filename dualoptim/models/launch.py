@@ -6,11 +6,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -21,9 +21,11 @@ from dualoptim.errors import InputError
 from dualoptim.method.dual import MakeOptimizer
 from dualoptim.method.engine import Engine, prepare
 from dualoptim.method.groups import decay_groups
-from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.loaded import LoadedModel, weights_changed
 
 _PATIENCE = timedelta(hours=12)
+
+T = TypeVar("T")
 
 
 def start_accelerator(args: CommonArgs) -> Accelerator:
@@ -89,6 +91,24 @@ def output_folder(args: CommonArgs, accelerator: Accelerator) -> Path:
     return Path(names[0]).expanduser()
 
 
+def decided(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """Give all processes what `decide` returns on the main one, or raise there what it raises, so that none waits for another.
+
+    Raises:
+        InputError: if `decide` does.
+    """
+    found: list[Any] = [None, ""]
+    if accelerator.is_main_process:
+        try:
+            found[0] = decide()
+        except InputError as error:
+            found[1] = str(error)
+    value, problem = broadcast_object_list(found)
+    if problem:
+        raise InputError(problem)
+    return value
+
+
 def claim(args: CommonArgs, accelerator: Accelerator, targets: Iterable[Path]) -> None:
     """Make sure that the files and folders that this run is going to write are not there, removing them with `--overwrite`.
 
@@ -128,6 +148,7 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
     """Prepare a model and its optimizer for steps; both stay prepared, to be saved (`export_model`) and then released."""
     torch.manual_seed(args.seed)
     model = loaded.model
+    weights_changed(model)
     optimizer = make_optimizer(decay_groups(model, args.weight_decay, args.state_bits, args.quantize_embeddings))
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -138,6 +159,7 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
     try:
         yield engine
     finally:
+        weights_changed(model)
         embeddings.sparse = False
         if args.gradient_checkpointing:
             model.gradient_checkpointing_disable()
