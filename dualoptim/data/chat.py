@@ -66,36 +66,43 @@ class Chat:
     def _around_answer(self) -> tuple[str, str, int]:
         """What the template writes before an answer (an empty thought), the blanks behind it, and the token of its end.
 
-        The end is the first added token (such as <|im_end|>) if only blanks stand before it, otherwise the first token at all.
-        Where the template writes no answer, or nothing but spaces behind it, an answer ends with the end-of-sequence.
+        The end is the added token (such as <|im_end|>) behind the answer, or the one that begins the next turn if there is
+        nothing but blanks until there; without one it is the first token behind the answer. Where the template writes no
+        answer, or only spaces behind it, an answer ends with the end-of-sequence.
         """
+        end_of_sequence, no_ends = self.tokenizer.eos_token_id, (self.tokenizer.unk_token_id, self.tokenizer.bos_token_id)
         asked, whole = self._write(_QUESTION), self._write(_QUESTION, _ANSWER)
-        before, found, behind = whole.rpartition(_ANSWER)
-        lead = before.removeprefix(asked) if found and before.startswith(asked) else ""
-        encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        stop = len(whole) - len(behind) if found else len(whole)
-        unknown = self.tokenizer.unk_token_id
-        tokens = [
-            (token, begin)
-            for token, (begin, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            if begin >= stop
-        ]
-        for token, begin in tokens:
-            if token in self.tokenizer.added_tokens_decoder and token != unknown and not whole[stop:begin].strip():
-                return lead, whole[stop:begin], token
-        first = tokens[0][0] if tokens else unknown
-        if first == unknown or not self.tokenizer.decode([first]).strip(" "):  # a space ends nothing
-            first = self.tokenizer.eos_token_id
-        return lead, "", first
+        before, found, _ = whole.rpartition(_ANSWER)
+        if not found:
+            return "", "", end_of_sequence
+        lead = before.removeprefix(asked) if before.startswith(asked) else ""
+        behind = self._tokens_behind_answer(whole)
+        for tokens in (behind, self._tokens_behind_answer(self._write(_QUESTION, _ANSWER, _QUESTION))):
+            for token, blanks in tokens:
+                if token in self.tokenizer.added_tokens_decoder and (token == end_of_sequence or token not in no_ends):
+                    return lead, blanks, token
+        first = next((token for token, blanks in behind if not blanks), end_of_sequence)
+        ends = first != self.tokenizer.unk_token_id and self.tokenizer.decode([first]).strip(" ")  # a space ends nothing
+        return lead, "", first if ends else end_of_sequence
 
-    def _write(self, question: str, answer: str | None = None) -> str:
-        """Write a question and leave the turn to the model, or write its answer as well.
+    def _tokens_behind_answer(self, whole: str) -> list[tuple[int, str]]:
+        """The tokens behind the answer, each with the blanks between; those behind other text are left out."""
+        encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        stop = whole.rindex(_ANSWER) + len(_ANSWER)
+        return [
+            (token, whole[stop:begin])
+            for token, (begin, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            if begin >= stop and not whole[stop:begin].strip()
+        ]
+
+    def _write(self, question: str, answer: str | None = None, more: str | None = None) -> str:
+        """Write a question and leave the turn to the model, or write its answer as well, and one more question.
 
         Raises:
             InputError: if the template fails, in its own words.
         """
-        said = {"system": self.system_prompt, "user": question, "assistant": answer}
-        messages = [{"role": role, "content": text} for role, text in said.items() if text is not None]
+        said = (("system", self.system_prompt), ("user", question), ("assistant", answer), ("user", more))
+        messages = [{"role": role, "content": text} for role, text in said if text is not None]
         remedy = "give --template qa" if self.system_prompt is None else "drop --system-prompt, or give --template qa"
         with blamed("--model", self.tokenizer.name_or_path, remedy, "its chat template cannot be used"):
             template = self.tokenizer.get_chat_template()

@@ -136,6 +136,24 @@ CHATS = {  # the template, what stands before the answer, and the token that end
         "<|im_start|>user:Q<|im_end|><|im_start|>assistant final:",
         "<|return|>",
     ),
+    "the next turn is the end": (  # GLM
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
+        "<|user|>\nQ<|assistant|>\n",
+        "<|user|>",
+    ),
+    "the next turn is the end, behind a line break": (  # Nemotron
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        "<|im_start|>user\nQ\n<|im_start|>assistant\n",
+        "<|im_start|>",
+    ),
+    "an end unless the turn is the last": (
+        "{% for m in messages %}<|im_start|>{{ m.role + ':' + m.content + ('' if loop.last else '<|im_end|>') }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_end|><|im_start|>assistant:{% endif %}",
+        "<|im_start|>user:Q<|im_end|><|im_start|>assistant:",
+        "<|im_end|>",
+    ),
     "no end": (
         "{% for m in messages %}{{ '\n' + m.role + ': ' + m.content }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '\nassistant: ' }}{% endif %}",
@@ -214,7 +232,7 @@ def test_a_chat_templates_texts_are_read_as_it_writes_them_up_to_the_end_of_the_
             if chat == "no answers":
                 continue
             assert example.ids[:-1] == whole[: len(example.ids) - 1]
-            assert example.ids[-1:] == whole[len(example.ids) - 1 :][:1] or chat == "no end"
+            assert example.ids[-1:] == (whole[len(example.ids) - 1 :][:1] or [formatter.end])
 
 
 @pytest.mark.parametrize("names", [{"pad_token": "</s>"}, {"bos_token": None}, {"unk_token": None}, {"bos_token": "</s>"}])
