@@ -113,6 +113,8 @@ class Formatter:
         if room < 2:
             raise InputError(f"--max-length {self.max_length} is too short for pieces of a passage; give 4 or more")
         # a last piece of one token would have nothing to be predicted from: it takes one from the piece before
+        if not offsets:
+            raise InputError(f"{row.place}: the model's tokenizer leaves nothing of {row.answer[:60]!r}; give another text")
         starts = [*range(0, len(offsets), room)]
         if len(offsets) - starts[-1] == 1 and len(starts) > 1:
             starts[-1] -= 1
@@ -151,9 +153,11 @@ class Formatter:
         plain = question is None or self.tags is not None  # a chat template writes its special tokens itself
         encoded = self.tokenizer(prompt + answer, add_special_tokens=plain, return_offsets_mapping=True, verbose=False)
         ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
-        if ends[-1] == 0:  # an end token that the tokenizer added by itself has no characters
+        if ends and ends[-1] == 0:  # an end token that the tokenizer added by itself has no characters
             ids, ends = ids[:-1], ends[:-1]
-        start = next(position for position, end in enumerate(ends) if end > len(prompt))
+        start = next((position for position, end in enumerate(ends) if end > len(prompt)), len(ends))
+        if start == len(ends):
+            raise InputError(f"the model's tokenizer leaves nothing of the answer {answer[:60]!r}; give another text")
         ids.append(self.tokenizer.eos_token_id)
         if len(ids) > self.max_length:
             self.cut += 1
@@ -171,11 +175,14 @@ class Formatter:
         One warning says how many texts were cut.
 
         Raises:
-            InputError: if a question alone fills `max_length`.
+            InputError: naming the row, if a question alone fills `max_length` or the tokenizer drops all of an answer.
         """
         for row in rows:
             for text in row.texts():
-                self.example(row.question, text)
+                try:
+                    self.example(row.question, text)
+                except InputError as error:
+                    raise InputError(f"{row.place}: {error}" if row.place else str(error)) from None
         if self.cut:
             logger.warning("%d texts are longer than --max-length %d tokens and were cut", self.cut, self.max_length)
             self.cut = 0
