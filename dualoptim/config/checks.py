@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from dualoptim.config.flags import check_bounds, default_of, flag_name
+from dualoptim.config.flags import check_bounds, default_of, flag_name, flags
 from dualoptim.config.optimizers import OPTIMIZERS, kind_of
+from dualoptim.config.values import settle
 from dualoptim.errors import InputError
 from dualoptim.method.objectives import FORGET, RETAIN, flags_of, split_objectives
 
@@ -26,11 +27,12 @@ TRACKERS = ("wandb", "tensorboard", "mlflow", "comet_ml", "aim", "clearml", "dvc
 
 
 def check(args: CommonArgs) -> None:
-    """Make sure that every number is within its bounds and that no rule is broken.
+    """Make sure that every value has its type, that every number is within its bounds and that no rule is broken.
 
     Raises:
         InputError: with the line of the first that is.
     """
+    settle(args)
     check_bounds(args)
     for kind in reversed(type(args).__mro__):
         for line in RULES[kind.__name__](args) if kind.__name__ in RULES else ():
@@ -38,8 +40,6 @@ def check(args: CommonArgs) -> None:
 
 
 def _common(args: CommonArgs) -> Iterator[str]:
-    if not args.model:
-        yield "--model is empty; give a hub id, a folder or a .gguf file"
     if args.model == "demo" and args.data not in (None, "demo"):
         yield f"--data {args.data} needs a model that can read it; give --model, because the demo's knows its own data"
     if args.template == "chat" and args.has_tags:
@@ -59,14 +59,14 @@ def _is_date(text: str) -> bool:
 
 def _measure(args: MeasureArgs) -> Iterator[str]:
     if args.retain_file is not None and args.forget_file is None:
-        yield f"--retain-file {args.retain_file} needs --forget-file, the rows to forget"
+        yield f"{_typed(args, 'retain_file')} needs --forget-file, the rows to forget"
     if args.forget_file is not None and args.data is not None:
-        yield f"--forget-file {args.forget_file} takes the place of --data {args.data}; give one of them"
+        yield f"{_typed(args, 'forget_file')} takes the place of --data {args.data}; give one of them"
     for name in () if args.reads_own_files else ("question_column", "answer_column", "text_column"):
         if _is_given(args, name):
             yield f"{flag_name(name)} {getattr(args, name)} names a column of your own files; give --forget-file"
     if args.forget_file is not None and args.model == "demo":
-        yield f"--forget-file {args.forget_file} needs a model that knows it; give --model"
+        yield f"{_typed(args, 'forget_file')} needs a model that knows it; give --model"
     if args.sentence_encoder is not None and not _is_installed("sentence_transformers"):
         yield "--sentence-encoder needs the package sentence-transformers; pip install sentence-transformers"
     yield from _twice("lm_eval_tasks", args.lm_eval_tasks)
@@ -107,8 +107,9 @@ def _unlearn(args: UnlearnArgs) -> Iterator[str]:
     yield from _twice("learning_rates", [f"{rate:g}" for rate in args.learning_rates])  # they name folders
     yield from _of_objectives(args)
     yield from _of_optimizers(args)
-    if args.lm_eval_tasks and not args.eval:
-        yield "--lm-eval-tasks are a part of the evaluation, which --no-eval leaves out; drop one of them"
+    for name, about in flags(type(args)).items() if not args.eval else ():
+        if about.group == "evaluation" and about.changes == "measures" and name != "eval" and _is_given(args, name):
+            yield f"{_typed(args, name)} has no effect with --no-eval, which leaves out the evaluation; drop one of them"
     if args.push_to_hub is not None:
         if args.dry_run:
             yield f"--push-to-hub {args.push_to_hub}: --dry-run makes no model to upload; give one of them"
@@ -212,6 +213,12 @@ RULES: dict[str, Callable[[Any], Iterable[str]]] = {
 def _is_given(args: Any, name: str) -> bool:
     """Whether a flag has another value than its default."""
     return getattr(args, name) != default_of(type(args), name)
+
+
+def _typed(args: Any, name: str) -> str:
+    """Show a flag with its value, as it is typed."""
+    value = getattr(args, name)
+    return " ".join([flag_name(name), *map(str, value if isinstance(value, tuple) else () if value is True else (value,))])
 
 
 def _is_installed(package: str) -> bool:

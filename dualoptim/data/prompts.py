@@ -129,9 +129,9 @@ class Formatter:
         room = self.max_length - 2  # the end token, and a beginning that some tokenizers add
         if room < 2:
             raise InputError(f"--max-length {self.max_length} is too short for pieces of a passage; give 4 or more")
-        if not offsets:
-            return [row]
         # a last piece of one token would have nothing to be predicted from: it takes one from the piece before
+        if not offsets:
+            raise InputError(f"{row.place}: the model's tokenizer leaves nothing of {row.answer[:60]!r}; give another text")
         starts = [*range(0, len(offsets), room)]
         if len(offsets) - starts[-1] == 1 and len(starts) > 1:
             starts[-1] -= 1
@@ -198,8 +198,8 @@ class Formatter:
             start += 1  # an added token, such as <|assistant|>, that takes the blanks behind it
         if start is None or spans[start][0] >= len(prompt) + len(answer):
             raise InputError(
-                f"answer {answer[:60]!r} to {(question or '')[:60]!r}: the tokenizer drops all of its characters; "
-                "give a text that it keeps"
+                f"the model's tokenizer leaves nothing of the answer {answer[:60]!r} to {(question or '')[:60]!r}; "
+                "give another text"
             )
         ids.append(self.tokenizer.eos_token_id if question is None else self.end)
         if len(ids) > self.max_length:
@@ -218,11 +218,14 @@ class Formatter:
         One warning says how many texts were cut.
 
         Raises:
-            InputError: if a question alone fills `max_length`.
+            InputError: naming the row, if a question alone fills `max_length` or the tokenizer drops all of an answer.
         """
         for row in rows:
             for text in row.texts():
-                self.example(row.question, text)
+                try:
+                    self.example(row.question, text)
+                except InputError as error:
+                    raise InputError(f"{row.place}: {error}" if row.place else str(error)) from None
         if self.cut:
             logger.warning("%d texts are longer than --max-length %d tokens and were cut", self.cut, self.max_length)
             self.cut = 0

@@ -13,7 +13,7 @@ from dualoptim import EvalArgs, InputError
 from dualoptim.data import demo
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation.judges import EntailmentModel, Judges, SentenceEncoder, entailed
-from dualoptim.evaluation.metrics import rouge_l_recall
+from dualoptim.evaluation.rouge import rouge_l_recall
 
 
 @pytest.fixture(scope="module")
