@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from dualoptim.data.prompts import Formatter
@@ -14,7 +13,8 @@ def rows_hash(rows: Iterable[Row], *others: Any) -> str:
     """Compute the SHA-256 of rows in their order, and of JSON values beside them. What a row does not have is left out."""
     digest = hashlib.sha256(json.dumps(others).encode())
     for row in rows:
-        digest.update(json.dumps({name: value for name, value in asdict(row).items() if value not in (None, ())}).encode())
+        said = {name: value for name, value in row.content().items() if value not in (None, ())}
+        digest.update(json.dumps(said).encode())
     return digest.hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dualoptim.errors import InputError
@@ -27,6 +27,10 @@ class Row:
     original_answer: str | None = None  # a whole sentence, where `answer` is a short one (real authors, world facts)
     paraphrased_question: str | None = None
     place: str = field(default="", compare=False, repr=False)  # where it stands, for errors
+
+    def content(self) -> dict[str, Any]:
+        """Give everything that the row says, without where it stands: what hashes are made of."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
 
     def texts(self) -> list[str]:
         """List all answers: the true one, then its paraphrase if there is one, then the wrong ones."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def fingerprints(scoring: ScoringPass, sets: Mapping[str, Sequence[Row]]) -> dic
         digest = hashlib.sha256(json.dumps([shared, membership]).encode())
         for row in scoring.scored_rows(rows):
             examples = [(example.ids, example.start) for example in scoring.examples(row)]
-            digest.update(json.dumps([asdict(row), examples]).encode())
+            digest.update(json.dumps([row.content(), examples]).encode())
         found[name] = {"weights": weights, "inputs": digest.hexdigest()}
     return found
 

@@ -1,9 +1,8 @@
 """The summary of an evaluation: what `summary.json` holds, read and written here alone."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +91,9 @@ class RetainOnly:
         return _score(self, name)
 
 
-@dataclass(frozen=True, eq=False)
-class Summary(Mapping[str, Any]):
-    """What one evaluation measured. It is also the mapping that `summary.json` holds: `summary["sets"]["forget"]`.
+@dataclass(frozen=True, eq=False, repr=False)
+class Summary(dict[str, Any]):
+    """What one evaluation measured. It is also the dictionary that `summary.json` holds: `summary["sets"]["forget"]`.
 
     What was not measured is empty or None; `skipped` says why.
     """
@@ -139,24 +138,14 @@ class Summary(Mapping[str, Any]):
 
     def write(self, path: Path) -> None:
         """Write a `summary.json`."""
-        write_json(path, self._json)
+        write_json(path, self)
 
     def score(self, name: str) -> float | None:
         """Look one of `metrics.AGGREGATES` up."""
         return _score(self, name)
 
-    @cached_property
-    def _json(self) -> dict[str, Any]:
-        return to_json(self)
-
-    def __getitem__(self, key: str) -> Any:
-        return self._json[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._json)
-
-    def __len__(self) -> int:
-        return len(self._json)
+    def __post_init__(self) -> None:
+        self.update(to_json(self))
 
 
 def _score(summary: Summary | RetainOnly, name: str) -> float | None:

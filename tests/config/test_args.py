@@ -1,8 +1,10 @@
 """The flags: their frozen list, what the command line makes of them, and the README's table."""
 
 import dataclasses
+import re
 
 import pytest
+from support import ROOT
 
 from dualoptim import EvalArgs, FinetuneArgs, InputError, SweepArgs, UnlearnArgs
 from dualoptim.config.cli import parse
@@ -45,11 +47,19 @@ def test_every_flag_has_help(capsys):
             parse(kind, ["--help"])
         assert end.value.code == 0
         help_text += " ".join(capsys.readouterr().out.replace("│", " ").split())
-    every = COMMON + MEASURE + TRAIN + UNLEARN + EVAL
-    for name in every:
+    readme = (ROOT / "dualoptim" / "config" / "README.md").read_text()
+    table = [line for line in readme.splitlines() if line.startswith("| `--")]
+    in_table = {flag for line in table for flag in re.findall(r"`(--[a-z0-9-]+)`", line.split("|")[1])}
+    for name in COMMON + MEASURE + TRAIN + UNLEARN + EVAL:
         assert flag_name(name) in help_text
-    for flag in ("--no-mask", "--no-packing", "--no-eval", "--preset", "--config"):
+        assert flag_name(name) in in_table, f"{flag_name(name)} is missing from the README's tables"
+    every = {field.name for kind in (UnlearnArgs, EvalArgs, FinetuneArgs, SweepArgs) for field in dataclasses.fields(kind)}
+    assert in_table == set(map(flag_name, every))
+    for flag in ("--no-mask", "--no-packing", "--no-eval"):
         assert flag in help_text
+    for flag in ("--preset", "--config"):
+        assert flag in help_text
+        assert flag in readme
 
 
 def test_flags_arrive():

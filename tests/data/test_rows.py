@@ -51,3 +51,10 @@ def test_rows_by_their_tasks():
     assert task_numbers(rows[1:2]) == [1]
     assert [row.answer for row in of_task(rows, 2)] == ["a", "b", "d"]
     assert [row.answer for row in still_known(rows, [1])] == ["a", "d"]
+
+
+def test_where_a_row_stands_is_no_part_of_what_it_says():
+    row, moved = (parse_row({"question": "Who?", "answer": "I."}, place) for place in ("a.jsonl:1", "b/c.jsonl:7"))
+    assert row == moved
+    assert row.content() == moved.content()
+    assert "place" not in row.content()

@@ -273,9 +273,7 @@ def test_an_answer_of_which_the_tokenizer_leaves_nothing_is_refused(kind, chat):
     tokenizer = wrapped(kind)
     tokenizer.chat_template = CHATS[chat or "ChatML"][0]
     formatter = Formatter(tokenizer, None if chat else TEMPLATES["qa"], 500)
-    with pytest.raises(
-        InputError, match=r"leaves nothing of the answer '\\u200b' to 'Where\?'; give another text"
-    ):
+    with pytest.raises(InputError, match=r"leaves nothing of the answer '\\u200b' to 'Where\?'; give another text"):
         formatter.example("Where?", "\u200b")
     with pytest.raises(InputError, match="the model's tokenizer leaves nothing of"):
         formatter.example(None, formatter.cut_passage(Row(None, "\u200b"))[0].answer)

@@ -151,10 +151,10 @@ def test_the_second_half_of_llmu_equals_the_published_code(shared_json):
     batch = pack(examples_of(oracle["batches"]["forget_mismatch"]))
     mismatch = also(score(model, batch)) / also.count(batch)
     assert also.reads == ("mismatch",)
-    assert float(mismatch) == pytest.approx(oracle["losses"]["mismatch"]["float64"]["loss"], rel=1e-9)
+    assert mismatch.item() == pytest.approx(oracle["losses"]["mismatch"]["float64"]["loss"], rel=1e-9)
     positions = every_position(oracle["batches"]["retain"]["input_ids"])
     kl = mean_of("KL", scores_with_reference(model, frozen, positions), positions)
-    assert float(mismatch + kl) == pytest.approx(oracle["losses"]["LLMU_reg"]["float64"]["loss"], rel=1e-9)
+    assert (mismatch + kl).item() == pytest.approx(oracle["losses"]["LLMU_reg"]["float64"]["loss"], rel=1e-9)
 
 
 UNITS = {
