@@ -18,9 +18,11 @@ from dualoptim.errors import InputError, blamed
 from dualoptim.models.adapter import add_adapter, base_of, load_adapter
 from dualoptim.models.loaded import Layout, LoadedModel, autocast
 from dualoptim.models.packing import BLOCKWISE, sees_all, takes_packed_rows
+from dualoptim.models.weights import check_loaded, no_load_report
 
 logger = logging.getLogger(__name__)
 
+_WITH_REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 _LOADABLE = "give a folder written by save_pretrained, a .gguf file, or a hub id that this machine can reach"
 
 
@@ -64,7 +66,9 @@ def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[st
     if isinstance(args, TrainArgs) and args.load_in_4bit:
         quantization = quantization_options(accelerator, 4)
     weights = {"dtype": torch.float32, "attn_implementation": attention, **(quantization or {})}
-    model = _pretrained(base_of(args.model), AutoModelForCausalLM, source, **options, **weights)
+    with no_load_report():
+        model, info = _pretrained(args.model, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
+    check_loaded(f"--model {args.model}", model, info)
     if "gguf_file" in options:  # weights were widened to float32 on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
