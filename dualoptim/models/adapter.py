@@ -30,13 +30,19 @@ def base_of(name: str) -> str:
         config = PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning or config.is_adaption_prompt:
         kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
-        raise InputError(f"--model {name}: a {kind} adapter is no part of the weights and cannot be unlearned; give one of LoRA")
+        raise InputError(
+            f"--model {name}: a {kind} adapter is no change of weights, and nothing is unlearned in it; give one of LoRA"
+        )
     base = config.base_model_name_or_path
     place = f"base_model_name_or_path of {folder / 'adapter_config.json'}"
     if not base:
-        raise InputError(f"--model {name}: the adapter does not say which model it belongs to; write its folder or hub id into {place}")
+        raise InputError(
+            f"--model {name}: the adapter does not say which model it is of; write that model's folder or hub id into {place}"
+        )
     if base.startswith(("/", ".", "~")) and not Path(base).expanduser().exists():
-        raise InputError(f"--model {name}: the adapter's base {base} is not there; put it back, or write its new place into {place}")
+        raise InputError(
+            f"--model {name}: the adapter's base {base} is not there; put it back, or write its new place into {place}"
+        )
     return str(base)
 
 
@@ -59,7 +65,7 @@ def load_adapter(model: Any, name: str, learner: TrainArgs | None) -> Any:
     # a folder without weights is looked up on the hub, where its path is no valid name
     with blamed("--model", name, _REMEDY, _CANNOT):
         adapted = PeftModel.from_pretrained(model, str(Path(name).expanduser()), is_trainable=learner is not None)
-        result = set_peft_model_state_dict(adapted, load_peft_weights(str(Path(name).expanduser()), device="cpu"))
+        result: Any = set_peft_model_state_dict(adapted, load_peft_weights(str(Path(name).expanduser()), device="cpu"))
     # every weight of the base is missing in the adapter's file; names of an adapter's own have its name in them
     missing = {key for key in result.missing_keys if "default" in key.split(".")}
     info = {"missing_keys": missing, "unexpected_keys": result.unexpected_keys, "mismatched_keys": ()}
@@ -91,26 +97,25 @@ def _check_flags(args: TrainArgs, name: str, adapted: Any) -> None:
     fits = all(map(any, found)) and all(map(any, zip(*found, strict=True)))
     if targets != ["all-linear"] and not fits:
         leaves = sorted({module.rpartition(".")[2] for module in modules})
-        raise InputError(
-            f"--lora-target-modules {' '.join(targets)} has no effect on the adapter in {name}, which is on {' '.join(leaves)}; "
-            "drop it"
-        )
+        given = f"--lora-target-modules {' '.join(targets)}"
+        raise InputError(f"{given} has no effect on the adapter in {name}, which is on {' '.join(leaves)}; drop it")
 
 
 def adapter_settings(model: Any) -> dict[str, Any]:
     """The values that flags have in the adapter of `model`, which may have been trained before; none without LoRA."""
-    config = getattr(model, "peft_config", {}).get("default")
+    config: Any = getattr(model, "peft_config", {}).get("default")
     if not hasattr(config, "lora_alpha"):
         return {}
     return {"lora_rank": config.r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
 
 
 def _merged(adapted: Any) -> Any:
+    """Add an adapter to the weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in (adapted.get_input_embeddings(), adapted.get_output_embeddings()):
         if isinstance(module, BaseTunerLayer):
-            layer = module.get_base_layer()
+            layer: Any = BaseTunerLayer.get_base_layer(module)
             layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
     model = adapted.merge_and_unload()
     tied = getattr(model, "all_tied_weights_keys", None) or {}

@@ -40,9 +40,12 @@ def load_config(args: CommonArgs) -> tuple[Any, str, dict[str, str]]:
         InputError: if it cannot be found or read, or is not of a decoder-only language model.
     """
     base = base_of(args.model)
-    source, options = _source(base)
-    config = _pretrained(base, AutoConfig, source, **options)
-    if config.is_encoder_decoder or (config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder):
+    name = _name(args.model, base)
+    source, options = _source(base, name)
+    config = _pretrained(name, AutoConfig, source, **options)
+    if config.is_encoder_decoder or (
+        config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    ):
         raise InputError(
             f"--model {args.model}: {config.model_type} is not a decoder-only language model; unlearning here needs one that "
             "predicts the next token, such as Llama, Phi, Qwen or GPT"
@@ -78,8 +81,9 @@ def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[st
         quantization = quantization_options(accelerator, 4)
     weights = {"dtype": torch.float32, "attn_implementation": attention, **(quantization or {})}
     with no_load_report():
-        model, info = _pretrained(args.model, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
-    check_loaded(f"--model {args.model}", model, info)
+        name = _name(args.model, base)
+        model, info = _pretrained(name, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
+    check_loaded(f"--model {name}", model, info)
     if "gguf_file" in options:  # weights were widened to float32 on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
@@ -159,13 +163,18 @@ def attention_implementation(args: CommonArgs, accelerator: Accelerator, config:
     return "sdpa" if has["sdpa"] else "eager"
 
 
-def _source(name: str) -> tuple[str, dict[str, str]]:
-    """What `from_pretrained` takes for a hub id, a folder, or a .gguf file.
+def _name(model: str, base: str) -> str:
+    """What a user knows the loaded weights by: `--model`, or the base of an adapter there."""
+    return model if base == model else f"{model}: its base {base}"
+
+
+def _source(model: str, name: str) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` takes for a hub id, a folder, or a .gguf file, which a user knows as `name`.
 
     Raises:
-        InputError: if `name` is a path at which there is nothing.
+        InputError: if `model` is a path at which there is nothing.
     """
-    path = Path(name).expanduser()
+    path = Path(model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"--model {name}: no such file; give the path of a .gguf file")
@@ -174,9 +183,9 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
         if not (path / "config.json").is_file():
             raise InputError(f"--model {name}: the folder has no config.json; give the folder that save_pretrained wrote")
         return str(path), {}
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise InputError(f"--model {name}: no such folder; give a folder, a .gguf file or a hub id")
-    return name, {}
+    return model, {}
 
 
 def _pretrained(name: str, kind: Any, source: str, **options: Any) -> Any:

@@ -54,7 +54,7 @@ def likely_cause(missing: Collection[str], unexpected: Collection[str]) -> str:
             for end in range(start + 1, len(parts)):
                 if ".".join(parts[:start] + parts[end:]) in missing:
                     extra = ".".join(parts[start:end]) + "."
-                    return f"its names have {extra!r} in them, left by a wrapper; save what is inside that, or rename the tensors"
+                    return f"its names have {extra!r} in them, left by a wrapper; save what that wraps, or rename the tensors"
     return "config.json is of another model, or a part of the weights is gone; give the whole folder that save_pretrained wrote"
 
 
