@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualoptim.method.kernels import AgainstTargets, Statistics, widened
+from dualoptim.method.kernels import AgainstTargets, Statistics, kept, widened
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,6 @@ def score_logits(logits: Tensor, batch: Batch) -> TokenScores:
     )
 
 
-def kept(values: Tensor, batch: Batch) -> Tensor:
-    """Values [B, K, ...] at the positions `keep`, also from a model that ignores `logits_to_keep` and gives all [B, L, ...]."""
-    return values[:, batch.keep] if values.shape[1] > len(batch.keep) else values
-
-
 def score(model: Any, batch: Batch, layer: int | None = None) -> TokenScores:
     """Run `model` over `batch`, computing logits only where a scored token is predicted.
 
@@ -142,7 +137,7 @@ def score(model: Any, batch: Batch, layer: int | None = None) -> TokenScores:
         use_cache=False,
         **({} if layer is None else {"output_hidden_states": True}),
     )
-    scores = score_logits(kept(output.logits, batch), batch)
+    scores = score_logits(kept(output.logits, batch.keep), batch)
     if batch.reference:
         scores = dataclasses.replace(scores, reference=batch.reference())
     if layer is None:

@@ -47,7 +47,7 @@ def base_of(name: str) -> str:
 
 
 def has_tokenizer(name: str) -> bool:
-    """Whether folder `name` holds a tokenizer; PEFT saves an adapter without one."""
+    """Tell whether folder `name` holds a tokenizer; PEFT saves an adapter without one."""
     return any((Path(name).expanduser() / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
 
 
@@ -66,8 +66,8 @@ def load_adapter(model: Any, name: str, learner: TrainArgs | None) -> Any:
     with blamed("--model", name, _REMEDY, _CANNOT):
         adapted = PeftModel.from_pretrained(model, str(Path(name).expanduser()), is_trainable=learner is not None)
         result: Any = set_peft_model_state_dict(adapted, load_peft_weights(str(Path(name).expanduser()), device="cpu"))
-    # every weight of the base is missing in the adapter's file; names of an adapter's own have its name in them
-    missing = {key for key in result.missing_keys if "default" in key.split(".")}
+    # every weight of the base is missing in the adapter's file; those of the adapter have its name in theirs, but not there
+    missing = {key.replace(".default", "") for key in result.missing_keys if "default" in key.split(".")}
     info = {"missing_keys": missing, "unexpected_keys": result.unexpected_keys, "mismatched_keys": ()}
     check_loaded(f"--model {name}", adapted, info)
     if learner:
@@ -102,7 +102,7 @@ def _check_flags(args: TrainArgs, name: str, adapted: Any) -> None:
 
 
 def adapter_settings(model: Any) -> dict[str, Any]:
-    """The values that flags have in the adapter of `model`, which may have been trained before; none without LoRA."""
+    """Read from the adapter of `model`, which may have been made elsewhere, what its flags are; nothing without LoRA."""
     config: Any = getattr(model, "peft_config", {}).get("default")
     if not hasattr(config, "lora_alpha"):
         return {}
@@ -171,13 +171,13 @@ def add_adapter(args: TrainArgs, model: Any) -> Any:
 
 
 def _is_called(module: str, target: str) -> bool:
-    """Whether `--lora-target-modules` means this module by a name."""
+    """Tell whether `--lora-target-modules` means this module by a name."""
     return f".{module}".endswith(f".{target}")
 
 
 @torch.no_grad()
 def _is_linear(module: Any) -> bool:
-    """Whether a module gives what a linear layer does; routers and grouped layers that are built on one do not."""
+    """Tell whether a module gives what a linear layer does; routers and grouped layers that are built on one do not."""
     if type(module) in (torch.nn.Linear, Conv1D):
         return True
     weight = module.weight

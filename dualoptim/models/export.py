@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dualoptim.atomic import write_json
 from dualoptim.data.prompts import PROMPT_FILE
-from dualoptim.models.launch import is_sharded, prepared
+from dualoptim.models.launch import prepared
 from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.weights import check_saved
 
@@ -19,8 +19,7 @@ def export_model(loaded: LoadedModel, folder: Path, card: str) -> None:
         RuntimeError: if what was written is not that; nothing is replaced then.
     """
     accelerator, model = loaded.accelerator, loaded.model
-    # what Accelerate wraps around a whole model (a compiled one, say) would give its weights other names
-    state = accelerator.get_state_dict(prepared(loaded)) if is_sharded(accelerator) else model.state_dict()
+    state = accelerator.get_state_dict(prepared(loaded))
     if accelerator.is_main_process:
         beside = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(beside, ignore_errors=True)

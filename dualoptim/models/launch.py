@@ -210,10 +210,8 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 def prepared(loaded: LoadedModel) -> Any:
     """Find what Accelerate made of the model for training, or the model itself where nothing is prepared."""
-    unwrap = loaded.accelerator.unwrap_model
-    return next(
-        (one for one in loaded.accelerator._models if unwrap(one, keep_torch_compile=False) is loaded.model), loaded.model
-    )
+    wrapped = (one for one in loaded.accelerator._models if loaded.accelerator.unwrap_model(one) is loaded.model)
+    return next(wrapped, loaded.model)
 
 
 def release(loaded: LoadedModel) -> None:

@@ -164,12 +164,12 @@ def attention_implementation(args: CommonArgs, accelerator: Accelerator, config:
 
 
 def _name(model: str, base: str) -> str:
-    """What a user knows the loaded weights by: `--model`, or the base of an adapter there."""
+    """Say what a user knows the loaded weights by: `--model`, or the base of an adapter there."""
     return model if base == model else f"{model}: its base {base}"
 
 
 def _source(model: str, name: str) -> tuple[str, dict[str, str]]:
-    """What `from_pretrained` takes for a hub id, a folder, or a .gguf file, which a user knows as `name`.
+    """Find what `from_pretrained` takes for a hub id, a folder, or a .gguf file, which a user knows as `name`.
 
     Raises:
         InputError: if `model` is a path at which there is nothing.
