@@ -20,6 +20,7 @@ from dualoptim.evaluate import Measures, evaluate_model
 from dualoptim.evaluation.summary import Summary
 from dualoptim.finetune import teach_demo
 from dualoptim.method.loop import steps
+from dualoptim.models.adapter import adapter_settings
 from dualoptim.models.checkpoint import discard_after, finished_log, load_checkpoint, read_log, save_checkpoint, step_of
 from dualoptim.models.export import export_model
 from dualoptim.models.launch import claim, is_sharded, output_folder, release, say, start_accelerator, training
@@ -61,6 +62,8 @@ def run(args: UnlearnArgs) -> RunResult:
         args = replace(args, model=str(taught), data=DEMO)
     job = Job.read(args, accelerator)
     models = [load_model(args, accelerator)]
+    args = replace(args, **adapter_settings(models[0].model))
+    job = replace(job, args=args)
     job.check(models[0])
     if args.resume:
         job = replace(job, goes_on=where_to_go_on(job, models[0]))

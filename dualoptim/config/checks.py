@@ -85,6 +85,11 @@ def _train(args: TrainArgs) -> Iterator[str]:
         yield "--quantize-embeddings has no effect with --optim-bits 32; give --optim-bits 8"
     if not args.lora_target_modules:
         yield "--lora-target-modules is empty; give all-linear or names of modules"
+    for name in () if args.use_lora else ("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"):
+        if _is_given(args, name):
+            value = getattr(args, name)
+            shown = " ".join(value) if isinstance(value, tuple) else f"{value:g}"
+            yield f"{flag_name(name)} {shown} has no effect without an adapter; add --use-lora, or drop it"
     if args.load_in_4bit and not args.use_lora:
         yield "--load-in-4bit freezes the weights, so that only an adapter can learn; add --use-lora"
     yield from _twice("log_with", args.log_with)

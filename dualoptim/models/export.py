@@ -9,10 +9,15 @@ from dualoptim.atomic import write_json
 from dualoptim.data.prompts import PROMPT_FILE
 from dualoptim.models.launch import prepared
 from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.weights import check_saved
 
 
 def export_model(loaded: LoadedModel, folder: Path, card: str) -> None:
-    """Write what `from_pretrained` loads: safetensors weights, configuration, tokenizer and a model card."""
+    """Write what `from_pretrained` loads: safetensors weights, configuration, tokenizer and a model card.
+
+    Raises:
+        RuntimeError: if what was written is not that; nothing is replaced then.
+    """
     accelerator, model = loaded.accelerator, loaded.model
     state = accelerator.get_state_dict(prepared(loaded))
     if accelerator.is_main_process:
@@ -24,6 +29,7 @@ def export_model(loaded: LoadedModel, folder: Path, card: str) -> None:
         # an adapter would ask the hub whether the base's vocabulary has been changed
         adapter = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
         model.save_pretrained(beside, state_dict=state, safe_serialization=True, **adapter)
+        check_saved(model, beside)
         loaded.tokenizer.save_pretrained(beside)
         formatter = loaded.formatter
         prompt = {"template": loaded.template, "tags": asdict(formatter.tags) if formatter.tags else None}

@@ -107,8 +107,8 @@ def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
     Accelerate's own does nothing under DeepSpeed, whose engine has 16-bit weights; a whole model beside it still needs this,
     and flash-attention does not run without.
     """
-    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    return torch.autocast(accelerator.device.type, precision) if precision else nullcontext()
+    half = accelerator.mixed_precision == "bf16"
+    return torch.autocast(accelerator.device.type, torch.bfloat16) if half else nullcontext()
 
 
 _Places = list[tuple[str, int, int]]

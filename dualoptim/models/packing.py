@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 
 from dualoptim.data.batches import pack
 from dualoptim.data.prompts import Example
-from dualoptim.method.scores import Batch
+from dualoptim.method.scores import Batch, score
 
 BLOCKWISE = "blockwise_sdpa"
 
@@ -85,14 +85,7 @@ def sees_all(model: Any, length: int) -> bool:
 
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:
-    on_device = batch.to(model.device)
-    return model(
-        input_ids=on_device.input_ids,
-        position_ids=on_device.position_ids,
-        attention_mask=on_device.attention_mask,
-        logits_to_keep=on_device.keep,
-        use_cache=False,
-    ).logits[0, on_device.column]
+    return score(model, batch.to(model.device)).logits
 
 
 AttentionInterface.register(BLOCKWISE, blockwise_attention)

@@ -25,6 +25,7 @@ from torch import Tensor
 from dualoptim.data.batches import in_length_order
 from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError
+from dualoptim.method.kernels import kept
 from dualoptim.method.objectives import Objective
 from dualoptim.method.scores import Batch, Reference, score
 from dualoptim.models.loaded import LoadedModel, autocast, weights_hash
@@ -180,7 +181,7 @@ def _head_input(loaded: LoadedModel, batch: Batch) -> Tensor:
         score(loaded.model, batch)
     finally:
         handle.remove()
-    return seen[-1][batch.row, batch.column]
+    return kept(seen[-1], batch.keep)[batch.row, batch.column]
 
 
 @contextlib.contextmanager
