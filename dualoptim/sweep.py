@@ -18,8 +18,8 @@ from dualoptim.config.saved import changed_input, to_dict, to_plain
 from dualoptim.errors import InputError, NonFiniteError, reason
 from dualoptim.models.launch import decided, say, start_accelerator
 from dualoptim.models.load import load_model
+from dualoptim.models.resume import all_inputs
 from dualoptim.reporting.results import result_columns, write_sweep
-from dualoptim.resume import all_inputs
 from dualoptim.unlearn import Job, run
 
 Line = dict[str, Any]

@@ -27,13 +27,13 @@ from dualoptim.models.launch import claim, is_sharded, output_folder, release, s
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.reference import Frozen
+from dualoptim.models.resume import begins_anew, inputs_of, where_to_go_on
 from dualoptim.models.work import TaskRows, Work, check_objectives, freeze, work_of
 from dualoptim.reporting.card import model_card
 from dualoptim.reporting.console import example_answers, score_table
 from dualoptim.reporting.hub import check_push, push, repositories
 from dualoptim.reporting.log import StepLog, track_scores, trackers
 from dualoptim.reporting.results import SEQUENCE_FILES, TaskResult, result_columns, write_results, write_sequence
-from dualoptim.resume import begins_anew, inputs_of, where_to_go_on
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from itertools import pairwise
+from typing import get_type_hints
 
 import pytest
 from support import ROOT
@@ -85,7 +86,8 @@ def test_the_first_value_outside_is_refused_in_one_line(kind, name):
     }
     outside = [value for bound, value in first_outside.items() if math.isfinite(bound)]
     assert outside
-    for value in (*outside, math.nan):
+    takes_floats = "float" in str(get_type_hints(kind)[name])
+    for value in (*outside, math.nan) if takes_floats else outside:
         several = isinstance(default, tuple) or name.endswith("betas")
         with pytest.raises(InputError, match=f"^{flag_name(name)} .* is out of range; give ") as error:
             kind(**{name: (value, value) if several else value})

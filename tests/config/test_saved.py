@@ -17,7 +17,7 @@ from dualoptim.models.loaded import LoadedModel
 
 def test_yaml_out_and_in(tmp_path):
     args = UnlearnArgs(model="org/name", learning_rates=(1e-5, 2e-6), forget_lr=3e-6, answer_tag="\n", output_dir="x")
-    formatter = SimpleNamespace(tags=Tags("Question: ", "\n", "\n"))
+    formatter = SimpleNamespace(tags=Tags("Question: ", "\n", "\n"), date_string=args.date_string, system_prompt=None)
     loaded = LoadedModel(model=None, formatter=formatter, template="qa", accelerator=None, layout=None)
     write_config(tmp_path / "config.yaml", loaded.resolved(args))
     args = dataclasses.replace(
