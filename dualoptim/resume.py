@@ -48,7 +48,7 @@ def all_inputs(job: "Job", loaded: LoadedModel) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class _Planned:
-    """Holds a task as a run is going to do it: its folder, its arguments as resolved, hashes of what it reads, and its last step."""
+    """Holds a task as a run is going to do it: folder, arguments as resolved, hashes of what it reads, last step."""
 
     folder: Path
     resolved: Mapping[str, Any]

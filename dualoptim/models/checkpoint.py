@@ -95,7 +95,7 @@ def step_of(path: Path) -> int:
 
 
 def choose_checkpoint(accelerator: Accelerator, task: Path, resume: str, last_step: int) -> Path | None:
-    """Choose where a task goes on: from the checkpoint that `resume` names if that is its own, or from its newest that is whole.
+    """Choose where a task goes on: from the checkpoint that `resume` names if it is its own, or from its newest that is whole.
 
     A newer one that is damaged, or ahead of log.jsonl, is passed over and named. None if the task has no checkpoint. Of a task
     that has finished nothing but the newest one's `state.json` is looked at.
