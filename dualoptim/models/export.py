@@ -31,9 +31,10 @@ def export_model(loaded: LoadedModel, folder: Path, card: str) -> None:
         model.save_pretrained(beside, state_dict=state, safe_serialization=True, **adapter)
         check_saved(model, beside)
         loaded.tokenizer.save_pretrained(beside)
-        formatter = loaded.formatter
-        prompt = {"template": loaded.template, "tags": asdict(formatter.tags) if formatter.tags else None}
-        prompt |= {"date_string": formatter.date_string, "system_prompt": formatter.system_prompt}
+        formatter, tags = loaded.formatter, loaded.formatter.tags
+        prompt = {"template": loaded.template, "tags": asdict(tags) if tags else None}
+        if tags is None:
+            prompt |= {"date_string": formatter.date_string, "system_prompt": formatter.system_prompt}
         write_json(beside / PROMPT_FILE, prompt)
         (beside / "README.md").write_text(card, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)

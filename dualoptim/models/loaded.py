@@ -70,12 +70,12 @@ class LoadedModel:
         settings = to_dict(args) | {
             "data": None if getattr(args, "forget_file", None) else args.data_source,
             "template": self.template,
-            "date_string": self.formatter.date_string,
-            "system_prompt": self.formatter.system_prompt,
             "output_dir": str(args.output_dir),
         }
-        tags = self.formatter.tags
-        return settings | ({f"{name}_tag": text for name, text in asdict(tags).items()} if tags else {})
+        formatter, tags = self.formatter, self.formatter.tags
+        if tags is None:
+            return settings | {"date_string": formatter.date_string, "system_prompt": formatter.system_prompt}
+        return settings | {f"{name}_tag": text for name, text in asdict(tags).items()}
 
     def weights_hash(self) -> str:
         """Hash the weights as they stand, the same on all processes; the main one computes it."""
