@@ -50,7 +50,7 @@ class CommonArgs:
     cannot tell them apart falls back to padding by itself."""
     attn_implementation: Annotated[Literal["auto", "sdpa", "eager", "flash_attention_2"], Flag("model")] = "auto"
     """Attention kernel. `auto`: flash-attention where CUDA, the package and 16-bit weights or autocast are there, else sdpa (on
-    CPUs text by text)."""
+    CPUs text by text), or eager for a model without sdpa."""
     output_dir: Annotated[str | None, Flag("output", "nothing", path=True)] = None
     """Folder for everything that is written. Default: runs/<date>-<time>."""
     overwrite: Annotated[bool, Flag("output", "nothing")] = False
@@ -157,13 +157,14 @@ class TrainArgs(CommonArgs):
     use_lora: Annotated[bool, Flag("memory", shown=True)] = False
     """Train a low-rank adapter instead of the weights, and save it alone."""
     lora_rank: Annotated[int, Flag("memory", at_least=1, shown=True)] = 8
-    """Rank of the adapter. 8 as in TOFU."""
+    """Rank of a new adapter. 8 as in TOFU."""
     lora_alpha: Annotated[int, Flag("memory", at_least=1, shown=True)] = 32
     """The adapter's output is scaled by this over the rank. 32 as in TOFU."""
     lora_dropout: Annotated[float, Flag("memory", at_least=0, below=1)] = 0.0
     """Dropout on the adapter's input, from 0 up to but not 1. 0, because dropout differs with the number of processes."""
     lora_target_modules: Annotated[tuple[str, ...], Flag("memory")] = ("all-linear",)
-    """Modules that get an adapter, by name (q_proj v_proj ...). `all-linear`: every linear layer but the output head."""
+    """Modules that get an adapter, by name (q_proj v_proj ...). `all-linear`: every linear layer but the output head
+    and routers."""
     load_in_4bit: Annotated[bool, Flag("memory")] = False
     """Hold the frozen weights in 4 bits (QLoRA). Needs CUDA, bitsandbytes and --use-lora."""
     log_with: Annotated[tuple[str, ...], Flag("output", "nothing")] = ()
