@@ -48,7 +48,7 @@ def test_evaluation_and_training_take_an_adapter_folder(adapted, tmp_path):
     merged = evaluate(EvalArgs(model=str(last.model), data="demo", task=2, eval_rows=4, output_dir=str(tmp_path / "eval")))
     for name, scores in merged["sets"].items():
         assert scores["probability"] == pytest.approx(last.after["sets"][name]["probability"], rel=1e-4)
-    on = dataclasses.replace(args, model=str(last.model), task_list=(3,), eval=False, max_steps=2)
+    on = dataclasses.replace(args, model=str(last.model), task_list=(3,), eval=False, eval_rows=0, max_steps=2)
     with_adapter = run(dataclasses.replace(on, output_dir=str(tmp_path / "on")))
     assert state_of(with_adapter.tasks[0].model).keys() == state_of(last.model).keys()
     without = run(dataclasses.replace(on, use_lora=False, output_dir=str(tmp_path / "merged")))
@@ -68,7 +68,9 @@ def test_an_adapter_folder_without_weights_is_refused_in_one_line(adapted, tmp_p
 def test_gradient_checkpointing_changes_no_gradient_of_an_adapter(adapted, tmp_path):
     args, result = adapted
     again = run(
-        dataclasses.replace(args, gradient_checkpointing=True, task_list=(1,), eval=False, output_dir=str(tmp_path / "out"))
+        dataclasses.replace(
+            args, gradient_checkpointing=True, task_list=(1,), eval=False, eval_rows=0, output_dir=str(tmp_path / "out")
+        )
     )
     for ours, reference in zip(again.tasks[0].log, result.tasks[0].log, strict=True):
         assert ours["grad_norm"] > 0
