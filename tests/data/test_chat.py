@@ -89,7 +89,7 @@ def test_a_template_without_a_date_is_left_as_it_is():
     [
         ({"date_string": "2025-04-10"}, "--date-string '2025-04-10' is not a date; write it as 10 Apr 2025"),
         ({"date_string": "31 Feb 2025"}, "--date-string '31 Feb 2025' is not a date"),
-        ({"date_string": ""}, "--date-string '' is not a date"),
+        ({"date_string": ""}, "--date-string is empty"),
         ({"system_prompt": " "}, "--system-prompt is empty"),
     ],
 )
