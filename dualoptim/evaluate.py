@@ -14,7 +14,8 @@ from accelerate.utils import broadcast_object_list
 
 from dualoptim.attack import ATTACKED_SETS, Target, attack_answers, attack_weights, check_attacks, make_lesson
 from dualoptim.config.args import DEMO, EvalArgs, MeasureArgs
-from dualoptim.config.saved import difference, write_config
+from dualoptim.config.saved import changed_input, difference, write_config
+from dualoptim.data.identity import sets_hash
 from dualoptim.data.own import OwnFiles, Source, open_source
 from dualoptim.data.rows import HOLDOUT, Row
 from dualoptim.errors import InputError
@@ -80,7 +81,7 @@ def _measured(loaded: LoadedModel, asked: SetsAndSkipped, measures: Measures, fo
 def evaluate(args: EvalArgs) -> Summary:
     """Evaluate a model on disk or from the hub, and attack it; writes `<output_dir>/eval/` and returns the summary.
 
-    An evaluation with the same arguments that was interrupted there is continued.
+    An evaluation with the same arguments, rows and weights that was interrupted there is continued.
 
     Raises:
         InputError: for anything that is wrong with the arguments, the data or the model.
@@ -101,10 +102,11 @@ def evaluate(args: EvalArgs) -> Summary:
     loaded.formatter.check(row for rows in sets.values() for row in rows)
     lesson = make_lesson(args, source, loaded.formatter)
     config = loaded.resolved(args)
-    if args.overwrite or not _was_interrupted(folder, config, accelerator):
+    inputs = {"evaluation": sets_hash(sets, loaded.formatter, *measures.identity()), "weights": loaded.weights_hash()}
+    if args.overwrite or not _was_interrupted(folder, accelerator, config, inputs):
         claim(args, accelerator, [folder])
     if accelerator.is_main_process:
-        write_config(folder / "config.yaml", config)
+        write_config(folder / "config.yaml", config, inputs)
 
     retain_records: Records | None = None
     if args.reference_model is not None or args.retain_model is not None:
@@ -159,11 +161,14 @@ def _check(args: EvalArgs, source: Source, accelerator: Accelerator) -> None:
                 raise InputError(str(error).replace("--model", flag, 1)) from None
 
 
-def _was_interrupted(folder: Path, config: Mapping[str, Any], accelerator: Accelerator) -> bool:
-    """Tell whether an evaluation with this configuration began in `folder` and did not end; the same on all processes."""
-    same = False
-    if accelerator.is_main_process and (folder / "config.yaml").is_file() and not (folder / "summary.json").is_file():
-        same = difference(folder / "config.yaml", config, EvalArgs, may_change=("speed", "nothing")) is None
+def _was_interrupted(folder: Path, accelerator: Accelerator, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    """Tell whether an evaluation with this configuration, of these rows and weights, began in `folder` and did not end.
+
+    The same on all processes.
+    """
+    same, path = False, folder / "config.yaml"
+    if accelerator.is_main_process and path.is_file() and not (folder / "summary.json").is_file():
+        same = difference(path, config, EvalArgs, may_change=("speed", "nothing")) is None and not changed_input(path, inputs)
     return broadcast_object_list([same])[0]
 
 

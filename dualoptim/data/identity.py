@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dualoptim.data.prompts import Formatter
@@ -26,3 +26,9 @@ def prompts_hash(rows: Iterable[Row], formatter: Formatter) -> str:
             example = formatter.example(row.question, text)
             digest.update(json.dumps([example.start, *example.ids]).encode())
     return digest.hexdigest()
+
+
+def sets_hash(sets: Mapping[str, Sequence[Row]], formatter: Formatter, *others: Any) -> str:
+    """Compute the SHA-256 of evaluation sets, their names, rows and prompts, and of JSON values beside them."""
+    rows = [row for own in sets.values() for row in own]
+    return rows_hash(rows, {name: len(own) for name, own in sets.items()}, prompts_hash(rows, formatter), *others)

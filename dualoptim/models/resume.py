@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from dualoptim.config.args import DEMO, NEWEST, UnlearnArgs
 from dualoptim.config.product import single_runs
 from dualoptim.config.saved import changed_input, check_same, read_inputs
-from dualoptim.data.identity import prompts_hash, rows_hash
+from dualoptim.data.identity import prompts_hash, rows_hash, sets_hash
 from dualoptim.data.prompts import Formatter
 from dualoptim.errors import InputError
 from dualoptim.models.checkpoint import choose_checkpoint, discard_after
@@ -31,10 +31,7 @@ def inputs_of(job: "Job", position: int, formatter: Formatter) -> dict[str, str]
     learned = [*task.forget, *task.retain]
     found = {"rows": rows_hash(learned, len(task.forget), task.refusals), "prompts": prompts_hash(learned, formatter)}
     if measures:
-        sets, _ = job.evaluation_sets(position)
-        measured = [row for rows in sets.values() for row in rows]
-        sizes = {name: len(rows) for name, rows in sets.items()}
-        found["evaluation"] = rows_hash(measured, sizes, prompts_hash(measured, formatter), *measures.identity())
+        found["evaluation"] = sets_hash(job.evaluation_sets(position)[0], formatter, *measures.identity())
     return found
 
 

@@ -12,8 +12,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from support import command, environment, state_of
 
-from dualoptim import InputError, UnlearnArgs, run
+from dualoptim import EvalArgs, InputError, UnlearnArgs, run
 from dualoptim.config.args import SweepArgs
+from dualoptim.evaluate import evaluate
 from dualoptim.reporting.log import StepLog
 from dualoptim.sweep import sweep
 
@@ -315,6 +316,28 @@ def test_a_sweep_sees_that_what_it_measures_has_changed(own, tmp_path):
     (tmp_path / "holdout.jsonl").write_text('{"question": "Who?", "answer": "Somebody."}\n')
     with pytest.raises(InputError, match="was finished with other evaluation; --overwrite replaces it"):
         sweep(SweepArgs(**given))
+
+
+# -------------------------------------------------------------------------------------------------------- evaluations
+
+
+@pytest.mark.parametrize("change", [change_answers, change_weights, None])
+def test_an_interrupted_evaluation_goes_on_for_the_same_rows_and_weights_alone(own, tmp_path, change):
+    own = dataclasses.replace(own, model=str(shutil.copytree(own.model, tmp_path / "model")))
+    args = EvalArgs(
+        model=own.model, forget_file=own.forget_file, retain_file=own.retain_file, eval_rows=2, max_new_tokens=2,
+        output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    evaluate(args)
+    (tmp_path / "run" / "eval" / "summary.json").unlink()  # as if it had been interrupted
+    before = files_of(tmp_path / "run")
+    if change is None:
+        evaluate(args)
+        return
+    change(own, tmp_path)
+    with pytest.raises(InputError, match="is an earlier result"):
+        evaluate(args)
+    assert files_of(tmp_path / "run") == before
 
 
 # ------------------------------------------------------------------------------------------------------- several tasks

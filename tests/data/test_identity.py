@@ -1,0 +1,36 @@
+"""Hashes of rows and prompts: equal for what is the same, other for anything that a model would see otherwise."""
+
+from dataclasses import replace
+
+from dualoptim import UnlearnArgs
+from dualoptim.data import demo
+from dualoptim.data.identity import prompts_hash, rows_hash, sets_hash
+from dualoptim.data.prompts import make_formatter
+from dualoptim.data.rows import Row
+
+ROWS = [Row("Who?", "I.", perturbed_answers=("You.", "He.")), Row(None, "A passage."), Row("What?", "Nothing.", task=2)]
+
+
+def test_rows_are_told_apart_by_every_field_and_their_order():
+    others = [
+        ROWS[::-1],
+        ROWS[:2],
+        [replace(ROWS[0], question="who?"), *ROWS[1:]],
+        [replace(ROWS[0], perturbed_answers=("You.",)), *ROWS[1:]],
+        [replace(ROWS[0], perturbed_answers=("He.", "You.")), *ROWS[1:]],
+        [*ROWS[:2], replace(ROWS[2], task=3)],
+        [ROWS[0], Row("", "A passage."), ROWS[2]],
+    ]
+    assert len({rows_hash(rows) for rows in [ROWS, *others]}) == 1 + len(others)
+    assert rows_hash(ROWS) == rows_hash([replace(row) for row in ROWS])
+    assert len({rows_hash(ROWS), rows_hash(ROWS, 1), rows_hash(ROWS, ["no"])}) == 3
+
+
+def test_prompts_are_told_apart_by_template_and_length():
+    _, tokenizer = demo.tiny_model(0)
+    formatters = [
+        make_formatter(UnlearnArgs(**changes), tokenizer)[0]
+        for changes in ({}, {"question_start_tag": "Q: "}, {"answer_tag": "A: "}, {"max_length": 9})
+    ]
+    assert len({prompts_hash(ROWS[1:], formatter) for formatter in formatters}) == len(formatters)
+    assert len({sets_hash({name: ROWS[1:]}, formatters[0]) for name in ("forget", "retain")}) == 2
