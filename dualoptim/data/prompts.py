@@ -95,6 +95,7 @@ class Formatter:
     tokenizer: Any
     tags: Tags | None
     max_length: int
+    vocabulary: int | None = field(default=None, init=False)  # tokens that the model has embeddings of
     cut: int = field(default=0, init=False)  # texts that were longer than max_length
     _known: dict[tuple[str | None, str], tuple[list[int], int]] = field(default_factory=dict, init=False, repr=False)
 
@@ -139,7 +140,7 @@ class Formatter:
         as published code does, puts the boundary one token too late for many tokenizers.
 
         Raises:
-            InputError: if the question alone fills `max_length`.
+            InputError: if the question alone fills `max_length`, or if the model has no embedding of a token.
         """
         if (question, answer) not in self._known:
             self._known[question, answer] = self._tokenize(question, answer)
@@ -162,6 +163,13 @@ class Formatter:
             raise InputError(
                 f"--max-length {self.max_length} leaves no room for an answer after the question {(question or '')[:60]!r} "
                 f"of {start} tokens; raise it"
+            )
+        if self.vocabulary is not None and max(ids) >= self.vocabulary:
+            token, size = self.tokenizer.convert_ids_to_tokens(max(ids)), len(self.tokenizer)
+            raise InputError(
+                f"--model {self.tokenizer.name_or_path}: its tokenizer writes {token!r}, token {max(ids)}, and the model has "
+                f"embeddings of {self.vocabulary} tokens; call resize_token_embeddings({size}), train and save it, or take the "
+                "tokenizer that it was trained with"
             )
         return ids, start
 

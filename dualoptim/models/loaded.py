@@ -25,10 +25,23 @@ class Layout:
     device: torch.device
     packed: bool  # end to end in one row, or one row each
     shares: bool = False  # packed texts may have the tokens in common that they begin with
+    row: int | None = None  # tokens that a packed row has at most; texts that have more together get one row each
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """The batch, on the device."""
-        return (pack(examples, self.shares) if self.packed else pad(examples)).to(self.device)
+        if self.packed:
+            batch = pack(examples, self.shares)
+            if self.row is None or batch.input_ids.shape[1] <= self.row:
+                return batch.to(self.device)
+        return pad(examples).to(self.device)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What a model's answers are bound by."""
+
+    positions: int | None = None  # tokens of question and answer together; None: as many as are asked for
+    even: bool = False  # in a batch only if the questions are equally long
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,7 @@ class LoadedModel:
     template: str
     accelerator: Accelerator
     layout: Layout
+    answering: Answering = Answering()
 
     @property
     def tokenizer(self) -> Any:
