@@ -26,5 +26,5 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """What `write_json_lines` wrote. Lines end at \\n alone: generated texts hold other separators too."""
+    """Read what `write_json_lines` wrote. Lines end at \\n alone: generated texts hold other separators too."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

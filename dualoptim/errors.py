@@ -19,7 +19,7 @@ class NonFiniteError(RuntimeError):
 
 
 def reason(error: BaseException) -> str:
-    """What a library's error says, in one line of at most 300 characters."""
+    """Say what a library's error says, in one line of at most 300 characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 

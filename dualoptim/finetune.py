@@ -31,7 +31,7 @@ from dualoptim.reporting.log import StepLog, trackers
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """Where a fine-tuned model lies, and what each step said."""
+    """The folder of a fine-tuned model, and the record of each step."""
 
     folder: Path
     model: Path
@@ -43,9 +43,9 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
 
     Raises:
         InputError: for anything that is wrong with the arguments, the data or the model.
-        NonFiniteError: if a loss or gradient is not finite.
+        NonFiniteError: if a loss or gradient is not finite; the weights before that step are in `model/`.
     """
-    # ---- read everything that can be wrong, before anything is written
+    # ---- read and check everything, before anything is written
     accelerator = start_accelerator(args)
     folder = output_folder(args, accelerator)
     rows = rows_to_learn(args)
@@ -56,7 +56,8 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
     # ---- train and save
     if accelerator.is_main_process:
         write_config(folder / "config.yaml", loaded.resolved(args))
-    what, model = f"fine-tuned on {', '.join(args.splits)} of {args.data_source}", folder / "model"
+    what = f"fine-tuned on {', '.join(args.splits)} of {args.data_source}"
+    model = folder / "model"
     log = StepLog(folder / "log.jsonl", plan_of(args, len(rows), accelerator.num_processes).last_step, "fine-tune", accelerator)
     try:
         with trackers(accelerator, folder, folder.name, loaded.resolved(args)), log:
@@ -72,10 +73,11 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
 
 
 def learn(loaded: LoadedModel, rows: Sequence[Row], args: FinetuneArgs, log: StepLog) -> Iterator[dict[str, Any]]:
-    """Train a model on rows, a step whenever the next record is asked for, and leave it prepared.
+    """Train a model on rows, a step whenever the next record is asked for; the caller has to `release` it then.
 
     Ends with the last epoch, or after the first one whose mean loss per token is below `target_loss`.
     """
+    # the name seeds the order of rows, and with it the numbers of every model that was taught so far
     stream = Stream.of(args, "retain", ExampleBuilder(rows, loaded.formatter, ("answer",), args.seed), loaded.share)
     term = Term(Objective(negative_log_likelihood), MicroBatches(stream, loaded.layout))
     phases = {"learn": Phase({"learn": term}, args.learning_rate, args.max_grad_norm)}
@@ -92,15 +94,15 @@ def learn(loaded: LoadedModel, rows: Sequence[Row], args: FinetuneArgs, log: Ste
                     return
 
 
-def plan_of(args: FinetuneArgs, rows: int, processes: int) -> Plan:
-    """How many steps the training takes, and at which rates."""
+def plan_of(args: FinetuneArgs, num_rows: int, processes: int) -> Plan:
+    """Say how many steps the training takes, and at which rates."""
     cycle = (("learn", 1),)
-    per_epoch = steps_per_epoch(rows, args.batch_size * args.gradient_accumulation_steps * processes, cycle)
+    per_epoch = steps_per_epoch(num_rows, args.batch_size * args.gradient_accumulation_steps * processes, cycle)
     return Plan(cycle, per_epoch, args.num_epochs, args.warmup_epochs, args.max_steps)
 
 
 def rows_to_learn(args: FinetuneArgs) -> list[Row]:
-    """The rows of `--splits`, or those of `--tasks` among them.
+    """Read the rows of `--splits`; with `--tasks` only those of these tasks and those of none.
 
     Raises:
         InputError: if a split is unknown or cannot be read, or has none of these tasks.

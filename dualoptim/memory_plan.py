@@ -34,7 +34,7 @@ GIB = 1024**3
 
 
 def shape_of(model: Any, quantize_embeddings: bool = False) -> Shape:
-    """The shape of a model, whose parameters may have no data (meta device)."""
+    """Measure the shape of a model, whose parameters may have no data (meta device)."""
     groups = decay_groups(model, 0.0, 8, quantize_embeddings)
     quantizable = sum(p.numel() for group in groups if group["bits"] == 8 for p in group["params"])
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -54,7 +54,7 @@ def shape_of(model: Any, quantize_embeddings: bool = False) -> Shape:
 
 
 def division_of(accelerator: Accelerator) -> Division:
-    """How this launch divides the model.
+    """Find out how this launch divides the model.
 
     Raises:
         InputError: for FSDP and for offload of weights or to NVMe, which the plan does not know.
@@ -90,7 +90,7 @@ def division_of(accelerator: Accelerator) -> Division:
 
 
 def plan(args: UnlearnArgs, accelerator: Accelerator) -> MemoryPlan:
-    """The memory of a run with `args` in this launch. No weights are read and nothing is written.
+    """Plan the memory of a run with `args` in this launch. No weights are read and nothing is written.
 
     Activations and logits are taken at their worst: every example has `--max-length` tokens and all of them are scored.
 
@@ -151,7 +151,7 @@ def plan(args: UnlearnArgs, accelerator: Accelerator) -> MemoryPlan:
 
 
 def describe(plan: MemoryPlan, args: UnlearnArgs) -> str:
-    """The plan as text, in GiB a process (MiB where all of it is below one GiB)."""
+    """Put the plan into text, in GiB a process (MiB where all of it is below one GiB)."""
     unit, name = (GIB, "GiB") if plan.needed >= GIB else (GIB // 1024, "MiB")
     division, shape = plan.division, plan.shape
     how = f"ZeRO-{division.stage}" if division.deepspeed else ("DDP" if division.processes > 1 else "no sharding")

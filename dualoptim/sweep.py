@@ -67,7 +67,7 @@ def sweep(args: SweepArgs) -> list[Line]:
 
 
 def runs_of(args: SweepArgs) -> dict[str, UnlearnArgs]:
-    """Every run of the sweep by the name of its folder."""
+    """List every run of the sweep by the name of its folder."""
     shared = UnlearnArgs(**{field.name: getattr(args, field.name) for field in fields(UnlearnArgs)})
     shared = replace(shared, reference_dir=args.reference_dir or f"{args.output_dir}/reference")
     found = {}
@@ -120,7 +120,7 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def command(args: SweepArgs) -> int:
-    """`sweep` as a command: its exit code, 1 if a run failed."""
+    """Sweep as a command: return its exit code, 1 if a run failed."""
     return int(any("failed" in line for line in sweep(args)))
 
 

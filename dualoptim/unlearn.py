@@ -53,7 +53,7 @@ def run(args: UnlearnArgs) -> RunResult:
     if args.dry_run:
         raise InputError("dry_run trains nothing; call dualoptim.memory_plan.dry_run(args), or run without it")
 
-    # ---- read everything that can be wrong, before anything is written
+    # ---- read and check everything, before anything is written
     accelerator = start_accelerator(args)
     args = replace(args, output_dir=str(output_folder(args, accelerator)), learning_rates=args.rates)
     taught = Path(str(args.output_dir)) / "demo_model"
@@ -131,13 +131,13 @@ class Job:
         return replace(job, measures=Measures.load(args, accelerator) if args.eval else None)
 
     def rows(self, position: int) -> TaskRows:
-        """What the task at `position` of the list forgets and keeps."""
+        """Say what the task at `position` of the list forgets and keeps."""
         args = self.args
         retain = self.source.retain_rows(args.split, args.task_list[: position + 1])
         return TaskRows(self.source.task_rows(args.split, args.task_list[position]), retain, self.refusals)
 
     def evaluation_sets(self, position: int) -> tuple[dict[str, list[Any]], dict[str, str]]:
-        """What is measured of the task at `position`, earlier ones among it: are they remembered again? And what is skipped."""
+        """Say what is measured of the task at `position` and of earlier ones (remembered again?), and what is skipped."""
         args = self.args
         if not args.eval:
             return {}, {}
@@ -174,12 +174,12 @@ class Job:
                     read_checkpoint(self.accelerator, checkpoint)
 
     def folder(self, task: int) -> Path:
-        """Where a task of one pair and rate lies."""
+        """Say where a task of one pair and rate lies."""
         args = self.args
         return Path(str(args.output_dir)) / f"{args.forget_losses[0]}_lr{args.learning_rates[0]:g}" / f"task{task}"
 
     def targets(self) -> list[Path]:
-        """The files and folders that the run is going to write, and must not find."""
+        """List the files and folders that the run is going to write, and must not find."""
         args = self.args
         folders = [replace(self, args=one).folder(task) for one in single_runs(args) for task in args.task_list]
         targets = [*folders, *([Path(str(args.output_dir)) / "demo_model"] if args.model == DEMO else [])]
@@ -188,7 +188,7 @@ class Job:
         return targets
 
     def finished_log(self, folder: Path, work: Work) -> list[dict[str, Any]] | None:
-        """The records of a task that an earlier run has finished, None if this run has to train it."""
+        """Read the records of a task that an earlier run has finished, None if this run has to train it."""
         trained = folder / "trained.json"
         if not self.args.resume or not trained.is_file() or json.loads(trained.read_text())["steps"] != work.plan.last_step:
             return None
@@ -280,7 +280,7 @@ def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[Path, str, Sum
 
 
 def command(args: UnlearnArgs) -> object:
-    """`run` as a command, or with `--dry-run` what running would take."""
+    """Run as a command, or with `--dry-run` say what running would take."""
     if args.dry_run:
         from dualoptim.memory_plan import dry_run
 

@@ -2,10 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,15 +14,36 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SHARED = Path(os.environ.get("DUALOPTIM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
-def shared(path: str) -> Path:
-    """A file of the reference folder, or a skip where the folder is missing."""
-    if not (SHARED / path).exists():
-        pytest.skip(f"reference folder not present: {SHARED / path} (set DUALOPTIM_SHARED)")
-    return SHARED / path
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """Find a file of the reference folder, or skip where the folder is missing."""
+
+    def find(path: str) -> Path:
+        if not (SHARED / path).exists():
+            pytest.skip(f"reference folder not present: {SHARED / path} (set DUALOPTIM_SHARED)")
+        return SHARED / path
+
+    return find
 
 
-def shared_json(path: str):
-    return json.loads(shared(path).read_text())
+@pytest.fixture(scope="session")
+def shared_json(shared: Callable[[str], Path]) -> Callable[[str], Any]:
+    """Read a JSON file of the reference folder."""
+    return lambda path: json.loads(shared(path).read_text())
+
+
+@pytest.fixture(scope="session")
+def part_of_tofu(shared: Callable[[str], Path]) -> Callable[[Path, dict[str, list[int]]], Path]:
+    """Write some lines of the published files into a folder of the same layout."""
+
+    def write(folder: Path, rows: dict[str, list[int]]) -> Path:
+        folder.mkdir()
+        for name, numbers in rows.items():
+            lines = shared(f"data/tofu/{name}.json").read_text().splitlines()
+            (folder / f"{name}.json").write_text("\n".join(lines[number] for number in numbers))
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")
@@ -65,11 +87,3 @@ def small_args(taught, tmp_path):
     return UnlearnArgs(
         model=str(taught), data="demo", learning_rates=(5e-4,), output_dir=str(tmp_path / "out"), eval=False, max_steps=7
     )
-
-
-def state_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a saved model, or of an adapter."""
-    from safetensors.torch import load_file
-
-    (path,) = folder.glob("*model.safetensors")
-    return load_file(path)

@@ -57,12 +57,12 @@ class CommonArgs:
 
     @property
     def has_tags(self) -> bool:
-        """Whether any part of the template is given explicitly."""
+        """Tell whether any part of the template is given explicitly."""
         return any(tag is not None for tag in (self.question_start_tag, self.question_end_tag, self.answer_tag))
 
     @property
     def data_source(self) -> str:
-        """Where rows come from once the default is resolved."""
+        """Say where rows come from once the default is resolved."""
         return self.data or (DEMO if self.model == DEMO else HUB_DATA)
 
 
@@ -113,7 +113,7 @@ class MeasureArgs(CommonArgs):
 
     @property
     def reads_own_files(self) -> bool:
-        """Whether rows come from a file of the user's, whose columns have names of their own."""
+        """Tell whether rows come from a file of the user's, whose columns have names of their own."""
         return self.forget_file is not None or self.holdout_file is not None
 
 
@@ -164,7 +164,7 @@ class TrainArgs(CommonArgs):
 
     @property
     def state_bits(self) -> int:
-        """8 if any optimizer state is kept in bytes."""
+        """Give 8 if any optimizer state is kept in bytes."""
         return self.optim_bits
 
 
@@ -177,8 +177,8 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
 
     forget_losses: Annotated[tuple[str, ...], Flag("objectives", shown=True)] = ("ME+GD",)
     """Objectives as FORGET+RETAIN; each pair is a run of its own. Forget: GA, ME, IDK, NPO, DPO, SimNPO, WGA, SatImp, UNDIAL,
-    CE-U, PDU, RMU, LLMU. Retain: GD, AP, KL (over the answer), KLQ (over the question too), EMBED (for RMU), none. README has
-    them in a table."""
+    CE-U, PDU, RMU, LLMU. Retain: GD, AP, KL (over the answer), KLQ (over the question too), EMBED (for RMU), none.
+    dualoptim/method/README.md has them in a table."""
     task_list: Annotated[tuple[int, ...], Flag("data", at_least=0, shown=True)] = (1,)
     """Forget tasks, unlearned one after another, each from the weights the last one left. For data in the layout of
     locuslab/TOFU, task 0 is the hub's own forget set and 1 to 10 are the published cuts of its full set."""
@@ -255,13 +255,13 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
 
     @property
     def state_bits(self) -> int:
-        """8 if any state is kept in bytes."""
+        """Give 8 if any state is kept in bytes."""
         in_bytes = "adamw-8bit" in (self.forget_optimizer, self.retain_optimizer) or self.quantize_delta or self.quantize_base
         return 8 if in_bytes else self.optim_bits
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """The learning rates once the default is resolved."""
+        """Give the learning rates once the default is resolved."""
         return self.learning_rates or ((5e-4,) if self.model == DEMO else (1e-5,))
 
 
@@ -327,5 +327,5 @@ class EvalArgs(MeasureArgs):
 
     @property
     def reads_own_files(self) -> bool:
-        """The same, with the rows of relearning."""
+        """Tell the same, with the rows of relearning."""
         return super().reads_own_files or self.relearn_rows not in ("forget", "retain")

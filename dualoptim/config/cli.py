@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
@@ -35,7 +36,7 @@ class PresetOptions(DefaultsOptions):
 
 
 def parse(kind: type[T], argv: Sequence[str] | None = None) -> T:
-    """The arguments of `kind` from the command line, over the defaults of `--config FILE` or (unlearning) `--preset NAME ...`.
+    """Read the arguments of `kind` from the command line, over those of `--config FILE` or (unlearning) `--preset NAME ...`.
 
     Raises:
         InputError: as the dataclass does. Unknown flags and values that do not parse end the program with code 2.
@@ -64,7 +65,8 @@ def parse(kind: type[T], argv: Sequence[str] | None = None) -> T:
 
     default = load_yaml(found.config, kind) if found.config else kind(**published(found.preset or ()))  # type: ignore[type-var]
     form = _form(kind, default, PresetOptions if takes_presets else DefaultsOptions)
-    filled: Any = tyro.cli(form, args=rest, description=inspect.getdoc(kind), config=(tyro.conf.OmitArgPrefixes,))
+    about = inspect.getdoc(kind)
+    filled: Any = tyro.cli(form, prog=_program(), args=rest, description=about, config=(tyro.conf.OmitArgPrefixes,))
     values = {name: value for group in vars(filled).values() for name, value in vars(group).items()}
     return kind(**{name: value for name, value in values.items() if name not in ("config", "preset")})
 
@@ -94,12 +96,17 @@ def main(kind: type[T], action: Callable[[T], object], argv: Sequence[str] | Non
     Otherwise with the code that `action` returns, or 0.
     """
     try:
-        outcome = action(parse(kind, argv) if issubclass(kind, CommonArgs) else tyro.cli(kind, args=argv))
+        outcome = action(parse(kind, argv) if issubclass(kind, CommonArgs) else tyro.cli(kind, prog=_program(), args=argv))
         _leave_process_group()
     except (InputError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+def _program() -> str:
+    """The command as `--help` names it: without the folder that it lies in."""
+    return Path(sys.argv[0]).name
 
 
 def _leave_process_group() -> None:

@@ -40,16 +40,16 @@ class Flag:
     shown: bool = False  # a reader of results asks for it first
 
     def holds(self, value: float) -> bool:
-        """Whether a number is finite and within the bounds."""
+        """Tell whether a number is finite and within the bounds."""
         return math.isfinite(value) and self.above < value < self.below and self.at_least <= value <= self.at_most
 
     @property
     def has_bounds(self) -> bool:
-        """Whether the flag takes a number, or several, within bounds."""
+        """Tell whether the flag takes a number, or several, within bounds."""
         return (self.above, self.at_least, self.at_most, self.below) != (-math.inf, -math.inf, math.inf, math.inf)
 
     def bounds(self, numbers: str) -> str:
-        """The bounds in words; `numbers` is "a number" or "two numbers"."""
+        """Put the bounds into words; `numbers` is "a number" or "two numbers"."""
         above = self.above > -math.inf
         if self.below < math.inf and float(self.below).is_integer() and self.below > 1:
             return f"{self.at_least:g} or more, below 2**{int(math.log2(self.below))}"
@@ -61,7 +61,7 @@ class Flag:
 
 
 def flags(kind: Any) -> dict[str, Flag]:
-    """The flags of a command by their field names, group by group, within a group in the order of their fields."""
+    """List the flags of a command by their field names, group by group, within a group in the order of their fields."""
     return _flags(kind)
 
 
@@ -76,8 +76,9 @@ def _flag_of(hint: Any) -> Flag:
     return next(mark for mark in hint.__metadata__ if isinstance(mark, Flag))
 
 
+@cache
 def helps(kind: Any) -> dict[str, str]:
-    """The text under each field, in one line: what `--help` and the table of flags say."""
+    """Read the text under each field, in one line: what `--help` and the table of flags say."""
     found: dict[str, str] = {}
     for one in reversed(kind.__mro__):
         if "__dataclass_fields__" in vars(one):
@@ -89,12 +90,12 @@ def helps(kind: Any) -> dict[str, str]:
 
 
 def flag_name(field: str) -> str:
-    """How a field is typed on the command line."""
+    """Name a field as it is typed on the command line."""
     return f"--{field.replace('_', '-')}"
 
 
 def default_of(kind: Any, name: str) -> Any:
-    """The default of a field."""
+    """Give the default of a field."""
     return next(field.default for field in fields(kind) if field.name == name)
 
 

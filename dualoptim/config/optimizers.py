@@ -65,7 +65,7 @@ BANKS: dict[str, Bank] = {
 
 
 def bank_of(name: str) -> Bank:
-    """The entry of a name, or one made for the optimizer at an import path, which is taken to keep two moments.
+    """Look up the entry of a name, or make one for the optimizer at an import path, which is taken to keep two moments.
 
     Raises:
         ImportError, AttributeError, TypeError: if a path leads to no optimizer.
@@ -78,7 +78,7 @@ def bank_of(name: str) -> Bank:
 
 
 def named_optimizer(name: str, betas: tuple[float, float], weight_decay: float) -> MakeOptimizer:
-    """What builds the optimizer called `name` from parameter groups; those that are `decayed` get `weight_decay`.
+    """Give what builds the optimizer called `name` from parameter groups; those that are `decayed` get `weight_decay`.
 
     Raises:
         ImportError, AttributeError, TypeError: if a path leads to no optimizer.
@@ -101,7 +101,7 @@ def _imported(path: str) -> Any:
 
 
 def bank_names(flags: Flags) -> tuple[str, str]:
-    """The names of the forget and the retain bank's optimizers."""
+    """Name the forget and the retain bank's optimizers."""
     standard = "adamw-8bit" if flags.optim_bits == 8 else "adamw"
     return flags.forget_optimizer or standard, flags.retain_optimizer or standard
 
@@ -216,7 +216,7 @@ _PARTLY = Kind(
 
 
 def kind_of(flags: Flags) -> Kind:
-    """The entry of `--optim`, or what `--decouple` makes of it."""
+    """Look up the entry of `--optim`, or what `--decouple` makes of it."""
     if flags.optim == "dual-adamw" and flags.decouple != "both":
         return OPTIMIZERS["adamw-alternate"] if flags.decouple == "none" else _PARTLY
     return OPTIMIZERS[flags.optim]

@@ -126,13 +126,13 @@ PRESETS = SCENARIOS | METHODS
 
 
 def listing() -> str:
-    """All presets, a line each."""
+    """List all presets, a line each."""
     width = max(map(len, PRESETS))
     return "\n".join(f"{name:{width}}  {preset.about}; {preset.source}" for name, preset in PRESETS.items())
 
 
 def preset(*names: str, **overrides: Any) -> UnlearnArgs:
-    """`UnlearnArgs` with the published settings of `names`, later ones over earlier ones, changed by `overrides`.
+    """Make `UnlearnArgs` with the published settings of `names`, later ones over earlier ones, changed by `overrides`.
 
     Raises:
         InputError: if there is no such preset.
@@ -141,7 +141,7 @@ def preset(*names: str, **overrides: Any) -> UnlearnArgs:
 
 
 def published(names: Sequence[str]) -> dict[str, Any]:
-    """The settings of the presets called `names`, later ones over earlier ones.
+    """Join the settings of the presets called `names`, later ones over earlier ones.
 
     Raises:
         InputError: if there is no such preset.

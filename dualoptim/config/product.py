@@ -12,7 +12,7 @@ from dualoptim.method.objectives import FORGET, RETAIN, flags_of, split_objectiv
 
 
 def single_runs(args: UnlearnArgs, forget_lrs: Sequence[float] = (), seeds: Sequence[int] = ()) -> Iterator[UnlearnArgs]:
-    """The arguments of every run, each with one pair of objectives and one rate, and without constants of other pairs."""
+    """Give the arguments of every run, each with one pair of objectives and one rate, and without constants of other pairs."""
     lists = (args.forget_losses, args.rates, forget_lrs or (args.forget_lr,), seeds or (args.seed,))
     for pair, rate, forget_lr, seed in itertools.product(*lists):
         others = flags_of([*FORGET.values(), *RETAIN.values()]) - flags_of(split_objectives(pair))

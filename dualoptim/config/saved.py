@@ -20,17 +20,17 @@ A = TypeVar("A", bound=CommonArgs)
 
 
 def to_dict(args: CommonArgs) -> dict[str, Any]:
-    """Every field as plain YAML and JSON types."""
+    """Give every field as plain YAML and JSON types."""
     return to_plain(dataclasses.asdict(args))
 
 
 def to_plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values with lists for tuples, as YAML and JSON give them back."""
+    """Give the same values with lists for tuples, as YAML and JSON give them back."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def load_yaml(path: str | Path, kind: type[A]) -> A:
-    """Arguments from a YAML file as `config.yaml` is written; keys under `environment` there are ignored.
+    """Read arguments from a YAML file as `config.yaml` is written; keys under `environment` there are ignored.
 
     Raises:
         InputError: if the file is missing or not YAML, a key is unknown, or a value has the wrong type.
@@ -81,7 +81,7 @@ def write_config(path: Path, resolved: Mapping[str, Any]) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """The commit this code stands at (None outside a checkout) and the versions of the libraries that shape results."""
+    """Name the commit this code stands at (None outside a checkout) and the versions of the libraries that shape results."""
     try:
         commit = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -103,7 +103,7 @@ def environment() -> dict[str, Any]:
 
 
 def difference(path: Path, resolved: Mapping[str, Any], kind: type, may_change: Collection[str]) -> tuple[str, Any] | None:
-    """The first flag of `kind` that an earlier `config.yaml` says otherwise, and its value there; None if there is none.
+    """Find the first flag of `kind` that an earlier `config.yaml` says otherwise, and its value there; None if there is none.
 
     Flags whose `changes` is among `may_change` are not compared. A flag that is missing there, because the run is older than
     the flag, had its default.

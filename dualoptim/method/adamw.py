@@ -14,8 +14,8 @@ SMALLEST_QUANTIZED = 4096  # elements; smaller tensors save nothing
 
 
 def adamw(lr: float, betas: tuple[float, float], eps: float = 1e-8, bits: int = 32) -> MakeOptimizer:
-    """A factory of AdamW: torch's, fused where every parameter lies on a device that has the fused kernel, or with `bits` 8
-    bitsandbytes', which keeps the states of groups with `bits` 8 as bytes.
+    """Give a factory of AdamW: torch's, fused where every parameter lies on a device that can, or with `bits` 8 bitsandbytes',
+    which keeps the states of groups with `bits` 8 as bytes.
 
     Block-wise quantization (Dettmers et al., arXiv 2110.02861): 256 values share one float32 scale.
     """

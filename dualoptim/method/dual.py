@@ -72,7 +72,7 @@ class DualOptimizer(Optimizer):
 
     @property
     def phase(self) -> str:
-        """The active phase. It is read from the groups, which survive `prepare` and checkpoints."""
+        """Name the active phase. It is read from the groups, which survive `prepare` and checkpoints."""
         return self.param_groups[0]["phase"]
 
     def use(self, phase: str, lr: float | None = None) -> None:

@@ -49,7 +49,7 @@ class Engine:
         return norm
 
     def largest_update(self) -> dict[str, float]:
-        """How far one weight moved in the step, in rates and over all processes, if the optimizer counts that."""
+        """Say how far one weight moved in the step, in rates and over all processes, if the optimizer counts that."""
         if not hasattr(self.raw_optimizer, "largest_update"):
             return {}
         largest = self.raw_optimizer.largest_update.to(self.accelerator.device).reshape(1)

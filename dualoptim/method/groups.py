@@ -7,7 +7,7 @@ from dualoptim.method.dual import Groups
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float, bits: int = 32, quantize_embeddings: bool = False) -> Groups:
-    """The trainable parameters in groups: weights with `weight_decay`, biases and norms without.
+    """Sort the trainable parameters into groups: weights with `weight_decay`, biases and norms without.
 
     With `bits` 8 a group says in `bits` whether its states may be quantized: not those of biases, norms, tensors of fewer than
     4,096 elements and (unless `quantize_embeddings`) embeddings. It has to be a property of the group, because ZeRO lays all

@@ -9,7 +9,7 @@ from dualoptim.method.engine import Engine
 
 
 def held(engine: Engine) -> dict[str, Any]:
-    """Types of the weights and of their masters, and bytes of state per parameter, over all processes.
+    """Measure types of the weights and of their masters, and bytes of state per parameter, over all processes.
 
     The masters are what the optimizer updates: the weights themselves, or (DeepSpeed under bf16) copies of them in float32.
     Tensors that are kept in bytes are counted apart from the others.
@@ -30,7 +30,7 @@ def held(engine: Engine) -> dict[str, Any]:
 
 
 def state_size(optimizer: Optimizer, quantized: bool) -> tuple[int, int]:
-    """Bytes of state on this process, and of how many parameters: those with a state in bytes, or the others.
+    """Count the bytes of state on this process, and of how many parameters: those with a state in bytes, or the others.
 
     A tensor that several entries share counts once.
     """

@@ -33,7 +33,7 @@ class Statistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, column: Tensor) -> tuple[Tensor, ...]:
-        """The four statistics."""
+        """Compute the four statistics."""
         parts = []
         for z in logits.split(Statistics.rows):
             z = widened(z)
@@ -46,7 +46,7 @@ class Statistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient of the logits."""
+        """Compute the gradient of the logits."""
         logits, labels, column, logsumexp = ctx.saved_tensors
         for_label, for_logsumexp, for_mean, _ = gradients
         to_p, to_all = (
@@ -77,7 +77,7 @@ class AgainstTargets(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Callable[[slice], Tensor], divergence: bool) -> Tensor:
-        """The values; the gradient is kept for later."""
+        """Compute the values; the gradient is kept for later."""
         ctx.dtype = logits.dtype
         dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
         values, gradient = [], torch.empty_like(logits, dtype=dtype)
@@ -94,7 +94,7 @@ class AgainstTargets(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, for_value: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient of the logits."""
+        """Compute the gradient of the logits."""
         (gradient,) = ctx.saved_tensors
         return gradient.mul_(for_value[:, None]).to(ctx.dtype), None, None
 

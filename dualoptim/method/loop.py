@@ -1,7 +1,7 @@
 """Train: phases of optimizer steps over one set of weights.
 
-A phase is a name, the terms of its loss, a rate and a norm to clip to. Unlearning has a forget and a retain phase with one
-term each, the joint baseline one phase with two terms, fine-tuning one phase with one.
+A phase has the terms of its loss, a rate and a norm to clip to. Unlearning has a forget and a retain phase, mostly of one
+term each, the joint baseline one phase with both terms, fine-tuning one phase with one.
 
     for record in steps(engine, phases, plan):
         log.add(record)
@@ -25,7 +25,7 @@ from dualoptim.method.scores import Batch, score
 
 @dataclass(frozen=True)
 class Term:
-    """One objective, the factor of its loss, and what gives this process's micro-batches of the phase's k-th step."""
+    """One objective, the factor of its loss, and what gives this process's micro-batches of the phase's k-th step, from 0."""
 
     objective: Objective
     micro_batches: Callable[[int], Iterator[Batch]]
@@ -44,7 +44,8 @@ class Phase:
 def steps(engine: Engine, phases: dict[str, Phase], plan: Plan, taken: int = 0) -> Iterator[dict[str, Any]]:
     """Take the steps of `plan` that follow the first `taken`, one whenever the next record is asked for.
 
-    A record is what `log.jsonl` says of a step.
+    A record is a line of log.jsonl: step (from 1), epoch, phase, lr, loss, grad_norm, count, tokens, seconds. With `taken`,
+    the state that those steps left has been loaded before.
 
     Raises:
         NonFiniteError: naming step and phase, before the step that would have spoiled the weights.
@@ -56,13 +57,15 @@ def steps(engine: Engine, phases: dict[str, Phase], plan: Plan, taken: int = 0) 
         engine.use_phase(name, lr)
         record = take_step(engine, phases[name], phase_step(step, plan.cycle), f"step {step + 1} ({name})")
         seconds = time.perf_counter() - started
-        place = {"step": step + 1, "epoch": round((step + 1) / plan.steps_per_epoch, 4), "phase": name, "lr": lr}
+        which = {"step": step + 1, "epoch": round((step + 1) / plan.steps_per_epoch, 4), "phase": name, "lr": lr}
         measured = engine.largest_update() | (held(engine) if step == 0 else {})
-        yield {**place, **record, **measured, "seconds": round(seconds, 4)}
+        yield {**which, **record, **measured, "seconds": round(seconds, 4)}
 
 
 def take_step(engine: Engine, phase: Phase, index: int, place: str) -> dict[str, Any]:
-    """Take one optimizer step, the phase's `index`-th: its loss (weighted, and by term if there are several) and norm.
+    """Take one optimizer step, the phase's `index`-th from 0, and return its part of the record.
+
+    The loss of a single term comes before its coefficient; of several it is the weighted sum, and each stands beside it.
 
     The counts of all micro-batches and processes are added up before the first backward pass, and each sum is divided by that
     one count, so the gradient is the mean over everything the step sees, however it is cut.
@@ -71,6 +74,7 @@ def take_step(engine: Engine, phase: Phase, index: int, place: str) -> dict[str,
     accelerator, names = engine.accelerator, list(phase.terms)
     window = [(name, batch) for name, term in phase.terms.items() for batch in term.micro_batches(index)]
     own = [sum(phase.terms[name].objective.count(batch) for which, batch in window if which == name) for name in names]
+    # the index goes along, so that processes which are at different steps are found out
     totals = torch.tensor([*own, index, sum(batch.num_tokens for _, batch in window)], device=accelerator.device)
     *counted, indices, tokens = accelerator.reduce(totals, "sum").tolist()
     if indices != index * accelerator.num_processes:

@@ -204,23 +204,23 @@ class Objective:
         return self.loss(scores, **self.constants)
 
     def count(self, batch: Batch) -> int:
-        """How many units the sum goes over, known before the forward pass because the division needs it then."""
+        """Count the units that the sum goes over, known before the forward pass because the division needs it then."""
         if self.per == "row":
             return batch.num_sequences // len(self.reads)
         return len(batch.labels) - (batch.num_sequences if self.per == "later_token" else 0)
 
     @property
     def flags(self) -> set[str]:
-        """Names of the flags that change this objective and may not change others."""
+        """Name the flags that change this objective and may not change others."""
         return {*self.constants, *(["layer"] if self.needs_layer else []), *(["fix_ref_model"] if self.reference else [])}
 
     @property
     def texts(self) -> set[TextKind]:
-        """All kinds of text that the objective reads."""
+        """List all kinds of text that the objective reads."""
         return {*self.reads, *(self.also.texts if self.also else ())}
 
     def resolved(self, given: Mapping[str, float | None], layer: int) -> Objective:
-        """This objective with the constants that a user gave (None: the published one), and the layer that it reads."""
+        """Give this objective the constants that a user gave (None: the published one), and the layer that it reads."""
         constants = {name: default if (value := given[name]) is None else value for name, default in self.constants.items()}
         also = self.also and self.also.resolved(given, layer)
         return replace(self, constants=constants, layer=layer if self.needs_layer else None, also=also)
@@ -242,7 +242,7 @@ FORGET: dict[str, Objective] = {
     "UNDIAL": Objective(self_distillation, "H(ref with the label's logit - β, p) per token", "token", {"beta": 10.0}, "logits"),
     "CE-U": Objective(cross_entropy_unlearning, "H(sg(p) without the label, p) per token but the first", "later_token"),
     "PDU": Objective(logit_margin, "(largest logit - mean logit)² per token"),
-    "RMU": Objective(steer_away, "‖h - β u‖² per token, h of `--layer`", constants={"beta": 2.0}, needs_layer=True),
+    "RMU": Objective(steer_away, "‖h - β u‖²/H per token, h of `--layer`", constants={"beta": 2.0}, needs_layer=True),
     # LLMU (arXiv 2310.10683) also learns another question's answer; with KL as its retain side it is complete
     "LLMU": Objective(gradient_ascent, "GA, and -log p of another question's answer per token", also=_MISMATCH),
 }
@@ -251,13 +251,13 @@ RETAIN: dict[str, Objective | None] = {
     "AP": Objective(answer_preservation, "-(1/β) log σ(β log p(y)/p(idk)) per question", "row", {"beta": 0.1}, reads=_PAIR),
     "KL": Objective(divergence, "KL(ref ‖ p) per token of the answer", reference="logits"),
     "KLQ": Objective(divergence, "KL(ref ‖ p) per token of question and answer", reference="logits", whole_text=True),
-    "EMBED": Objective(matching_embedding, "‖h - h_ref‖² per token, h of `--layer`", reference="hidden", needs_layer=True),
+    "EMBED": Objective(matching_embedding, "‖h - h_ref‖²/H per token, h of `--layer`", reference="hidden", needs_layer=True),
     "none": None,
 }
 
 
 def split_objectives(pair: str) -> tuple[Objective, Objective | None]:
-    """The two objectives of `"ME+GD"`; with `none` there is nothing to retain.
+    """Look up the two objectives of `"ME+GD"`; with `none` there is nothing to retain.
 
     Raises:
         InputError: if one of them is unknown.
@@ -272,5 +272,5 @@ def split_objectives(pair: str) -> tuple[Objective, Objective | None]:
 
 
 def flags_of(objectives: Iterable[Objective | None]) -> set[str]:
-    """Names of the flags that these objectives have and others may not."""
+    """Name the flags that these objectives have and others may not."""
     return {name for objective in objectives if objective for name in objective.flags}

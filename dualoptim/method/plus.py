@@ -96,7 +96,7 @@ class Moments:
 
 
 def plus_update(gradient: Tensor, delta: Moments, base: Moments, eps: float) -> Tensor:
-    """One step of DualOptim+ (arXiv 2605.21539) on float32 moments, which it changes in place; returns the update in rates.
+    """Take one step of DualOptim+ (arXiv 2605.21539) on float32 moments, in place; return the update in rates.
 
     `delta` (dm, dv) belongs to the phase, `base` (m, v) is shared and sees the gradients of all phases. With the base as it
     stood before this step, corrected for its bias,

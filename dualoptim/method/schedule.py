@@ -12,12 +12,12 @@ Cycle = tuple[tuple[str, int], ...]
 
 
 def cycle_length(cycle: Cycle) -> int:
-    """Optimizer steps in one cycle."""
+    """Count the optimizer steps in one cycle."""
     return sum(length for _, length in cycle)
 
 
 def phase_at(step: int, cycle: Cycle) -> str:
-    """The phase that optimizer step `step` (from 0) serves."""
+    """Name the phase that optimizer step `step` (from 0) serves."""
     position = step % cycle_length(cycle)
     for phase, length in cycle:
         if position < length:
@@ -27,7 +27,7 @@ def phase_at(step: int, cycle: Cycle) -> str:
 
 
 def phase_step(step: int, cycle: Cycle) -> int:
-    """How many earlier steps served the same phase as `step`: the phase's own counter, from 0."""
+    """Count how many earlier steps served the same phase as `step`: the phase's own counter, from 0."""
     phase = phase_at(step, cycle)
     full, position = divmod(step, cycle_length(cycle))
     per_cycle = sum(length for name, length in cycle if name == phase)
@@ -36,7 +36,7 @@ def phase_step(step: int, cycle: Cycle) -> int:
 
 
 def steps_per_epoch(rows: int, global_batch: int, cycle: Cycle) -> int:
-    """Optimizer steps of all phases in one epoch, which is one pass over the rows of the cycle's first phase.
+    """Count the optimizer steps of all phases in one epoch, which is one pass over the rows of the cycle's first phase.
 
     `global_batch` is in examples: batch size x accumulation x processes. A started cycle is finished, so every epoch
     has the same mix of phases.
@@ -46,7 +46,7 @@ def steps_per_epoch(rows: int, global_batch: int, cycle: Cycle) -> int:
 
 
 def lr_factor(step: int, total_steps: int, warmup_steps: int) -> float:
-    """Share of the base rate at `step`: linear warm-up, then linear decay over all steps, never zero.
+    """Compute the share of the base rate at `step`: linear warm-up, then linear decay over all steps, never zero.
 
     The usual form starts at 0 / warm-up, where the first step (a forget step here) moves nothing, and ends at zero. This
     one counts steps from one on the way up and includes the last step on the way down: with four steps and a warm-up
@@ -69,24 +69,24 @@ class Plan:
 
     @property
     def total_steps(self) -> int:
-        """What the rate decays over."""
+        """Count the steps that the rate decays over."""
         return self.num_epochs * self.steps_per_epoch
 
     @property
     def last_step(self) -> int:
-        """Where the run ends: after all steps, or earlier."""
+        """Say where the run ends: after all steps, or earlier."""
         return min(self.max_steps or self.total_steps, self.total_steps)
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of warm-up; a run of one step an epoch has none."""
+        """Count the steps of warm-up; a run of one step an epoch has none."""
         warmup = round(self.warmup_epochs * self.steps_per_epoch) if self.steps_per_epoch > 1 else 0
         return min(warmup, self.total_steps - 1)
 
     def lr_factor(self, step: int) -> float:
-        """Share of the base rate at `step`, from 0."""
+        """Compute the share of the base rate at `step`, from 0."""
         return lr_factor(step, self.total_steps, self.warmup_steps)
 
     def steps_of(self, phase: str) -> int:
-        """How many steps of this phase the run takes."""
+        """Count how many steps of this phase the run takes."""
         return sum(phase_at(step, self.cycle) == phase for step in range(self.last_step))

@@ -38,7 +38,7 @@ class Batch:
     reference: "Callable[[], Reference] | None" = None  # reads what the frozen model says about the same tokens
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`."""
+        """Move the batch to `device`."""
         moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **moved)
 
@@ -61,18 +61,18 @@ class TokenScores:
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Give V."""
         return self.raw_logits.shape[-1]
 
     @property
     def logits(self) -> Tensor:
-        """[N, V] in the model's precision, for the few objectives that look at whole distributions."""
+        """Give logits [N, V] in the model's precision, for the few objectives that look at whole distributions."""
         shared = len(self.raw_logits) < len(self.column)
         return self.raw_logits.index_select(0, self.column) if shared else self.raw_logits
 
     @property
     def largest_logit(self) -> Tensor:
-        """[N]"""
+        """Give the largest logit of each token: [N]."""
         return widened(self.raw_logits.max(-1).values)[self.column]
 
     def constant_logits(self, part: slice) -> Tensor:
@@ -80,19 +80,19 @@ class TokenScores:
         return widened(self.raw_logits[self.column[part]].detach())
 
     def cross_entropy(self, targets: Callable[[slice], Tensor]) -> Tensor:
-        """H(q, p) per token [N], where `targets` gives the logits [n, V] of q for some of the tokens, held constant."""
+        """Compute H(q, p) per token [N], where `targets` gives the logits [n, V] of q for some of the tokens, held constant."""
         return AgainstTargets.apply(self.logits, targets, False)
 
     def kl_divergence(self, targets: Callable[[slice], Tensor]) -> Tensor:
-        """KL(q || p) per token [N], where `targets` gives the logits [n, V] of q for some of the tokens, held constant."""
+        """Compute KL(q || p) per token [N], with `targets` as for `cross_entropy`."""
         return AgainstTargets.apply(self.logits, targets, True)
 
     def per_sequence(self, values: Tensor) -> Tensor:
-        """Sums of `values` [N] over the tokens of each sequence: [S]."""
+        """Sum `values` [N] over the tokens of each sequence: [S]."""
         return values.new_zeros(self.num_sequences).index_add(0, self.sequence, values)
 
     def lengths(self) -> Tensor:
-        """Scored tokens of each sequence: [S]."""
+        """Count the scored tokens of each sequence: [S]."""
         return self.per_sequence(torch.ones_like(self.log_prob))
 
 
@@ -106,7 +106,7 @@ class Reference:
 
 
 def score_logits(logits: Tensor, batch: Batch) -> TokenScores:
-    """Token scores from logits [B, K, V]."""
+    """Compute token scores from logits [B, K, V]."""
     rows, column = logits[0], batch.column
     if logits.shape[0] > 1:
         rows, column = logits[batch.row, batch.column], torch.arange(len(batch.labels), device=logits.device)

@@ -10,7 +10,7 @@ from dualoptim.errors import InputError, blamed
 
 
 def base_of(name: str) -> str:
-    """The model that the adapter in folder `name` belongs to, or `name` itself where there is no adapter.
+    """Name the model that the adapter in folder `name` belongs to, or `name` itself where there is no adapter.
 
     Raises:
         InputError: if the adapter's configuration cannot be read.

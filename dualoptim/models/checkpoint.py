@@ -13,7 +13,7 @@ from dualoptim.errors import InputError
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
-    """Everything that step `step` (the number of steps taken) needs to go on: weights, both banks, random states.
+    """Write everything that a run needs to go on after `step` steps: weights, both banks, random states.
 
     Streams and rates are functions of the step and need nothing. Written beside and renamed, so that a kill at any moment
     leaves whole checkpoints only; older ones than the newest `keep` are removed.
@@ -46,12 +46,12 @@ def _leaves_out_frozen(accelerator: Accelerator) -> bool:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a task, the newest last."""
+    """List the whole checkpoints of a task, the newest last."""
     return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def checkpoint_of(task: Path, resume: str | None) -> Path | None:
-    """Where a task goes on: from its newest checkpoint, from the one that `--resume` names if that is its own, or nowhere."""
+    """Find where a task goes on: from its newest checkpoint, the one that `--resume` names if it is its own, or nowhere."""
     if resume in (None, NEWEST):
         whole = list_checkpoints(task / "checkpoint") if resume else []
         return whole[-1] if whole else None
@@ -60,7 +60,7 @@ def checkpoint_of(task: Path, resume: str | None) -> Path | None:
 
 
 def read_checkpoint(accelerator: Accelerator, path: Path) -> int:
-    """The number of steps that a checkpoint has taken.
+    """Read the number of steps that a checkpoint has taken.
 
     Raises:
         InputError: if it is no checkpoint, or was written by another number of processes.

@@ -84,7 +84,7 @@ def say(accelerator: Accelerator, text: str) -> None:
 
 
 def output_folder(args: CommonArgs, accelerator: Accelerator) -> Path:
-    """Where this run writes, the same on all processes. Nothing is created yet."""
+    """Say where this run writes, the same on all processes. Nothing is created yet."""
     names = broadcast_object_list([args.output_dir or time.strftime("runs/%Y%m%d-%H%M%S")])
     return Path(names[0]).expanduser()
 
@@ -144,12 +144,12 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether training divides the model among processes, or wraps it so that it does not come back as it was."""
+    """Tell whether training divides the model among processes, or wraps it so that it does not come back as it was."""
     return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
 
 
 def prepared(loaded: LoadedModel) -> Any:
-    """What Accelerate made of the model for training, or the model itself where nothing is prepared."""
+    """Find what Accelerate made of the model for training, or the model itself where nothing is prepared."""
     wrapped = (one for one in loaded.accelerator._models if loaded.accelerator.unwrap_model(one) is loaded.model)
     return next(wrapped, loaded.model)
 

@@ -27,7 +27,7 @@ _LOADABLE = "give a folder written by save_pretrained, a .gguf file, or a hub id
 
 
 def load_config(args: CommonArgs) -> tuple[Any, str, dict[str, str]]:
-    """The configuration of `args.model`, and what else `from_pretrained` takes to load from there.
+    """Read the configuration of `args.model`, and what else `from_pretrained` takes to load from there.
 
     Raises:
         InputError: if it cannot be found or read, or is not of a decoder-only language model.
@@ -80,7 +80,7 @@ def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[st
 
 
 def quantization_options(accelerator: Accelerator, bits: int) -> dict[str, Any]:
-    """How `from_pretrained` loads weights that do not train in 8 or 4 bits.
+    """Say how `from_pretrained` loads weights that do not train in 8 or 4 bits.
 
     8: LLM.int8() (arXiv 2208.07339). 4: NF4, double quantization, bf16 products (QLoRA, arXiv 2305.14314).
 
@@ -132,7 +132,7 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
 
 
 def attention_implementation(args: CommonArgs, accelerator: Accelerator) -> str:
-    """The kernel that `auto` stands for here.
+    """Choose the kernel that `auto` stands for here.
 
     Raises:
         InputError: if flash-attention is asked for and cannot run.

@@ -28,7 +28,7 @@ class Layout:
     row: int | None = None  # tokens that a packed row has at most; texts that have more together get one row each
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        """The batch, on the device."""
+        """Lay out the batch, on the device."""
         if self.packed:
             batch = pack(examples, self.shares)
             if self.row is None or batch.input_ids.shape[1] <= self.row:
@@ -60,17 +60,17 @@ class LoadedModel:
 
     @property
     def tokenizer(self) -> Any:
-        """The formatter's tokenizer."""
+        """Give the formatter's tokenizer."""
         return self.formatter.tokenizer
 
     @property
     def device(self) -> torch.device:
-        """Where batches go."""
+        """Name the device of the model and its batches."""
         return self.accelerator.device
 
     @property
     def share(self) -> tuple[int, int]:
-        """The number of this process, and how many there are."""
+        """Give the number of this process, and how many there are."""
         return self.accelerator.process_index, self.accelerator.num_processes
 
     def batch(self, examples: Sequence[Example]) -> Batch:
@@ -78,7 +78,7 @@ class LoadedModel:
         return self.layout(examples)
 
     def resolved(self, args: CommonArgs) -> dict[str, Any]:
-        """Every argument as this run resolved it, readable by `--config`."""
+        """Give every argument as this run resolved it, readable by `--config`."""
         settings = to_dict(args) | {
             "data": None if getattr(args, "forget_file", None) else args.data_source,
             "template": self.template,
@@ -101,14 +101,14 @@ class MicroBatches:
     reference: Callable[[Sequence[Example], torch.device], Reference] | None = None
 
     def __call__(self, step: int) -> Iterator[Batch]:
-        """This process's micro-batches of the phase's step `step`."""
+        """Give this process's micro-batches of the phase's step `step`."""
         for examples in self.stream.window(step):
             read = partial(self.reference, examples, self.layout.device) if self.reference else None
             yield replace(self.layout(examples), reference=read)
 
 
 def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
-    """The launch's 16-bit products on float32 weights, for a model that is not prepared.
+    """Compute with the launch's 16-bit products on float32 weights, for a model that is not prepared.
 
     Accelerate's own does nothing under DeepSpeed, whose engine has 16-bit weights; a whole model beside it still needs this,
     and flash-attention does not run without.
@@ -118,7 +118,7 @@ def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over name, type, shape and bytes of every tensor of a whole (not divided) model."""
+    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a whole (not divided) model."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, torch.Tensor):

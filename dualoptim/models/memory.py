@@ -26,12 +26,12 @@ class Shape:
 
     @property
     def trainable(self) -> int:
-        """Parameters that get a gradient."""
+        """Count the parameters that get a gradient."""
         return self.quantizable + self.other
 
     @property
     def total(self) -> int:
-        """All parameters; tied ones count once."""
+        """Count all parameters; tied ones count once."""
         return self.trainable + self.frozen
 
 
@@ -64,7 +64,7 @@ class Parts:
 
     @property
     def total(self) -> int:
-        """The sum."""
+        """Add all of them up."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
@@ -86,12 +86,12 @@ class MemoryPlan:
 
     @property
     def needed(self) -> int:
-        """The device's largest load: a training step, or the whole model while it is loaded or evaluated."""
+        """Find the device's largest load: a training step, or the whole model while it is loaded or evaluated."""
         return max(self.device.total + (self.host.total if self.shared else 0), self.whole)
 
     @property
     def fits(self) -> bool:
-        """Whether device and host hold the run."""
+        """Tell whether device and host hold the run."""
         return self.needed <= self.capacity and (self.shared or max(self.host.total, self.whole) <= self.host_capacity)
 
 
@@ -99,7 +99,7 @@ class MemoryPlan:
 
 
 def state_bytes(shape: Shape, moments: Moments) -> int:
-    """Bytes of a model's optimizer state.
+    """Count the bytes of a model's optimizer state.
 
     8 bits: one byte a value and one float32 absmax per 256 values, of parameters that can be quantized.
     """
@@ -108,7 +108,7 @@ def state_bytes(shape: Shape, moments: Moments) -> int:
 
 
 def activation_bytes(shape: Shape, tokens: int, half: bool, checkpointing: bool) -> int:
-    """Bytes that the forward pass keeps for the backward pass.
+    """Count the bytes that the forward pass keeps for the backward pass.
 
     For a layer as in Llama (hidden h, intermediate i): inputs and normalized inputs of two norms, queries, keys, values, the
     output of attention, and four vectors of the MLP:
@@ -125,7 +125,7 @@ def activation_bytes(shape: Shape, tokens: int, half: bool, checkpointing: bool)
 
 
 def divide(shape: Shape, division: Division, optimizer: int) -> tuple[Parts, Parts]:
-    """Device and host bytes of weights, gradients, masters, state (`optimizer` bytes before division) and buffers."""
+    """Divide weights, gradients, masters, state (`optimizer` bytes before division) and buffers into device and host bytes."""
     trained, shares, width = shape.trainable, division.processes, 2 if division.half else 4
     if not division.deepspeed:  # float32 everywhere; DDP copies gradients into its buckets
         gradients = 4 * trained * (2 if shares > 1 else 1)
@@ -153,5 +153,5 @@ def divide(shape: Shape, division: Division, optimizer: int) -> tuple[Parts, Par
 
 
 def rounded_up(value: int, parts: int) -> int:
-    """One of so many equal parts, the last of which may be padded."""
+    """Size one of so many equal parts, the last of which may be padded."""
     return -(-value // parts)

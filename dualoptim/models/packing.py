@@ -19,7 +19,7 @@ BLOCKWISE = "blockwise_sdpa"
 def blockwise_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """What `sdpa` computes, for each block on the mask's diagonal alone: [1, heads, T, D] -> [1, T, heads, D]."""
+    """Compute what `sdpa` does, for each block on the mask's diagonal alone: [1, heads, T, D] -> [1, T, heads, D]."""
     blocks = diagonal_blocks(attention_mask) if attention_mask is not None else []
     if len(blocks) < 2:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -29,7 +29,7 @@ def blockwise_attention(
 
 
 def diagonal_blocks(mask: Tensor) -> list[tuple[int, Tensor | None]]:
-    """Size t and mask [1, 1, t, t] of the smallest blocks that hold everything a mask [1, 1, T, T] allows.
+    """Find size t and mask [1, 1, t, t] of the smallest blocks that hold everything a mask [1, 1, T, T] allows.
 
     A block begins where neither this token nor a later one sees an earlier one. One that is causal, and no more, has no mask:
     the kernel is faster without, and grouped queries need no copies of their keys. All layers of a forward pass get the same

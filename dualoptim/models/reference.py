@@ -33,7 +33,7 @@ _FILE_BYTES = 2**26  # as much is held in memory before it is written
 
 
 def text_key(example: Example) -> bytes:
-    """What identifies a text: its tokens and where scoring starts."""
+    """Identify a text by: its tokens and where scoring starts."""
     return hashlib.sha256(np.asarray([example.start, *example.ids], dtype=np.int64).tobytes()).digest()[:16]
 
 
@@ -120,7 +120,7 @@ class Frozen:
         self._accelerator.wait_for_everyone()
 
     def reader(self, objective: Objective) -> "Reader":
-        """What gives an objective its reference, batch by batch."""
+        """Give an objective what reads its reference, batch by batch."""
         return Reader(self._store(objective), objective, self._head, self._accelerator)
 
 
@@ -131,7 +131,7 @@ class Reader:
         self._store, self._kind, self._head, self._accelerator = store, objective.reference, head, accelerator
 
     def __call__(self, examples: Sequence[Example], device: torch.device) -> Reference:
-        """The reference at the scored tokens of `examples`, in their order."""
+        """Read the reference at the scored tokens of `examples`, in their order."""
         values = torch.cat([self._store[text_key(example)] for example in examples]).to(device)
         if self._kind == "log_prob":
             return Reference(log_prob=values)

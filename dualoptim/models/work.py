@@ -34,7 +34,7 @@ class Work:
     plan: Plan
 
     def referring(self) -> Iterator[tuple[str, str, Objective, Iterator[Example]]]:
-        """Phase, term, objective and all texts of each term that asks what the frozen model says."""
+        """List phase, term, objective and all texts of each term that asks what the frozen model says."""
         for phase_name, phase in self.phases.items():
             for name, term in phase.terms.items():
                 if term.objective.reference:
@@ -42,7 +42,7 @@ class Work:
                     yield phase_name, name, term.objective, visited
 
     def with_reference(self, frozen: Frozen) -> "Work":
-        """The same with `frozen` as its reference."""
+        """Give the same with `frozen` as its reference."""
         phases = dict(self.phases)
         for phase, name, objective, _ in self.referring():
             term = phases[phase].terms[name]
@@ -52,7 +52,7 @@ class Work:
 
 
 def work_of(args: UnlearnArgs, rows: TaskRows, loaded: LoadedModel) -> Work:
-    """What a task asks for with the one pair and rate of `args`.
+    """Say what a task asks for with the one pair and rate of `args`.
 
     Forget steps take the forget objective's terms, retain steps the retain objective's; an optimizer whose phases do not
     alternate takes all of them in every step.
@@ -131,7 +131,7 @@ def check_objectives(args: UnlearnArgs, tasks: Sequence[TaskRows], loaded: Loade
 
 
 def layer_of(args: UnlearnArgs, loaded: LoadedModel) -> int:
-    """The layer that RMU and EMBED read."""
+    """Choose the layer that RMU and EMBED read."""
     layers = loaded.model.config.get_text_config().num_hidden_layers
     return min(PUBLISHED_LAYER, layers // 2) if args.layer is None else args.layer
 
@@ -148,5 +148,5 @@ def freeze(works: Sequence[Work], args: UnlearnArgs, loaded: LoadedModel) -> Fro
 
 
 def reference_folder(args: UnlearnArgs) -> Path:
-    """Where references of this run are stored."""
+    """Say where references of this run are stored."""
     return Path(args.reference_dir or f"{args.output_dir}/reference").expanduser()

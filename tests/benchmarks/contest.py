@@ -104,18 +104,20 @@ class Turn:
             os._exit(0)
 
 
-def windows(args: Any, policy: Any, accelerator: Any) -> Iterator[tuple[str, Any, list[list[Any]]]]:
+def windows(args: Any, loaded: Any) -> Iterator[tuple[str, Any, list[list[Any]]]]:
     """Phase, objective and micro-batches of every step that `run(args)` would take."""
-    from dualoptim.data.tofu import load_refusals, open_source
+    from dualoptim.config.product import single_runs
+    from dualoptim.data.own import load_refusals, open_source
     from dualoptim.method.schedule import phase_at, phase_step
-    from dualoptim.unlearn import _work
+    from dualoptim.models.work import TaskRows, work_of
 
-    source, (losses,) = open_source(args), args.forget_losses
-    work = _work(policy, accelerator, source, load_refusals(None), args, losses, 1e-5, 0)
+    (one,), source, task = list(single_runs(args)), open_source(args), args.task_list[0]
+    rows = TaskRows(source.task_rows(args.split, task), source.retain_rows(args.split, [task]), load_refusals(None))
+    work = work_of(one, rows, loaded)
     for step in range(work.plan.last_step):
         name = phase_at(step, work.plan.cycle)
         (term,) = work.phases[name].terms.values()
-        yield name, term.objective, list(term.stream.window(phase_step(step, work.plan.cycle)))
+        yield name, term.objective, list(term.micro_batches.stream.window(phase_step(step, work.plan.cycle)))
 
 
 def limit(args: Any, turn: Turn) -> None:
@@ -126,13 +128,13 @@ def limit(args: Any, turn: Turn) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from dualoptim.data.tofu import pack
-    from dualoptim.models.load import load_policy, start_accelerator
+    from dualoptim.data.batches import pack
+    from dualoptim.models.launch import start_accelerator
+    from dualoptim.models.load import load_model
 
-    accelerator = start_accelerator(args)
-    policy = load_policy(args, accelerator)
-    batches = [(name, pack(texts)) for name, _, (texts,) in windows(args, policy, accelerator)]
-    del policy
+    loaded = load_model(args, start_accelerator(args))
+    batches = [(name, pack(texts)) for name, _, (texts,) in windows(args, loaded)]
+    del loaded
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
@@ -147,10 +149,10 @@ def limit(args: Any, turn: Turn) -> None:
 
 def ours(args: Any, turn: Turn, launched: float) -> None:
     """`run(args)`, held after each step. The first step also says what the seconds before it went into."""
-    from dualoptim import unlearn as train
-    from dualoptim.data.tofu import Formatter
+    from dualoptim import unlearn
+    from dualoptim.data.prompts import Formatter
     from dualoptim.models.reference import Frozen
-    from dualoptim.reporting import log as tracking
+    from dualoptim.reporting.log import StepLog
 
     spent = {"imports": time.time() - launched}
 
@@ -167,19 +169,19 @@ def ours(args: Any, turn: Turn, launched: float) -> None:
 
         setattr(owner, name, measured)
 
-    timed(train, "load_policy", "model")
+    timed(unlearn, "load_model", "model")
     timed(Formatter, "check", "tokens")
     timed(Frozen, "__init__", "reference")
     timed(Frozen, "score", "reference")
-    add = tracking.StepLog.add
+    add = StepLog.add
 
-    def add_and_wait(log: Any, record: dict[str, Any], losses: dict[str, float]) -> None:
-        add(log, record, losses)
+    def add_and_wait(log: Any, record: dict[str, Any]) -> None:
+        add(log, record)
         first = {"start": time.time() - launched, "spent": spent, "step": record["seconds"]} if len(log.records) == 1 else {}
         turn.over(record["phase"], record["tokens"], **first)
 
-    tracking.StepLog.add = add_and_wait
-    train.run(args)
+    StepLog.add = add_and_wait
+    unlearn.run(args)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dualoptim import EvalArgs, FinetuneArgs
 from dualoptim.data.prompts import Example
 from dualoptim.data.rows import HOLDOUT, Row
-from dualoptim.data.tofu import Source
+from dualoptim.data.tofu import tofu_source
 from dualoptim.evaluation.generation import Continuation, continuation, generate
 from dualoptim.evaluation.measure import set_records
 from dualoptim.evaluation.scoring import MEMBERSHIP_SETS, ScoringPass
@@ -131,11 +131,11 @@ def evaluation(args: dict[str, Any], rounds: int) -> None:
     shared = {name: args[name] for name in ("model", "data", "split", "template", "threads")}
     measured = EvalArgs(**shared, max_new_tokens=96, output_dir=args["output_dir"])
     accelerator = start_accelerator(measured)
-    whole, _ = Source(measured.data_source).evaluation_sets(measured.split, 1)
+    whole, _ = tofu_source(measured.data_source).evaluation_sets(measured.split, 1)
     sets = {name: rows[:ROWS] for name, rows in whole.items()}
     asked = [row for name in ("forget", "retain") for row in whole[name][:QUESTIONS]]
     # rows of another task stand for what no model has seen
-    sets[HOLDOUT] = Source(measured.data_source).task_rows(measured.split, 2)[:ROWS]
+    sets[HOLDOUT] = tofu_source(measured.data_source).task_rows(measured.split, 2)[:ROWS]
     common = {name: value for name, value in shared.items() if name != "split"}
     training = FinetuneArgs(**common, learning_rate=3e-4, num_epochs=6, batch_size=8, target_loss=0.3)
     loaded = load_model(training, accelerator)

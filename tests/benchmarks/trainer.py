@@ -14,7 +14,8 @@ from contest import Turn, windows
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, pad, softplus
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from dualoptim.models.load import load_policy, start_accelerator
+from dualoptim.models.launch import start_accelerator
+from dualoptim.models.load import load_model
 
 BETA = 0.1
 
@@ -64,10 +65,9 @@ class Plain(Trainer):
 
 def train_plainly(args: Any, turn: Turn, pad_to: int | None) -> None:
     """The steps of `run(args)` in a Trainer."""
-    accelerator = start_accelerator(args)
-    policy = load_policy(args, accelerator)
+    loaded = load_model(args, start_accelerator(args))
     rows, tokens = [], []
-    for phase, objective, (texts,) in windows(args, policy, accelerator):
+    for phase, objective, (texts,) in windows(args, loaded):
         together = len(objective.reads)
         rows += [(phase, texts[start : start + together]) for start in range(0, len(texts), together)]
         tokens.append((phase, sum(len(text.ids) for text in texts)))
@@ -104,9 +104,9 @@ def train_plainly(args: Any, turn: Turn, pad_to: int | None) -> None:
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
-        trainer = Plain(policy.model, settings, collate, rows, callbacks=[Hold()])
+        trainer = Plain(loaded.model, settings, collate, rows, callbacks=[Hold()])
         forget, retain = args.forget_losses[0].split("+")
         trainer.objectives = {"forget": forget, "retain": retain}
         live = {forget, retain} & {"NPO", "DPO", "KL"}
-        trainer.reference = copy.deepcopy(policy.model).eval().requires_grad_(False) if live else None
+        trainer.reference = copy.deepcopy(loaded.model).eval().requires_grad_(False) if live else None
         trainer.train()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs
 from dualoptim.data.rows import Row
-from dualoptim.data.tofu import Source
+from dualoptim.data.tofu import tofu_source
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation.generation import continuation, generate
 from dualoptim.evaluation.scoring import ScoringPass
@@ -43,7 +43,7 @@ def test_what_the_pass_has_found_is_not_generated_again(taught, tmp_path, monkey
     loaded = load_model(args, accelerator)
     loaded.model.eval()
     scoring = ScoringPass(loaded, args)
-    rows = Source("demo").evaluation_sets("forget05", 1)[0]["forget"][:8]
+    rows = tofu_source("demo").evaluation_sets("forget05", 1)[0]["forget"][:8]
     changed = [dataclasses.replace(row, answer=" ".join([*row.answer.split()[:4], "what nobody says."])) for row in rows[:4]]
     unknown = [Row("What is never asked?", "Nothing of the kind.")]
     passages = [Row(None, row.answer) for row in rows[:2]]

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs
 from dualoptim.data import demo
-from dualoptim.data.tofu import Source
+from dualoptim.data.tofu import tofu_source
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation import scoring
 from dualoptim.evaluation.metrics import exact_memorization, extraction_strength, rouge_l_recall
@@ -112,7 +112,7 @@ def test_one_forward_serves_all_texts_of_a_row(taught, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "score", counted)
     evaluate(EvalArgs(model=str(taught), data="demo", eval_rows=4, max_new_tokens=1, output_dir=str(tmp_path)))
     tokenizer = AutoTokenizer.from_pretrained(taught)
-    rows = Source("demo").evaluation_sets("forget05", 1)[0]
+    rows = tofu_source("demo").evaluation_sets("forget05", 1)[0]
     texts = [(row.question, row.texts()) for rows in rows.values() for row in rows[:4]]
 
     tokens = set()

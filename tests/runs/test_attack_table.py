@@ -7,7 +7,7 @@ import pytest
 from dualoptim import EvalArgs, FinetuneArgs, UnlearnArgs, run
 from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
-from dualoptim.reporting.tables import markdown_table
+from dualoptim.reporting.tables import Table
 
 OPTIMIZERS = {"dual-adamw": "DualOptim", "adamw": "joint AdamW", "adamw-alternate": "alternating AdamW"}
 
@@ -26,7 +26,7 @@ def compare(folder: Path, unlearning: dict, attacks: dict) -> list[tuple[str, ..
     curve = known["dual-adamw"]["attacks"]["relearn"]["retain_only"]
     lines.append(("retain-only model", *points(curve[0]["sets"], {}, curve)))
     print(f"\nprobability of the true answer / ROUGE-L recall; {known['adamw']['attacks']['relearn']['what']}")
-    print(markdown_table(lines))
+    print(Table(lines[0], lines[1:]).markdown())
     return lines, known
 
 

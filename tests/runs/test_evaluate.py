@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs
-from dualoptim.data.tofu import Source
+from dualoptim.data.tofu import tofu_source
 from dualoptim.evaluate import evaluate
 
 
@@ -96,6 +96,6 @@ def test_hold_out_rows_of_the_real_world_scenario_are_short_as_well(tmp_path):
     for name in ("forget", "forget_perturbed", "neighbor", "neighbor_perturbed", "holdout"):
         row = {"question": "Who?", "answer": "It is a long story about X.", "golden_answer": "X."}
         (tmp_path / f"{name}.json").write_text(json.dumps(row))
-    sets, _ = Source(str(tmp_path)).evaluation_sets("forget", 1)
+    sets, _ = tofu_source(str(tmp_path)).evaluation_sets("forget", 1)
     assert {row.answer for rows in sets.values() for row in rows} == {"X."}
     assert "holdout" in sets

@@ -1,0 +1,128 @@
+"""The commands: what they print and end with, and what they take their defaults from."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+from dualoptim import EvalArgs, FinetuneArgs, InputError, NonFiniteError, UnlearnArgs
+from dualoptim import __main__ as command
+from dualoptim.config.cli import main, parse
+
+
+def ended(capsys, monkeypatch, *words):
+    """The exit code of `dualoptim WORDS`, and what it prints to stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["dualoptim", *words])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    return end.value.code, *capsys.readouterr()
+
+
+def test_without_a_command_all_are_listed(capsys, monkeypatch):
+    code, out, err = ended(capsys, monkeypatch)
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[1:-1]] == [*command.COMMANDS, "launch-file"]
+    for word in command.COMMANDS.values():
+        assert word.about in out
+    assert ended(capsys, monkeypatch, "--help") == (code, out, err)
+
+
+@pytest.mark.parametrize("word", ["unlern", "--model", "launch_file"])
+def test_an_unknown_command_is_one_line(word, capsys, monkeypatch):
+    code, out, err = ended(capsys, monkeypatch, word)
+    assert (code, out) == (2, "")
+    assert err == f"error: {word!r} is no command; give one of unlearn, eval, finetune, sweep, report, plan, launch-file\n"
+
+
+def test_a_launch_file_is_found_by_its_name(capsys, monkeypatch):
+    code, out, _ = ended(capsys, monkeypatch, "launch-file", "zero3")
+    assert code == 0
+    assert Path(out.strip()).read_text() == (ROOT / "accelerate_configs" / "zero3.yaml").read_text()
+
+
+@pytest.mark.parametrize("names", [["nothing"], [], ["zero2", "zero3"]])
+def test_a_launch_file_that_is_not_there_is_one_line(names, capsys, monkeypatch):
+    code, out, err = ended(capsys, monkeypatch, "launch-file", *names)
+    assert (code, out) == (2, "")
+    assert err.startswith(" ".join(["error: launch-file", *names]) + ": give one of cpu, ddp, fsdp2, single_gpu, zero1")
+    assert err.count("\n") == 1
+
+
+def test_a_command_gets_the_flags_behind_its_word(capsys, monkeypatch):
+    called = []
+    monkeypatch.setattr(command, "_imported", lambda place: FinetuneArgs if place[0] == "config.args" else called.append)
+    code, _, _ = ended(capsys, monkeypatch, "finetune", "--num-epochs", "3")
+    assert code == 0
+    assert called == [FinetuneArgs(num_epochs=3)]
+
+
+def test_every_command_has_its_flags_and_its_action():
+    for word in command.COMMANDS.values():
+        assert callable(command._imported(word.action))
+        assert isinstance(command._imported(word.args), type)
+
+
+def test_as_a_module_it_is_the_same_command():
+    done = subprocess.run([sys.executable, "-m", "dualoptim", "nothing"], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: 'nothing' is no command")
+
+
+@pytest.mark.parametrize("script", ["train_unlearn.py", "eval_tofu.py"])
+def test_the_scripts_only_parse_and_call(script):
+    text = (ROOT / script).read_text()
+    assert len(text.splitlines()) < 60
+    done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--model" in done.stdout
+
+
+def test_what_the_package_offers_is_there():
+    import dualoptim
+
+    for name in dualoptim.__all__:
+        assert getattr(dualoptim, name) is not None
+    assert set(dualoptim.__all__) == {name for names in dualoptim._PLACES.values() for name in names}
+    with pytest.raises(AttributeError, match="no attribute 'unlern'"):
+        _ = dualoptim.unlern
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "line"),
+    [
+        (lambda args: None, 0, ""),
+        (lambda args: 1, 1, ""),
+        (lambda args: "a result", 0, ""),
+        (lambda args: (_ for _ in ()).throw(InputError("--x is wrong; give y")), 2, "error: --x is wrong; give y\n"),
+        (lambda args: (_ for _ in ()).throw(NonFiniteError("step 3: loss nan")), 1, "error: step 3: loss nan\n"),
+    ],
+    ids=["nothing", "a code", "a result", "a mistake", "a run that left the numbers"],
+)
+def test_how_a_command_ends(action, code, line, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(UnlearnArgs, action, [])
+    assert end.value.code == code
+    assert capsys.readouterr().err == line
+
+
+def test_a_bug_is_not_a_mistake_of_the_users():
+    with pytest.raises(ZeroDivisionError):
+        main(UnlearnArgs, lambda args: 1 / 0, [])
+
+
+def test_resume_alone_means_the_newest_checkpoint():
+    for flags in (["--resume"], ["--resume", "--seed", "1001"], ["--seed", "1001", "--resume", "newest"]):
+        assert parse(UnlearnArgs, ["--output-dir", "x", *flags]).resume == "newest"
+    assert parse(UnlearnArgs, ["--output-dir", "x", "--resume", "a/step-3"]).resume == "a/step-3"
+
+
+def test_where_defaults_come_from(tmp_path):
+    (tmp_path / "c.yaml").write_text("num_epochs: 3\nsplits: [retain90]\n")
+    assert parse(FinetuneArgs, ["--config", str(tmp_path / "c.yaml")]) == FinetuneArgs(num_epochs=3, splits=("retain90",))
+    assert parse(FinetuneArgs, [f"--config={tmp_path / 'c.yaml'}", "--num-epochs", "4"]).num_epochs == 4
+    with pytest.raises(InputError, match="--preset me-gd is for unlearning alone; drop it"):
+        parse(EvalArgs, ["--preset", "me-gd"])
+    with pytest.raises(InputError, match="--config needs a value"):
+        parse(UnlearnArgs, ["--config"])

@@ -1,0 +1,114 @@
+"""Arguments in `config.yaml`: out and in again, what an older one lacks, and what a run that goes on may change."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from dualoptim import InputError, UnlearnArgs
+from dualoptim.config.cli import parse
+from dualoptim.config.flags import flags
+from dualoptim.config.saved import check_same, difference, load_yaml, to_dict, write_config
+from dualoptim.data.prompts import Tags
+from dualoptim.models.loaded import LoadedModel
+
+
+def test_yaml_out_and_in(tmp_path):
+    args = UnlearnArgs(model="org/name", learning_rates=(1e-5, 2e-6), forget_lr=3e-6, answer_tag="\n", output_dir="x")
+    formatter = SimpleNamespace(tags=Tags("Question: ", "\n", "\n"))
+    loaded = LoadedModel(model=None, formatter=formatter, template="qa", accelerator=None, layout=None)
+    write_config(tmp_path / "config.yaml", loaded.resolved(args))
+    args = dataclasses.replace(
+        args, template="qa", question_start_tag="Question: ", question_end_tag="\n", data="locuslab/TOFU"
+    )
+    assert load_yaml(tmp_path / "config.yaml", UnlearnArgs) == args
+    assert parse(UnlearnArgs, ["--config", str(tmp_path / "config.yaml")]) == args
+    seed = parse(UnlearnArgs, ["--config", str(tmp_path / "config.yaml"), "--seed", "7"])
+    assert seed == dataclasses.replace(args, seed=7)
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert set(to_dict(args)) < set(written)
+    assert written["environment"]["versions"]["torch"] == torch.__version__
+
+
+def test_yaml_reads_numbers_that_yaml_takes_for_text(tmp_path):
+    (tmp_path / "c.yaml").write_text("model: org/name\nlearning_rates: [1e-5]\nforget_lr: 2e-5\nweight_decay: 0\n")
+    args = load_yaml(tmp_path / "c.yaml", UnlearnArgs)
+    assert (args.learning_rates, args.forget_lr, args.weight_decay) == ((1e-5,), 2e-5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 1e-5", "unknown key 'learning_rate'"),
+        ("num_epochs: 2.5", "num_epochs: 2.5 has the wrong type; give int"),
+        ("eval: 'no'", "eval: 'no' has the wrong type; give bool"),
+        ("optim: sgd", "optim: 'sgd' has the wrong type; give one of dual-adamw"),
+        ("adam_betas: [0.9]", "adam_betas"),
+        ("- 1", "holds no `name: value` lines"),
+        ("a: [", "is not YAML"),
+        ("seed: -1", "--seed -1 is out of range"),
+    ],
+)
+def test_bad_yaml_is_one_line(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=message.replace("(", r"\(")) as error:
+        load_yaml(tmp_path / "c.yaml", UnlearnArgs)
+    assert "\n" not in str(error.value)
+
+
+def written(folder, args, **changes):
+    """A config.yaml of `args`, in which these keys are changed or (None) left out."""
+    values = to_dict(args) | changes
+    write_config(folder / "config.yaml", {name: value for name, value in values.items() if value != "left out"})
+    return folder / "config.yaml"
+
+
+ARGS = UnlearnArgs(model="org/name", output_dir="out", seed=7)
+
+
+def test_the_same_arguments_go_on(tmp_path):
+    check_same(written(tmp_path, ARGS), to_dict(ARGS), UnlearnArgs)
+
+
+def test_a_flag_that_an_older_run_lacks_had_its_default(tmp_path):
+    """Run folders outlive versions: a flag that came later is no reason to refuse them."""
+    path = written(tmp_path, ARGS, max_update="left out", retain_freq="left out")
+    check_same(path, to_dict(ARGS), UnlearnArgs)
+    changed = dataclasses.replace(ARGS, retain_freq=3)
+    with pytest.raises(InputError, match=r"--resume: --retain-freq was 5 in .* and is 3; give the same value"):
+        check_same(path, to_dict(changed), UnlearnArgs)
+    assert load_yaml(path, UnlearnArgs) == ARGS
+
+
+def test_a_key_that_no_flag_has_is_refused_when_it_is_given_and_not_when_a_run_goes_on(tmp_path):
+    path = written(tmp_path, ARGS, of_a_later_version=1)
+    check_same(path, to_dict(ARGS), UnlearnArgs)
+    with pytest.raises(InputError, match="unknown key 'of_a_later_version'"):
+        load_yaml(path, UnlearnArgs)
+
+
+OTHER = {  # a value that is not the default, for every flag whose type does not say one
+    "template": "qa", "attn_implementation": "eager", "optim": "adamw", "decouple": "m", "optim_bits": 8,
+}  # fmt: skip
+
+
+def other_than(value, name):
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    return [*value, "x"] if isinstance(value, list) else "x"
+
+
+def test_what_changes_no_number_may_change(tmp_path):
+    """Every flag that its `Flag` says changes the weights is compared, and no other."""
+    path = written(tmp_path, ARGS)
+    for name, flag in flags(UnlearnArgs).items():
+        changed = to_dict(ARGS) | {name: other_than(to_dict(ARGS)[name], name)}
+        found = difference(path, changed, UnlearnArgs, may_change=("speed", "measures", "nothing"))
+        assert (found is not None) == (flag.changes == "numbers"), name
+        assert difference(path, changed, UnlearnArgs, may_change=())[0] == name

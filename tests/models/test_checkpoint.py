@@ -1,0 +1,78 @@
+"""Checkpoints: whole or not there, the newest kept, and read only by as many processes as wrote them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from dualoptim import InputError
+from dualoptim.config.args import UnlearnArgs
+from dualoptim.config.optimizers import kind_of
+from dualoptim.method.engine import prepare
+from dualoptim.method.groups import decay_groups
+from dualoptim.models import checkpoint
+from dualoptim.models.checkpoint import list_checkpoints, load_checkpoint, read_checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def engine():
+    args = UnlearnArgs()
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 4)
+    return prepare(Accelerator(cpu=True), model, kind_of(args).build(args)(decay_groups(model, 0.01)))
+
+
+def take_steps(engine, phases):
+    for phase in phases:
+        engine.use_phase(phase, 1e-2)
+        for parameter in engine.model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        engine.step(0.0)
+
+
+def test_the_newest_are_kept_in_their_order(engine, tmp_path):
+    for step in (2, 9, 10):
+        save_checkpoint(engine.accelerator, tmp_path, step, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-9", "step-10"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-9"]
+    assert read_checkpoint(engine.accelerator, tmp_path / "step-10") == 10
+
+
+def test_weights_banks_and_random_states_come_back(engine, tmp_path):
+    take_steps(engine, ("forget", "retain", "retain"))
+    save_checkpoint(engine.accelerator, tmp_path, 3, keep=1)
+    take_steps(engine, ("forget", "retain"))
+    expected = [parameter.detach().clone() for parameter in engine.model.parameters()]
+    take_steps(engine, ("forget",))  # and somewhere else
+    load_checkpoint(engine.accelerator, tmp_path / "step-3")
+    take_steps(engine, ("forget", "retain"))
+    assert all(torch.equal(a, b) for a, b in zip(engine.model.parameters(), expected, strict=True))
+
+
+def test_a_kill_during_a_save_leaves_the_earlier_one_whole(engine, tmp_path, monkeypatch):
+    save_checkpoint(engine.accelerator, tmp_path, 4, keep=1)
+    monkeypatch.setattr(checkpoint, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(engine.accelerator, tmp_path, 8, keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-4"]
+    monkeypatch.undo()
+    save_checkpoint(engine.accelerator, tmp_path, 8, keep=1)  # what was unfinished is no obstacle
+    assert [path.name for path in tmp_path.iterdir()] == ["step-8"]
+
+
+def test_what_is_no_checkpoint_or_of_another_launch_is_refused(engine, tmp_path):
+    with pytest.raises(InputError, match=r"--resume .*nothing: no checkpoint there; give a folder step-N"):
+        read_checkpoint(engine.accelerator, tmp_path / "nothing")
+    (tmp_path / "step-3").mkdir()
+    (tmp_path / "step-3" / "state.json").write_text("{")
+    with pytest.raises(InputError, match="no checkpoint there"):
+        read_checkpoint(engine.accelerator, tmp_path / "step-3")
+    (tmp_path / "step-3" / "state.json").write_text(json.dumps({"step": 3, "processes": 2}))
+    with pytest.raises(InputError, match=r"was written by 2 processes and this run has 1; start 2"):
+        read_checkpoint(engine.accelerator, tmp_path / "step-3")
+
+
+def test_a_task_without_checkpoints_has_none(tmp_path):
+    assert list_checkpoints(Path(tmp_path) / "checkpoint") == []

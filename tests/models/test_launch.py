@@ -1,0 +1,147 @@
+"""What a launch needs around a run: a place to write to, a model prepared for training, and FSDP as it is needed here."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from support import ROOT, WORKERS, environment, examples
+
+from dualoptim import InputError, UnlearnArgs
+from dualoptim.config.optimizers import kind_of
+from dualoptim.models.launch import claim, is_sharded, output_folder, prepared, release, say, start_accelerator, training
+from dualoptim.models.load import load_model
+
+
+@pytest.fixture
+def args(tiny, tmp_path):
+    return UnlearnArgs(model=str(tiny), data="demo", output_dir=str(tmp_path / "out"))
+
+
+def test_threads_of_a_cpu_are_those_that_are_asked_for(args):
+    before = torch.get_num_threads()
+    try:
+        start_accelerator(dataclasses.replace(args, threads=1))
+        assert torch.get_num_threads() == 1
+        start_accelerator(args)
+        assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_folder_is_named_and_not_created(args, tmp_path, monkeypatch):
+    accelerator = start_accelerator(args)
+    assert output_folder(args, accelerator) == tmp_path / "out"
+    assert not (tmp_path / "out").exists()
+    nameless = dataclasses.replace(args, output_dir=None)
+    assert re.fullmatch(r"runs/\d{8}-\d{6}", str(output_folder(nameless, accelerator)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert output_folder(dataclasses.replace(args, output_dir="~/x"), accelerator) == tmp_path / "x"
+
+
+def test_what_is_there_is_kept_unless_told(args, tmp_path):
+    accelerator = start_accelerator(args)
+    target, beside = tmp_path / "out" / "eval", tmp_path / "out" / "notes.txt"
+    target.mkdir(parents=True)
+    (target / "summary.json").write_text("{}")
+    beside.write_text("mine")
+    with pytest.raises(InputError, match=r"--output-dir: .*eval is an earlier result; give another folder, or --overwrite"):
+        claim(args, accelerator, [tmp_path / "out" / "new", target])
+    assert (target / "summary.json").exists()
+    claim(dataclasses.replace(args, overwrite=True), accelerator, [target, tmp_path / "out" / "a" / "b.json"])
+    assert not target.exists()
+    assert (tmp_path / "out" / "a").is_dir()  # so that the file can be written
+    assert beside.read_text() == "mine"
+
+
+def test_a_target_below_a_file_or_above_the_model_is_refused(args, tmp_path):
+    accelerator = start_accelerator(args)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"--output-dir: .*file is a file; give another folder"):
+        claim(args, accelerator, [tmp_path / "file" / "task1"])
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    inside = dataclasses.replace(args, model=str(tmp_path / "out" / "model"), overwrite=True)
+    with pytest.raises(InputError, match=r"--output-dir: .*out holds the model or the data of this run"):
+        claim(inside, accelerator, [tmp_path / "out"])
+    assert (tmp_path / "out" / "model").is_dir()
+
+
+def test_only_the_main_process_speaks(args, capsys):
+    accelerator = start_accelerator(args)
+    say(accelerator, "once")
+    assert capsys.readouterr().out == "once\n"
+    say(type("Other", (), {"is_main_process": False})(), "never")
+    assert capsys.readouterr().out == ""
+
+
+def test_training_prepares_a_model_and_release_gives_it_back(args):
+    accelerator = start_accelerator(args)
+    loaded = load_model(args, accelerator)
+    assert not is_sharded(accelerator)
+    assert prepared(loaded) is loaded.model
+    args = dataclasses.replace(args, gradient_checkpointing=True)
+    with training(loaded, args, kind_of(args).build(args)) as engine:
+        assert engine.model.training
+        assert loaded.model.is_gradient_checkpointing
+        assert prepared(loaded) is engine.model
+        assert accelerator.unwrap_model(engine.model) is loaded.model
+        assert loaded.model.get_input_embeddings().sparse  # tied: the head brings the dense gradient
+        assert len(accelerator._optimizers) == 1
+    assert not loaded.model.is_gradient_checkpointing
+    assert not loaded.model.get_input_embeddings().sparse
+    assert prepared(loaded) is engine.model  # to be saved
+    release(loaded)
+    assert (accelerator._models, accelerator._optimizers) == ([], [])
+    assert prepared(loaded) is loaded.model
+    with torch.no_grad():
+        loaded.model(loaded.batch(examples(2)).input_ids)
+
+
+def test_an_interrupted_training_leaves_the_model_as_it_was_set(args):
+    loaded = load_model(args, start_accelerator(args))
+    with pytest.raises(KeyboardInterrupt), training(loaded, args, kind_of(args).build(args)):
+        raise KeyboardInterrupt
+    assert not loaded.model.get_input_embeddings().sparse
+    release(loaded)
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    ("version", "printed"),
+    [("2", "sums in torch.float32, whole models: True"), ("1", "the launch asks for FSDP version 1; set fsdp_version: 2")],
+)
+def test_fsdp_settings_that_would_spoil_a_run(version, printed):
+    """bf16 sums, empty models on all processes but the first, and the first version, from which parameters come flattened."""
+    script = """
+import os
+import torch
+from distributed_worker import UnlearnArgs, main, start_accelerator, switch_fsdp_on
+from dualoptim import InputError
+
+def check(args):
+    switch_fsdp_on(start_accelerator(args))
+    plugin = start_accelerator(args).state.fsdp_plugin
+    whole = not plugin.cpu_ram_efficient_loading and os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "False"
+    try:
+        start_accelerator(UnlearnArgs(optim_bits=8))
+    except InputError as error:
+        print(error)
+    print(f"sums in {plugin.mixed_precision_policy.reduce_dtype}, whole models: {whole}")
+
+torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+main(UnlearnArgs, check)
+"""
+    settings = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "bf16", "FSDP_VERSION": version}
+    settings |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{WORKERS}"}
+    if version == "2":
+        settings["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**environment("fsdp2"), **settings}, timeout=120
+    )
+    assert done.returncode == (0 if version == "2" else 2)
+    assert printed in done.stdout + done.stderr
+    assert ("--optim-bits 8 cannot divide its states under FSDP" in done.stdout) == (version == "2")
+    assert "Traceback" not in done.stderr

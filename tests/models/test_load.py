@@ -1,0 +1,98 @@
+"""What is loaded from where, in which layout and with which attention."""
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
+
+from dualoptim import EvalArgs, InputError, UnlearnArgs
+from dualoptim.data import demo
+from dualoptim.models.launch import start_accelerator
+from dualoptim.models.load import attention_implementation, load_config, load_model, quantization_options
+from dualoptim.models.packing import BLOCKWISE
+
+
+def load(**fields):
+    args = UnlearnArgs(**fields)
+    return load_model(args, start_accelerator(args))
+
+
+def test_the_demo_is_an_untrained_model_drawn_from_the_seed():
+    for args, seed in ((UnlearnArgs(), 1001), (UnlearnArgs(seed=3), 3)):
+        expected = demo.tiny_model(seed)[0].state_dict()
+        found = load_model(args, start_accelerator(args)).model.state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_folder_is_loaded_in_float32_with_its_tokenizer_and_template(tiny, tmp_path):
+    half = demo.tiny_model(0)[0].to(torch.bfloat16)
+    half.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path)
+    loaded = load(model=str(tmp_path), data="demo")
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+    assert (loaded.template, loaded.layout.packed, loaded.layout.shares) == ("qa", True, True)
+    assert loaded.tokenizer.vocab_size == AutoTokenizer.from_pretrained(tiny).vocab_size
+    assert loaded.layout.device == loaded.device == torch.device("cpu")
+
+
+def test_padding_can_be_asked_for(tiny):
+    loaded = load(model=str(tiny), data="demo", packing=False)
+    assert (loaded.layout.packed, loaded.layout.shares) == (False, False)
+
+
+def test_a_model_that_mixes_packed_texts_falls_back_to_padding_with_a_warning(tiny, tmp_path, caplog):
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    config = BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=len(tokenizer))
+    BloomForCausalLM(config).save_pretrained(tmp_path)  # it takes no positions at all
+    tokenizer.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        loaded = load(model=str(tmp_path), data="demo", attn_implementation="eager")
+    assert (loaded.layout.packed, loaded.layout.shares) == (False, False)
+    assert "BloomForCausalLM mixes packed examples; falling back to padded batches" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        load(
+            model=str(tmp_path), data="demo", attn_implementation="eager", packing=False
+        )  # nothing that was asked for is missing
+    assert "mixes packed examples" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("choice", "kernel", "own"), [("auto", "sdpa", BLOCKWISE), ("sdpa", "sdpa", "sdpa"), ("eager", "eager", "eager")]
+)
+def test_attention_on_a_cpu(choice, kernel, own, tiny):
+    args = UnlearnArgs(model=str(tiny), data="demo", attn_implementation=choice)
+    accelerator = start_accelerator(args)
+    assert attention_implementation(args, accelerator) == kernel
+    loaded = load_model(args, accelerator)
+    assert loaded.model.config._attn_implementation == own
+    assert loaded.layout.shares == (choice != "eager")
+
+
+def test_what_needs_cuda_is_refused_without_it(tiny):
+    args = UnlearnArgs(model=str(tiny), data="demo", attn_implementation="flash_attention_2")
+    accelerator = start_accelerator(args)
+    if accelerator.device.type == "cuda":
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(InputError, match=r"flash_attention_2 needs CUDA, .*pip install flash-attn.* choose sdpa"):
+        attention_implementation(args, accelerator)
+    for bits in (4, 8):
+        with pytest.raises(InputError, match="needs CUDA, and this run has none"):
+            quantization_options(accelerator, bits)
+
+
+def test_a_configuration_is_read_without_weights(tiny, gguf, tmp_path):
+    config, source, options = load_config(EvalArgs(model=str(tiny), data="demo"))
+    assert (config.model_type, source, options) == ("llama", str(tiny), {})
+    config.save_pretrained(tmp_path)
+    assert load_config(EvalArgs(model=str(tmp_path), data="demo"))[0].hidden_size == config.hidden_size
+    config, source, options = load_config(EvalArgs(model=str(gguf), data="demo"))
+    assert (config.hidden_size, source, options) == (576, str(gguf.parent), {"gguf_file": gguf.name})
+
+
+def test_the_same_model_is_the_same_at_every_load(tiny):
+    args = UnlearnArgs(model=str(tiny), data="demo")
+    one, other = (load_model(dataclasses.replace(args, seed=seed), start_accelerator(args)).model for seed in (1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

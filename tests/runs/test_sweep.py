@@ -1,0 +1,105 @@
+"""Sweeps: every combination once, failures beside results, nothing done twice."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from dualoptim import InputError
+from dualoptim import sweep as sweep_module
+from dualoptim.config.args import SweepArgs, UnlearnArgs
+from dualoptim.config.cli import parse
+from dualoptim.config.presets import PRESETS
+from dualoptim.sweep import command, runs_of, sweep
+
+
+@pytest.fixture
+def args(taught, tmp_path):
+    return SweepArgs(
+        model=str(taught), data="demo", forget_losses=("NPO+GD", "ME+GD"), learning_rates=(1e-4,), forget_lrs=(1e-4, 3e-4),
+        seeds=(1, 2), max_steps=2, eval_rows=2, max_new_tokens=3, output_dir=str(tmp_path / "sweep"),
+    )  # fmt: skip
+
+
+def test_every_combination_runs_once_and_pays_for_its_reference_once(args, tmp_path, monkeypatch):
+    rows = sweep(args)
+    assert len(rows) == 8
+    assert {(row["losses"], row["forget_lr"], row["seed"]) for row in rows} == {
+        (losses, rate, seed) for losses in ("NPO+GD", "ME+GD") for rate in ("0.0001", "0.0003") for seed in (1, 2)
+    }
+    folder = tmp_path / "sweep"
+    table = list(csv.DictReader((folder / "results.csv").open()))
+    assert len(table) == 8
+    assert all(float(row["model_utility"]) >= 0 for row in table)
+    assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "methods.md").read_text().count("±") == 4 * 4
+    assert len(list((folder / "reference").rglob("*.safetensors"))) <= 2  # one per seed's order at most, not per rate
+    assert [cell.strip() for cell in (folder / "results.md").read_text().splitlines()[0].split("|")[1:6]] == [
+        "losses", "optim", "learning rate", "forget lr", "seed",
+    ]  # fmt: skip
+
+    # a second call does nothing but read; a changed setting runs again
+    monkeypatch.setattr(sweep_module, "run", lambda _: pytest.fail("a finished run was started again"))
+    again = sweep(dataclasses.replace(args, threads=1, eval_batch_size=3))  # these change no number
+    assert json.loads(json.dumps(again, default=str)) == json.loads(json.dumps(rows, default=str))
+    # other settings are refused and everything stays, or replaced if that is asked for
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"was finished with other settings; --overwrite replaces it"):
+        sweep(dataclasses.replace(args, max_steps=3))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    started = []
+    monkeypatch.setattr(sweep_module, "run", lambda one: started.append(one) or pytest.fail("stop"))
+    with pytest.raises(BaseException, match="stop"):
+        sweep(dataclasses.replace(args, max_steps=3, overwrite=True))
+    assert started[0].overwrite
+    # killed there, it is no finished run of either settings
+    started.clear()
+    with pytest.raises(BaseException, match="stop"):
+        sweep(args)
+    assert [one.output_dir for one in started] == [str(folder / next(iter(runs_of(args))))]
+
+
+def test_one_failing_run_stops_no_other_and_is_reported(args, tmp_path, monkeypatch, capsys):
+    original = sweep_module.run
+
+    def spoiled(one: UnlearnArgs):
+        if one.seed == 2:
+            raise RuntimeError("out of luck")
+        return original(one)
+
+    monkeypatch.setattr(sweep_module, "run", spoiled)
+    one_pair = dataclasses.replace(args, forget_losses=("ME+GD",))
+    assert command(one_pair) == 1
+    rows = json.loads(json.dumps(sweep(one_pair)))
+    assert [("failed" in row, row["seed"]) for row in rows] == [(False, 1), (True, 2)] * 2
+    assert "FAILED, RuntimeError: out of luck" in capsys.readouterr().out
+    assert "RuntimeError: out of luck" in (tmp_path / "sweep" / "results.md").read_text()
+    monkeypatch.setattr(sweep_module, "run", original)
+    assert command(one_pair) == 0  # only what failed runs again
+    assert "failed" not in (tmp_path / "sweep" / "results.md").read_text()
+
+
+def test_a_mistake_that_every_run_shares_is_one_line(args):
+    with pytest.raises(InputError, match="has no such task"):
+        sweep(dataclasses.replace(args, task_list=(99,)))
+    assert not Path(args.output_dir).exists()
+
+
+def test_sweep_flags(tmp_path):
+    with pytest.raises(InputError, match="give --output-dir"):
+        sweep(parse(SweepArgs, []))
+    assert parse(SweepArgs, ["--output-dir", "x", "--seeds", "1", "2", "--preset", "npo-gd"]) == SweepArgs(
+        **{**PRESETS["npo-gd"].settings, "output_dir": "x", "seeds": (1, 2)}
+    )
+    for changes, message in (
+        ({"output_dir": "x", "forget_lr": 1e-5, "forget_lrs": (1e-5,)}, "--forget-lr 1e-05 and --forget-lrs both set"),
+        ({"output_dir": "x", "forget_lrs": (1e-5,), "optim": "adamw"}, "--forget-lrs has no effect with --optim adamw"),
+        ({"output_dir": "x", "resume": "newest"}, "a sweep skips what is finished by itself"),
+        ({"output_dir": "x", "seeds": (1, 1)}, "--seeds names 1 twice"),
+    ):
+        with pytest.raises(InputError, match=message):
+            SweepArgs(**changes)
+    names = list(runs_of(SweepArgs(output_dir=str(tmp_path), seeds=(1, 2), learning_rates=(1e-5, 2e-5))))
+    assert names == [f"ME+GD_lr{rate}_flr{rate}_seed{seed}" for rate in ("1e-05", "2e-05") for seed in (1, 2)]

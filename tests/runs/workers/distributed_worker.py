@@ -1,0 +1,50 @@
+"""Started by `accelerate launch` in tests: several runs in one launch, described by one JSON argument.
+
+{"runs": [UnlearnArgs fields, ...], "sub_group_size": N or null}
+"""
+
+import gc
+import json
+import os
+import sys
+import warnings
+
+import torch
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
+
+from dualoptim import UnlearnArgs, run
+from dualoptim.config.cli import main
+from dualoptim.models.launch import start_accelerator
+
+
+def switch_fsdp_on(accelerator: Accelerator) -> None:
+    """What Accelerate does for FSDP where there are GPUs, and leaves out on a CPU; later accelerators share this state."""
+    state = accelerator.state
+    state.fsdp_plugin = FullyShardedDataParallelPlugin()  # reads what `accelerate launch` made of the configuration
+    if accelerator.mixed_precision != "no":
+        state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
+    state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+
+
+def work(spec: dict) -> None:
+    runs = [UnlearnArgs(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}) for fields in spec["runs"]]
+    accelerator = start_accelerator(runs[0])
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        switch_fsdp_on(accelerator)
+    if spec.get("sub_group_size"):
+        accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["sub_group_size"] = spec["sub_group_size"]
+    for args in runs:
+        run(args)
+    gc.collect()
+    with warnings.catch_warnings():  # some objects warn when they are asked what they are
+        warnings.simplefilter("ignore")
+        left = sum(thing.numel() for thing in gc.get_objects() if isinstance(thing, torch.Tensor))
+    print(f"{left} elements of tensors are left", flush=True)
+    print(
+        f"process {accelerator.process_index} of {accelerator.num_processes}: {accelerator.distributed_type} done", flush=True
+    )
+
+
+if __name__ == "__main__":
+    sys.argv, spec = sys.argv[:1], json.loads(sys.argv[1])
+    main(UnlearnArgs, lambda _: work(spec))

@@ -1,0 +1,195 @@
+"""What several tests call: tiny models, short runs, launches on the CPU, and comparisons of what they leave."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+import dualoptim
+from dualoptim import UnlearnArgs
+from dualoptim.data.prompts import Example
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKERS = ROOT / "tests" / "runs" / "workers"
+
+# ------------------------------------------------------------------------------------------------- tiny models and texts
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 97}
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_key_value_heads=2)),
+    "phi": lambda: PhiForCausalLM(PhiConfig(**SIZES, resid_pdrop=0.0, embd_pdrop=0.0)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=97, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    ),
+}
+
+
+def examples(count=8, seed=0):
+    """Texts of unequal length, scored from somewhere within."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(4, 23, (count,), generator=generator).tolist()
+    return [
+        Example(
+            torch.randint(97, (length,), generator=generator).tolist(), int(torch.randint(1, length, (1,), generator=generator))
+        )
+        for length in lengths
+    ]
+
+
+def answers(shared, lengths, seed=0, alike=0):
+    """Texts with `shared` tokens in common, and answers of these lengths, whose first `alike` tokens agree as well."""
+    generator = torch.Generator().manual_seed(seed)
+    question = torch.randint(97, (shared + alike,), generator=generator).tolist()
+    return [Example([*question, n, *torch.randint(97, (n - 1,), generator=generator).tolist()], shared) for n in lengths]
+
+
+def use_phase(optimizer, phase, lr):
+    """What the engine does before a step: choose the phase and its rate."""
+    if hasattr(optimizer, "use"):
+        optimizer.use(phase, lr)
+    else:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+def plain_statistics(logits, labels, column):
+    """What `method.kernels.Statistics` computes, by torch's own operations."""
+    logits = logits[column]
+    logsumexp = logits.logsumexp(-1)
+    log_prob = logits.gather(-1, labels[:, None])[:, 0] - logsumexp
+    return log_prob, logsumexp, logits.mean(-1), logits.argmax(-1) == labels
+
+
+def plain_targets(logits, targets, divergence):
+    """What `method.kernels.AgainstTargets` computes, by torch's own operations."""
+    q = targets(slice(None)).softmax(-1)
+    cross_entropy = torch.nn.functional.cross_entropy(logits, q, reduction="none")
+    return cross_entropy - torch.special.entr(q).sum(-1) if divergence else cross_entropy
+
+
+# --------------------------------------------------------------------------------------------------- runs and launches
+
+RATE = 1e-3
+FOLDER = Path(f"ME+GD_lr{RATE:g}") / "task1"
+
+
+def arguments(model, output, optim, **changes):
+    """A run of 24 steps that writes its model and evaluates nothing."""
+    common = {
+        "model": str(model),
+        "data": "demo",
+        "learning_rates": (RATE,),
+        "optim": optim,
+        "retain_freq": 2,
+        "gradient_accumulation_steps": 2,
+        "batch_size": 4,
+        "max_steps": 24,
+        "eval": False,
+        "output_dir": str(output),
+    }
+    return UnlearnArgs(**{**common, **changes})
+
+
+def environment(config):
+    """The variables of a launch on the CPU."""
+    changes = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    if config in ("ddp", "fsdp2"):  # the launcher wants GPUs for them otherwise
+        changes["ACCELERATE_USE_CPU"] = "true"
+    return {**os.environ, **changes}
+
+
+def command(config, spec, processes=2, script="distributed_worker.py", precision="no"):
+    """The line that runs one of the workers, which gets `spec` as JSON, under one of the shipped configurations."""
+    line = ["accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml")]
+    line += ["--num_processes", str(processes), "--mixed_precision", precision]
+    return [*line, str(WORKERS / script), json.dumps(spec)]
+
+
+def launch(config, spec, processes=2, timeout=600, **options):
+    """Run it on the CPU, to its end."""
+    line = command(config, spec, processes, **options)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment(config))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
+def stop_and_resume(args, tmp_path, stop):
+    """The first `stop` steps, then the rest in another call."""
+    first = dataclasses.replace(args, output_dir=str(tmp_path / "parts"), max_steps=stop)
+    dualoptim.run(first)
+    (tmp_path / "parts" / FOLDER / "trained.json").unlink()  # as if it had been interrupted there
+    return dualoptim.run(dataclasses.replace(args, output_dir=str(tmp_path / "parts"), resume="newest"))
+
+
+# ---------------------------------------------------------------------------------------------------------- comparisons
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a saved model, or of an adapter."""
+    (path,) = folder.glob("*model.safetensors")
+    return load_file(path)
+
+
+def difference(ours, reference):
+    """The largest and the mean difference of two models' weights."""
+    assert ours.keys() == reference.keys()
+    gaps = [(ours[name].double() - reference[name].double()).abs() for name in reference]
+    return max(float(gap.max()) for gap in gaps), float(torch.cat([gap.flatten() for gap in gaps]).mean())
+
+
+def records(folder):
+    """What the log of a run says of each step, but how long it took."""
+    lines = [json.loads(line) for line in (folder / FOLDER / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def banks(folder):
+    """Every tensor of the newest checkpoint, by file and position."""
+    (newest,) = (folder / FOLDER / "checkpoint").glob("step-*")
+    for metadata in newest.rglob(".metadata"):  # FSDP2: each process has written its part of one logical file
+        dcp_to_torch_save(metadata.parent, metadata.parent.with_suffix(".pt"))
+    files = sorted(path for path in newest.rglob("*") if path.suffix in (".bin", ".pt"))
+    found = {}
+
+    def collect(name, value):
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                collect(f"{name}/{key}", inner)
+        elif isinstance(value, (list, tuple)):
+            for index, inner in enumerate(value):
+                collect(f"{name}/{index}", inner)
+
+    for path in files:
+        collect(str(path.relative_to(newest)), torch.load(path, weights_only=False, map_location="cpu"))
+    return found
+
+
+def same_end(whole, resumed):
+    """Make sure that two runs have the same weights, log and newest checkpoint, bit for bit."""
+    first, second = state_of(whole / FOLDER / "model"), state_of(resumed / FOLDER / "model")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert records(whole) == records(resumed)
+    one, two = banks(whole), banks(resumed)
+    assert one.keys() == two.keys()
+    assert sum("exp_avg" in name for name in one) > 3
+    assert all(torch.equal(one[name], two[name]) for name in one)
