@@ -61,8 +61,8 @@ def generate(
     """Generate the texts of continuations greedily, in their order; `processor` makes what changes a batch's logits first.
 
     What is agreed upon is not generated again, unless the processor or tokens that the model never answers make it other than
-    the likeliest. A batch goes on until its longest text ends, so those are together that should still be equally long; where a
-    model does not take padding for absent, or where its positions end, those whose questions are equally long.
+    the likeliest. A batch goes on until its longest text ends, so those are together that should still be equally long, of
+    those that the model answers in one batch as it answers each alone (`Answering`).
     """
     loaded, ends = scoring.loaded, end_tokens(scoring.loaded)
     plain = not processor and not suppressed_tokens(loaded)
@@ -77,10 +77,11 @@ def generate(
         bar.update(len(continuations) - len(unfinished))
         known = {n: continuations[n].ids + answers[n] for n in unfinished}
         missing = {n: len(continuations[n].answer) - len(answers[n]) for n in unfinished}
-        even = loaded.answering.even
-        for length in sorted({len(own) for own in known.values()}) if even else [None]:
+        together = loaded.answering.together
+        size = 1 if together == "none" else scoring.args.eval_batch_size
+        for length in sorted({len(own) for own in known.values()}) if together == "equally long" else [None]:
             alike = [n for n in unfinished if length in (None, len(known[n]))]
-            for places in in_length_order([missing[n] for n in alike], scoring.args.eval_batch_size):
+            for places in in_length_order([missing[n] for n in alike], size):
                 batch = [alike[place] for place in places]
                 longest = max(len(known[n]) for n in batch)
                 asked = max(limits[n] - len(answers[n]) for n in batch)

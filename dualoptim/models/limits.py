@@ -17,10 +17,11 @@ from dualoptim.data.batches import pack, pad
 from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError, reason
 from dualoptim.method.scores import score
+from dualoptim.models.loaded import Together
 
 _LONGEST_ROW = 2304  # tokens on a CPU, where the time to find out counts; 16 texts of TOFU have fewer
 _FINE, _COARSE, _SAME = 1e-5, 5e-2, 1e-3  # what rounding may change: in float32, in 16 bits, and there in equal shapes
-_SHORT, _LONG = [7, 4, 8, 3, 9], [5, 3, 8, 6, 4, 9, 7, 2, 8, 5, 3]  # token ids
+_TEXT, _LONGER = [7, 4, 8, 3, 9], [5, 3, 8, 6, 4, 9, 7, 2, 8, 5, 3]  # token ids
 
 
 def last_position(args: CommonArgs, model: Any) -> int | None:
@@ -67,8 +68,10 @@ def _failure(model: Any, length: int) -> Exception | None:
 
 
 @torch.no_grad()
-def pads_left(model: Any, name: str) -> bool:
-    """Find out whether a model goes on from a text in the same way if it is padded on the left, as in a batch of several.
+def answered_at_once(model: Any, name: str) -> Together:
+    """Find out which texts a model goes on from in one batch as it does from each alone.
+
+    Not all take padding on the left for absent, and some mix up the rows of a batch.
 
     Raises:
         InputError: if it cannot go on from a text at all. `name` is the model's.
@@ -76,17 +79,24 @@ def pads_left(model: Any, name: str) -> bool:
     settings = GenerationConfig(
         max_new_tokens=2, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True
     )
-    short, padding = torch.tensor([_SHORT]), torch.zeros(1, len(_LONG) - len(_SHORT), dtype=torch.long)
-    both, mask = torch.cat([torch.cat([padding, short], 1), torch.tensor([_LONG])]), torch.ones(2, len(_LONG), dtype=torch.long)
-    mask[0, : padding.shape[1]] = 0
+    text, longer, absent = torch.tensor([_TEXT]), torch.tensor([_LONGER]), len(_LONGER) - len(_TEXT)
+    tolerance = _COARSE if is_coarse(model) else _FINE
+
+    def same(ids: Tensor, mask: Tensor) -> bool:
+        try:
+            batch = continue_greedily(model, settings, ids, mask).logits
+        except Exception:  # models that are not ours raise anything
+            return False
+        return all(_off(both[:1], one) <= tolerance for both, one in zip(batch, alone, strict=True))
+
     was_training = model.training
     model.eval()
     try:
-        alone = continue_greedily(model, settings, short).logits
-        try:
-            together = continue_greedily(model, settings, both, mask).logits
-        except Exception:  # models that are not ours raise anything
-            return False
+        alone = continue_greedily(model, settings, text).logits
+        pad, ones = torch.nn.functional.pad, torch.ones_like(longer)
+        if same(torch.cat([pad(text, (absent, 0)), longer]), torch.cat([pad(torch.ones_like(text), (absent, 0)), ones])):
+            return "any"
+        return "equally long" if same(torch.cat([text, text + 1]), torch.ones(2, len(_TEXT), dtype=torch.long)) else "none"
     except Exception as error:
         raise InputError(
             f"--model {name}: {type(model).__name__} cannot generate answers ({reason(error)}); choose another model, or train "
@@ -94,8 +104,6 @@ def pads_left(model: Any, name: str) -> bool:
         ) from None
     finally:
         model.train(was_training)
-    tolerance = _COARSE if is_coarse(model) else _FINE
-    return all(_off(padded[:1], one) <= tolerance for padded, one in zip(together, alone, strict=True))
 
 
 def continue_greedily(

@@ -17,7 +17,7 @@ from dualoptim.data.demo import tiny_model
 from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.adapter import add_adapter, base_of, load_adapter
-from dualoptim.models.limits import is_coarse, keeps_apart, last_position, packed_row, pads_left
+from dualoptim.models.limits import answered_at_once, is_coarse, keeps_apart, last_position, packed_row
 from dualoptim.models.loaded import Answering, Layout, LoadedModel, autocast
 from dualoptim.models.packing import BLOCKWISE
 
@@ -120,7 +120,9 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     # everything that can be is found out in float32, in which nothing that matters hides behind rounding
     with autocast(accelerator) if is_coarse(model) else nullcontext():
         answers = isinstance(args, MeasureArgs) and getattr(args, "eval", True)
-        even = answers and (positions is not None or not pads_left(model, args.model))
+        together = answered_at_once(model, args.model) if answers else "any"
+        if together == "any" and positions is not None:
+            together = "equally long"  # each of a batch then has room for an answer of the same length
         row = packed_row(model, args) if args.packing else 0
         # other kernels take no mask for whole texts, and flash-attention would fail on the GPU for good
         masked = model.config._attn_implementation in ("sdpa", BLOCKWISE)
@@ -128,7 +130,7 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     if args.packing and not row:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
     layout = Layout(accelerator.device, row > 0, shares, row)
-    return LoadedModel(model, formatter, template, accelerator, layout, Answering(positions, even))
+    return LoadedModel(model, formatter, template, accelerator, layout, Answering(positions, together))
 
 
 def attention_implementation(args: CommonArgs, accelerator: Accelerator) -> str:

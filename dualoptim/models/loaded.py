@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -36,12 +36,16 @@ class Layout:
         return pad(examples).to(self.device)
 
 
+Together = Literal["any", "equally long", "none"]
+"""Questions that a model answers in one batch as it answers each alone."""
+
+
 @dataclass(frozen=True)
 class Answering:
     """What a model's answers are bound by."""
 
     positions: int | None = None  # tokens of question and answer together; None: as many as are asked for
-    even: bool = False  # in a batch only if the questions are equally long
+    together: Together = "any"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a model is found to take: packed rows as long and as full as those of a run, long texts, padding on the left."""
+"""What a model is found to take: packed rows as long and as full as those of a run, long texts, batches of questions."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ from dualoptim.data.prompts import Example
 from dualoptim.method.scores import score
 from dualoptim.models import limits
 from dualoptim.models.launch import start_accelerator
-from dualoptim.models.limits import keeps_apart, packed_row, pads_left
+from dualoptim.models.limits import answered_at_once, keeps_apart, packed_row
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import Layout
 from dualoptim.models.packing import BLOCKWISE
@@ -266,7 +266,7 @@ def test_texts_beyond_the_positions_are_refused_and_answers_stop_there(name, tin
     with pytest.raises(InputError, match=r"^--max-length 500: the model has 100 positions; give --max-length 100$"):
         load(model, **kernel)
     loaded = load(model, max_length=100, **kernel)
-    assert (loaded.answering.positions, loaded.answering.even) == (100, True)
+    assert (loaded.answering.positions, loaded.answering.together) == (100, "equally long")
     assert load(model, max_length=60, max_new_tokens=40, **kernel).answering.positions is None
 
 
@@ -274,7 +274,7 @@ def test_texts_beyond_the_positions_are_refused_and_answers_stop_there(name, tin
 def test_positions_that_do_not_end_bind_nothing(name, tiny, tmp_path):
     kernel = {"attn_implementation": "eager"} if name == "ALiBi" else {}
     loaded = load(saved(tmp_path, tiny, *FREE[name]), max_length=300, **kernel)
-    assert (loaded.answering.positions, loaded.answering.even) == (None, False)
+    assert (loaded.answering.positions, loaded.answering.together) == (None, "any")
 
 
 def test_a_model_that_fails_on_any_text_is_refused(tiny, tmp_path):
@@ -307,36 +307,43 @@ def test_a_token_without_an_embedding_is_refused(tiny, tmp_path):
         assert "\n" not in str(error.value)
 
 
-# ----------------------------------------------------------------------------------------------------------- left padding
+# ------------------------------------------------------------------------------------------------------------ batches
 
 
-@pytest.mark.parametrize("kind", [LlamaForCausalLM, GPT2LMHeadModel, BloomForCausalLM])
-def test_padding_on_the_left_is_honoured(kind):
-    config = {GPT2LMHeadModel: TAKES["learned positions"][1], BloomForCausalLM: MIXES["ALiBi without positions"][1]}
-    assert pads_left(made(kind, config.get(kind, LlamaConfig(**SIZES))), "x")
-
-
-class Recurrent(LlamaForCausalLM):
+class Deaf(LlamaForCausalLM):
     """Takes padding for text."""
 
     def forward(self, *args, attention_mask=None, position_ids=None, **kwargs):
         return super().forward(*args, **kwargs)
 
 
+class Mixed(LlamaForCausalLM):
+    """Adds the rows of a batch up."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits + output.logits.sum(0, keepdim=True)
+        return output
+
+
 @pytest.mark.parametrize(
-    ("kind", "config"),
+    ("kind", "config", "together"),
     [
-        (RwkvForCausalLM, RwkvConfig(hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, vocab_size=97)),
-        (
-            BartForCausalLM,
-            BartConfig(d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, vocab_size=97),
-        ),
-        (Recurrent, LlamaConfig(**SIZES)),
+        (*TAKES["llama"], "any"),
+        (*TAKES["learned positions"], "any"),
+        (*MIXES["ALiBi without positions"], "any"),
+        (BartForCausalLM, BartConfig(
+            d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, vocab_size=97
+        ), "equally long"),
+        (Deaf, LlamaConfig(**SIZES), "equally long"),
+        (RwkvForCausalLM, RwkvConfig(hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, vocab_size=97), "none"),
+        (Mixed, LlamaConfig(**SIZES), "none"),
     ],
-    ids=["rwkv", "bart", "no mask"],
-)
-def test_padding_on_the_left_that_is_read_as_text_is_noticed(kind, config):
-    assert not pads_left(made(kind, config), "x")
+    ids=["llama", "gpt2", "bloom", "bart", "deaf", "rwkv", "mixed"],
+)  # fmt: skip
+def test_what_a_model_answers_in_one_batch(kind, config, together):
+    """RWKV of transformers 5 mixes up the rows of a batch after the first token."""
+    assert answered_at_once(made(kind, config), "x") == together
 
 
 def test_a_model_that_cannot_generate_is_refused():
@@ -345,4 +352,4 @@ def test_a_model_that_cannot_generate_is_refused():
             raise ValueError("no cache")
 
     with pytest.raises(InputError, match=r"--model x: Silent cannot generate answers \(no cache\); .* train with --no-eval"):
-        pads_left(made(Silent, LlamaConfig(**SIZES)), "x")
+        answered_at_once(made(Silent, LlamaConfig(**SIZES)), "x")
