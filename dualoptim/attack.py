@@ -29,8 +29,9 @@ from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.evaluation.generation import continuation, sample
 from dualoptim.evaluation.judges import Judges
 from dualoptim.evaluation.measure import measure
-from dualoptim.evaluation.metrics import coming_back, rouge_l_recall
+from dualoptim.evaluation.metrics import coming_back
 from dualoptim.evaluation.records import Record, Records
+from dualoptim.evaluation.rouge import rouge_l_recall
 from dualoptim.evaluation.scoring import ScoringPass
 from dualoptim.evaluation.summarize import set_scores
 from dualoptim.evaluation.summary import Attacked, Attacks, Point, Quantized, Relearned, Sampled, Scores, SetScores

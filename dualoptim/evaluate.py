@@ -55,6 +55,11 @@ class Measures:
         judges = load_judges(args, accelerator.device)
         return cls(args, judges, read_retain_logs(args.retain_logs) if args.retain_logs else None)
 
+    def identity(self) -> list[Any]:
+        """Give what tells whether files and models that the arguments name are still the same."""
+        models = [judge and judge.weights for judge in (self.judges.encoder, self.judges.entailment)]
+        return [*models, self.judges.refusals, self.retain and [self.retain.truth_ratios, self.retain.min_k_auc]]
+
 
 def evaluate_model(loaded: LoadedModel, asked: SetsAndSkipped, measures: Measures, folder: Path) -> Summary:
     """Evaluate a model on every set, write `folder`, and return the summary (the same on all processes)."""

@@ -6,7 +6,7 @@ It makes target models, which know the forget set, and retain-only models, which
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dualoptim.method.adamw import adamw
 from dualoptim.method.loop import Phase, Term, steps
 from dualoptim.method.objectives import Objective, negative_log_likelihood
 from dualoptim.method.schedule import Plan, steps_per_epoch
+from dualoptim.models.adapter import adapter_settings
 from dualoptim.models.export import export_model
 from dualoptim.models.launch import claim, output_folder, release, say, start_accelerator, training
 from dualoptim.models.load import load_model
@@ -50,6 +51,7 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
     folder = output_folder(args, accelerator)
     rows = rows_to_learn(args)
     loaded = load_model(args, accelerator)
+    args = replace(args, **adapter_settings(loaded.model))
     loaded.formatter.check(rows)
     claim(args, accelerator, [folder / name for name in ("config.yaml", "log.jsonl", "model", "trackers")])
 

@@ -59,7 +59,7 @@ def division_of(accelerator: Accelerator) -> Division:
     Raises:
         InputError: for FSDP and for offload of weights or to NVMe, which the plan does not know.
     """
-    half = accelerator.mixed_precision in ("bf16", "fp16")
+    half = accelerator.mixed_precision == "bf16"
     if accelerator.distributed_type == DistributedType.FSDP:
         raise InputError("--dry-run does not know FSDP; launch it with one of accelerate_configs/ (single, DDP or ZeRO)")
     if accelerator.distributed_type != DistributedType.DEEPSPEED:

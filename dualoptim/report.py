@@ -16,6 +16,7 @@ import tyro
 from dualoptim.atomic import write_text
 from dualoptim.config.cli import main
 from dualoptim.config.flags import Flag, check_bounds
+from dualoptim.config.values import settle
 from dualoptim.errors import InputError
 from dualoptim.evaluation.summary import Summary
 from dualoptim.reporting import tables
@@ -35,14 +36,15 @@ class ReportArgs:
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, Flag("data", path=True)]
     """Output folders of train_unlearn.py, of a sweep or of eval_tofu.py, or single task folders."""
-    output_dir: Annotated[str | None, Flag("output", "nothing")] = None
+    output_dir: Annotated[str | None, Flag("output", "nothing", path=True)] = None
     """Folder that the report is written to. Default: the first RUN."""
     examples: Annotated[int, Flag("output", at_least=0)] = 3
     """Answers per evaluation set that are shown."""
 
     def __post_init__(self) -> None:
-        if not self.runs:
+        if not self.runs or "" in tuple(self.runs):
             raise InputError("no RUN is given; name the output folder of a run, such as runs/demo")
+        settle(self)
         check_bounds(self)
 
 

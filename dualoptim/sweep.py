@@ -10,15 +10,17 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from dualoptim.atomic import write_json
-from dualoptim.config.args import NEWEST, SweepArgs, UnlearnArgs
+from dualoptim.config.args import DEMO, NEWEST, SweepArgs, UnlearnArgs
 from dualoptim.config.cli import main
 from dualoptim.config.flags import default_of, flags
 from dualoptim.config.product import single_runs
-from dualoptim.config.saved import to_dict, to_plain
+from dualoptim.config.saved import changed_input, to_dict, to_plain
 from dualoptim.errors import InputError, NonFiniteError, reason
-from dualoptim.models.launch import say, start_accelerator
+from dualoptim.models.launch import decided, say, start_accelerator
+from dualoptim.models.load import load_model
 from dualoptim.reporting.results import result_columns, write_sweep
-from dualoptim.unlearn import run
+from dualoptim.resume import all_inputs
+from dualoptim.unlearn import Job, run
 
 Line = dict[str, Any]
 """A line of results.csv by its columns."""
@@ -39,10 +41,10 @@ def sweep(args: SweepArgs) -> list[Line]:
     folder = Path(args.output_dir).expanduser()
     lines: list[Line] = []
     refused: list[InputError] = []
-    runs = runs_of(args)
+    runs, now = runs_of(args), _Now(accelerator)
     for name, one in runs.items():
         try:
-            lines += _run(name, one, folder, accelerator)
+            lines += _run(name, one, folder, now)
         except Exception as error:  # one run that fails must not stop the others, whatever it is
             if isinstance(error, InputError):
                 refused.append(error)
@@ -77,16 +79,44 @@ def runs_of(args: SweepArgs) -> dict[str, UnlearnArgs]:
     return found
 
 
-def _run(name: str, one: UnlearnArgs, folder: Path, accelerator: Accelerator) -> list[Line]:
-    """The lines of a run, which is taken unless it has finished before with the same settings."""
-    path, settings = folder / name / "finished.json", _settings(one)
+class _Now:
+    """Hashes what the runs of a sweep read as it is now, when a run that has finished is to be compared with it."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self._known: dict[tuple[str, int | None], tuple[Job, list[dict[str, str]]]] = {}
+
+    def changed(self, one: UnlearnArgs) -> str | None:
+        """Name what is not as it was when a run that has finished read it; the same on all processes."""
+        folder = Path(str(one.output_dir)).expanduser()
+        taught = folder / "demo_model"
+        if one.model == DEMO:  # each run has taught its own
+            if not taught.is_dir():
+                return None
+            one = replace(one, model=str(taught), data=DEMO)
+        key = one.model, one.seed if one.use_lora else None  # which a fresh adapter is drawn by
+        if key not in self._known:
+            job, loaded = Job.read(one, self.accelerator), load_model(one, self.accelerator)
+            job.check(loaded)
+            self._known[key] = job, all_inputs(job, loaded)
+        job, inputs = self._known[key]
+        job = replace(job, args=replace(one, output_dir=str(folder)))
+        pairs = [(job.folder(task) / "config.yaml", now) for task, now in zip(one.task_list, inputs, strict=True)]
+        return decided(self.accelerator, lambda: next(filter(None, (changed_input(*pair) for pair in pairs)), None))
+
+
+def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
+    """The lines of a run, which is taken unless it has finished before with the same settings, rows, prompts and weights."""
+    path, settings, accelerator = folder / name / "finished.json", _settings(one), now.accelerator
     found = json.loads(path.read_text(encoding="utf-8")) if accelerator.is_main_process and path.is_file() else None
     (finished,) = broadcast_object_list([found])
-    if finished and _same(finished["settings"], settings):
-        say(accelerator, f"{name}: finished before")
-        return finished["rows"]
-    if finished and not one.overwrite:
-        raise InputError(f"--output-dir: {folder / name} was finished with other settings; --overwrite replaces it")
+    if finished:
+        other = now.changed(one) if _same(finished["settings"], settings) else "settings"
+        if not other:
+            say(accelerator, f"{name}: finished before")
+            return finished["rows"]
+        if not one.overwrite:
+            raise InputError(f"--output-dir: {folder / name} was finished with other {other}; --overwrite replaces it")
     if accelerator.is_main_process:
         path.unlink(missing_ok=True)
     # what an interrupted call left is begun again, unless it has checkpoints to go on from

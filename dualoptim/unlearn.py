@@ -1,27 +1,27 @@
 """Unlearn: `run(args)` goes over every pair of objectives, every rate and every task, from the model to the tables."""
 
-import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from dualoptim.atomic import read_json_lines, write_json, write_text
+from dualoptim.atomic import write_json, write_text
 from dualoptim.config.args import DEMO, UnlearnArgs
 from dualoptim.config.cli import main
 from dualoptim.config.optimizers import kind_of
 from dualoptim.config.product import single_runs
-from dualoptim.config.saved import check_same, write_config
+from dualoptim.config.saved import write_config
 from dualoptim.data.own import OwnFiles, Source, load_refusals, open_source
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.evaluate import Measures, evaluate_model
 from dualoptim.evaluation.summary import Summary
 from dualoptim.finetune import teach_demo
 from dualoptim.method.loop import steps
-from dualoptim.models.checkpoint import checkpoint_of, load_checkpoint, read_checkpoint, save_checkpoint
+from dualoptim.models.adapter import adapter_settings
+from dualoptim.models.checkpoint import discard_after, finished_log, load_checkpoint, read_log, save_checkpoint, step_of
 from dualoptim.models.export import export_model
 from dualoptim.models.launch import claim, is_sharded, output_folder, release, say, start_accelerator, training
 from dualoptim.models.load import load_model
@@ -33,6 +33,7 @@ from dualoptim.reporting.console import example_answers, score_table
 from dualoptim.reporting.hub import check_push, push, repositories
 from dualoptim.reporting.log import StepLog, track_scores, trackers
 from dualoptim.reporting.results import SEQUENCE_FILES, TaskResult, result_columns, write_results, write_sequence
+from dualoptim.resume import begins_anew, inputs_of, where_to_go_on
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,11 @@ def run(args: UnlearnArgs) -> RunResult:
         args = replace(args, model=str(taught), data=DEMO)
     job = Job.read(args, accelerator)
     models = [load_model(args, accelerator)]
+    args = replace(args, **adapter_settings(models[0].model))
+    job = replace(job, args=args)
     job.check(models[0])
     if args.resume:
-        job.check_resume(models[0])
+        job = replace(job, goes_on=where_to_go_on(job, models[0]))
     else:
         claim(args, accelerator, job.targets())
 
@@ -77,7 +80,8 @@ def run(args: UnlearnArgs) -> RunResult:
     for one in single_runs(args):
         # taken out of the list, so that it is the tasks' alone, which free it before they load another
         loaded = models.pop() if models else load_model(one, accelerator)
-        tasks = unlearn_tasks(replace(job, args=one), loaded, results[0] if results else None)
+        job = replace(job, args=one, weights=job.weights or loaded.weights_hash())
+        tasks = unlearn_tasks(job, loaded, results[0] if results else None)
         del loaded
         for result in tasks:
             results.append(result)
@@ -113,6 +117,8 @@ class Job:
     source: Source
     refusals: list[str]
     measures: Measures | None
+    goes_on: Mapping[Path, Path] = field(default_factory=dict)  # from which checkpoint, by the task's folder
+    weights: str = ""  # hash of those from which every pair and rate starts
 
     @staticmethod
     def read(args: UnlearnArgs, accelerator: Accelerator) -> "Job":
@@ -133,8 +139,8 @@ class Job:
     def rows(self, position: int) -> TaskRows:
         """Say what the task at `position` of the list forgets and keeps."""
         args = self.args
-        retain = self.source.retain_rows(args.split, args.task_list[: position + 1])
-        return TaskRows(self.source.task_rows(args.split, args.task_list[position]), retain, self.refusals)
+        forget = self.source.task_rows(args.split, args.task_list[position])
+        return TaskRows(forget, self.source.retain_rows(args.split, args.task_list[: position + 1]), self.refusals)
 
     def evaluation_sets(self, position: int) -> tuple[dict[str, list[Any]], dict[str, str]]:
         """Say what is measured of the task at `position` and of earlier ones (remembered again?), and what is skipped."""
@@ -160,19 +166,6 @@ class Job:
             loaded.formatter.check([*rows.forget, *rows.retain, *(row for own in sets.values() for row in own)])
         check_objectives(args, [self.rows(position) for position in range(len(args.task_list))], loaded)
 
-    def check_resume(self, loaded: LoadedModel) -> None:
-        """Refuse to go on with what other arguments or another number of processes began.
-
-        Raises:
-            InputError: naming what differs.
-        """
-        for one in single_runs(self.args):
-            for folder in map(replace(self, args=one).folder, one.task_list):
-                if (folder / "config.yaml").is_file():
-                    check_same(folder / "config.yaml", loaded.resolved(one), UnlearnArgs)
-                if checkpoint := checkpoint_of(folder, one.resume):
-                    read_checkpoint(self.accelerator, checkpoint)
-
     def folder(self, task: int) -> Path:
         """Say where a task of one pair and rate lies."""
         args = self.args
@@ -187,13 +180,6 @@ class Job:
             targets += [folder / name for folder in {f.parent for f in folders} for name in SEQUENCE_FILES]
         return targets
 
-    def finished_log(self, folder: Path, work: Work) -> list[dict[str, Any]] | None:
-        """Read the records of a task that an earlier run has finished, None if this run has to train it."""
-        trained = folder / "trained.json"
-        if not self.args.resume or not trained.is_file() or json.loads(trained.read_text())["steps"] != work.plan.last_step:
-            return None
-        return read_json_lines(folder / "log.jsonl")
-
 
 # ------------------------------------------------------------------------------------------------------ one pair, one rate
 
@@ -206,14 +192,18 @@ def unlearn_tasks(job: Job, loaded: LoadedModel, known: TaskResult | None) -> It
     args, accelerator, measures = job.args, job.accelerator, job.measures
     losses, rate = args.forget_losses[0], args.learning_rates[0]
     first: Frozen | None = None
+    trained = False
     if args.fix_ref_model:
         first = freeze([work_of(args, job.rows(n), loaded) for n in range(len(args.task_list))], args, loaded)
     for position, task in enumerate(args.task_list):
         folder, where = job.folder(task), job.source.describe(args.split, task)
         say(accelerator, f"{losses}, rate {rate:g}, {args.optim}: {where} -> {folder}")
         resolved, what, model = loaded.resolved(args), f"{where} unlearned with {losses}", folder / "model"
+        weights = loaded.weights_hash() if position else job.weights
+        if args.resume and position and begins_anew(accelerator, folder, weights, trained):
+            job = replace(job, goes_on={place: path for place, path in job.goes_on.items() if place != folder})
         if accelerator.is_main_process:
-            write_config(folder / "config.yaml", resolved)
+            write_config(folder / "config.yaml", resolved, inputs_of(job, position, loaded.formatter) | {"weights": weights})
         with trackers(accelerator, folder, f"{folder.parent.name}_{folder.name}", resolved):
             before = after = None
             if measures and known and position == 0:
@@ -226,7 +216,8 @@ def unlearn_tasks(job: Job, loaded: LoadedModel, known: TaskResult | None) -> It
                 track_scores(accelerator, "eval", before, 0)
 
             work = work_of(args, job.rows(position), loaded)
-            log = job.finished_log(folder, work)
+            log = finished_log(folder, work.plan.last_step) if args.resume else None
+            trained = log is None
             if log is not None:
                 released = True  # what lies on disk is further than the model in memory
             else:
@@ -251,12 +242,12 @@ def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[Path, str, Sum
     `task` is its folder, what it does in words, and how the model scored before.
     """
     args, accelerator, (folder, what, before) = job.args, job.accelerator, task
-    path, checkpoint = folder / "log.jsonl", checkpoint_of(folder, args.resume)
-    taken = read_checkpoint(accelerator, checkpoint) if checkpoint else 0
-    if taken > work.plan.last_step:
-        raise InputError(f"--resume: {checkpoint} has taken {taken} steps, more than this run would; raise --max-steps")
-    records = read_json_lines(path)[:taken] if taken else []
+    path, checkpoint = folder / "log.jsonl", job.goes_on.get(folder)
+    taken = step_of(checkpoint) if checkpoint else 0
+    records = read_log(path)[:taken]
     accelerator.wait_for_everyone()  # all have read before one writes
+    if accelerator.is_main_process:
+        discard_after(folder, taken)
     try:
         with (
             StepLog(path, work.plan.last_step, "unlearn", accelerator, records) as log,

@@ -14,6 +14,7 @@ from dualoptim.config.optimizers import OPTIMIZERS
 DEMO = "demo"
 NEWEST = "newest"
 HUB_DATA = "locuslab/TOFU"
+DATE = "10 Apr 2025"
 SPLITS = ("forget01", "forget05", "forget10", "forget")
 
 
@@ -30,12 +31,17 @@ class CommonArgs:
     template: Annotated[Literal["auto", "chat", "qa", "llama2", "llama3", "phi"], Flag("data", shown=True)] = "auto"
     """How question and answer become text. `auto` takes the first that fits: the tokenizer's own chat template; llama3 or phi
     if their tags are tokens of the vocabulary; llama2 if the model's name says so; qa (Question: / Answer:)."""
-    question_start_tag: Annotated[str | None, Flag("data")] = None
+    question_start_tag: Annotated[str | None, Flag("data", may_be_empty=True)] = None
     """Text before the question, in place of the template's (\\n is a line break)."""
-    question_end_tag: Annotated[str | None, Flag("data")] = None
+    question_end_tag: Annotated[str | None, Flag("data", may_be_empty=True)] = None
     """Text after the question, in place of the template's (\\n is a line break)."""
-    answer_tag: Annotated[str | None, Flag("data")] = None
+    answer_tag: Annotated[str | None, Flag("data", may_be_empty=True)] = None
     """Text before the answer, in place of the template's (\\n is a line break)."""
+    date_string: Annotated[str | None, Flag("data")] = None
+    """Date that a chat template writes which asks for today's. Default: what a model of ours was saved with, else 10 Apr 2025,
+    as OpenUnlearning pins it."""
+    system_prompt: Annotated[str | None, Flag("data")] = None
+    """Text of a system message before the question, for a chat template. Default: what a model of ours was saved with."""
     max_length: Annotated[int, Flag("data", at_least=2)] = 500
     """Longest example in tokens, question, answer and end token together; longer ones are cut, with one warning. 500 as
     published; TOFU's longest is 137."""
@@ -45,7 +51,7 @@ class CommonArgs:
     attn_implementation: Annotated[Literal["auto", "sdpa", "eager", "flash_attention_2"], Flag("model")] = "auto"
     """Attention kernel. `auto`: flash-attention where CUDA, the package and 16-bit weights or autocast are there, else sdpa (on
     CPUs text by text)."""
-    output_dir: Annotated[str | None, Flag("output", "nothing")] = None
+    output_dir: Annotated[str | None, Flag("output", "nothing", path=True)] = None
     """Folder for everything that is written. Default: runs/<date>-<time>."""
     overwrite: Annotated[bool, Flag("output", "nothing")] = False
     """Replace results that an earlier run left in the output folder; without it such a folder is refused."""
@@ -73,16 +79,18 @@ class MeasureArgs(CommonArgs):
     split: Annotated[str, Flag("data", among=SPLITS, shown=True)] = "forget05"
     """Size of the forget tasks: forget01 (40 rows a task in TOFU), forget05 (200) or forget10 (400); or `forget` for data in
     the layout of the published real-world scenario, with neighbor.json as what is kept."""
-    forget_file: Annotated[str | None, Flag("data", path=True, shown=True)] = None
-    """Rows to forget from a file of your own, in place of --data: JSON Lines, CSV or Parquet with a column of questions and one
-    of answers, or of passages; or a .txt file, which is one passage. Passages are cut to --max-length tokens."""
-    retain_file: Annotated[str | None, Flag("data", path=True, shown=True)] = None
-    """Rows to keep from a file of the same kinds. Without it give an objective with nothing to retain, such as NPO+none."""
-    holdout_file: Annotated[str | None, Flag("evaluation", "measures", path=True)] = None
-    """Rows that no model has seen, from a file of the same kinds, for membership attacks. Default: the data's own (holdout01,
+    forget_file: Annotated[tuple[str, ...] | None, Flag("data", path=True, shown=True)] = None
+    """Rows to forget from files of your own, in place of --data: JSON Lines, a JSON array, CSV or Parquet with a column of
+    questions and one of answers, or of passages; a .txt file, which is one passage; each also as .gz; or a data set of the hub
+    (ID or ID:CONFIGURATION:SPLIT). Passages are cut to --max-length tokens."""
+    retain_file: Annotated[tuple[str, ...] | None, Flag("data", path=True, shown=True)] = None
+    """Rows to keep from files of the same kinds. Without it give an objective with nothing to retain, such as NPO+none."""
+    holdout_file: Annotated[tuple[str, ...] | None, Flag("evaluation", "measures", path=True)] = None
+    """Rows that no model has seen, from files of the same kinds, for membership attacks. Default: the data's own (holdout01,
     holdout05, holdout10), if it has them."""
     question_column: Annotated[str, Flag("data")] = "question"
-    """Name of the column of questions in your own files."""
+    """Name of the column of questions in your own files. Rows with neither a question nor an answer by these names may have
+    `messages` of one user and one assistant, or `prompt` and `completion`."""
     answer_column: Annotated[str, Flag("data")] = "answer"
     """Name of the column of answers in your own files."""
     text_column: Annotated[str, Flag("data")] = "text"
@@ -229,7 +237,7 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     layer: Annotated[int | None, Flag("objectives", at_least=0, shown=True)] = None
     """Decoder layer that RMU and EMBED read, from 0; not the last. Default: 7 as published, or half the depth of a smaller
     model."""
-    reference_dir: Annotated[str | None, Flag("output", "nothing")] = None
+    reference_dir: Annotated[str | None, Flag("output", "nothing", path=True)] = None
     """Folder of stored references, which runs on the same weights and rows share. Default: reference/ of the output folder."""
     fix_ref_model: Annotated[bool, Flag("objectives")] = False
     """The reference of NPO, DPO, KL, UNDIAL and EMBED: the model before the first task (on), or before the current one (off, as
@@ -242,7 +250,7 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     """Write a checkpoint every so many optimizer steps; 0 writes none."""
     keep_checkpoints: Annotated[int, Flag("output", "nothing", at_least=1)] = 1
     """Checkpoints that a task keeps, the newest ones."""
-    resume: Annotated[str | None, Flag("output", "nothing")] = None
+    resume: Annotated[str | None, Flag("output", "nothing", path=True)] = None
     """Continue what an earlier run left in --output-dir: finished tasks are kept, an interrupted one goes on from its newest
     checkpoint, or from the one whose folder is given."""
     push_to_hub: Annotated[str | None, Flag("output", "nothing")] = None

@@ -7,28 +7,32 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from dualoptim.config.flags import check_bounds, default_of, flag_name
+from dualoptim.config.flags import check_bounds, default_of, flag_name, flags
 from dualoptim.config.optimizers import OPTIMIZERS, kind_of
+from dualoptim.config.values import settle
 from dualoptim.errors import InputError
 from dualoptim.method.objectives import FORGET, RETAIN, flags_of, split_objectives
 
 if TYPE_CHECKING:
     from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs, MeasureArgs, SweepArgs, TrainArgs, UnlearnArgs
 
+DATE_FORMAT = "%d %b %Y"
 TRACKERS = ("wandb", "tensorboard", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio")
 
 
 def check(args: CommonArgs) -> None:
-    """Make sure that every number is within its bounds and that no rule is broken.
+    """Make sure that every value has its type, that every number is within its bounds and that no rule is broken.
 
     Raises:
         InputError: with the line of the first that is.
     """
+    settle(args)
     check_bounds(args)
     for kind in reversed(type(args).__mro__):
         for line in RULES[kind.__name__](args) if kind.__name__ in RULES else ():
@@ -36,24 +40,33 @@ def check(args: CommonArgs) -> None:
 
 
 def _common(args: CommonArgs) -> Iterator[str]:
-    if not args.model:
-        yield "--model is empty; give a hub id, a folder or a .gguf file"
     if args.model == "demo" and args.data not in (None, "demo"):
         yield f"--data {args.data} needs a model that can read it; give --model, because the demo's knows its own data"
     if args.template == "chat" and args.has_tags:
         yield "--template chat cannot take tags; drop the --*-tag flags or choose --template qa"
+    if args.date_string is not None and not _is_date(args.date_string):
+        yield f"--date-string {args.date_string!r} is not a date; write it as 10 Apr 2025"
+    if args.system_prompt is not None and not args.system_prompt.strip():
+        yield "--system-prompt is empty; drop the flag, or give a text"
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return bool(datetime.strptime(text, DATE_FORMAT))
+    except ValueError:
+        return False
 
 
 def _measure(args: MeasureArgs) -> Iterator[str]:
     if args.retain_file is not None and args.forget_file is None:
-        yield f"--retain-file {args.retain_file} needs --forget-file, the rows to forget"
+        yield f"{_typed(args, 'retain_file')} needs --forget-file, the rows to forget"
     if args.forget_file is not None and args.data is not None:
-        yield f"--forget-file {args.forget_file} takes the place of --data {args.data}; give one of them"
+        yield f"{_typed(args, 'forget_file')} takes the place of --data {args.data}; give one of them"
     for name in () if args.reads_own_files else ("question_column", "answer_column", "text_column"):
         if _is_given(args, name):
             yield f"{flag_name(name)} {getattr(args, name)} names a column of your own files; give --forget-file"
     if args.forget_file is not None and args.model == "demo":
-        yield f"--forget-file {args.forget_file} needs a model that knows it; give --model"
+        yield f"{_typed(args, 'forget_file')} needs a model that knows it; give --model"
     if args.sentence_encoder is not None and not _is_installed("sentence_transformers"):
         yield "--sentence-encoder needs the package sentence-transformers; pip install sentence-transformers"
     yield from _twice("lm_eval_tasks", args.lm_eval_tasks)
@@ -72,6 +85,11 @@ def _train(args: TrainArgs) -> Iterator[str]:
         yield "--quantize-embeddings has no effect with --optim-bits 32; give --optim-bits 8"
     if not args.lora_target_modules:
         yield "--lora-target-modules is empty; give all-linear or names of modules"
+    for name in () if args.use_lora else ("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"):
+        if _is_given(args, name):
+            value = getattr(args, name)
+            shown = " ".join(value) if isinstance(value, tuple) else f"{value:g}"
+            yield f"{flag_name(name)} {shown} has no effect without an adapter; add --use-lora, or drop it"
     if args.load_in_4bit and not args.use_lora:
         yield "--load-in-4bit freezes the weights, so that only an adapter can learn; add --use-lora"
     yield from _twice("log_with", args.log_with)
@@ -94,8 +112,9 @@ def _unlearn(args: UnlearnArgs) -> Iterator[str]:
     yield from _twice("learning_rates", [f"{rate:g}" for rate in args.learning_rates])  # they name folders
     yield from _of_objectives(args)
     yield from _of_optimizers(args)
-    if args.lm_eval_tasks and not args.eval:
-        yield "--lm-eval-tasks are a part of the evaluation, which --no-eval leaves out; drop one of them"
+    for name, about in flags(type(args)).items() if not args.eval else ():
+        if about.group == "evaluation" and about.changes == "measures" and name != "eval" and _is_given(args, name):
+            yield f"{_typed(args, name)} has no effect with --no-eval, which leaves out the evaluation; drop one of them"
     if args.push_to_hub is not None:
         if args.dry_run:
             yield f"--push-to-hub {args.push_to_hub}: --dry-run makes no model to upload; give one of them"
@@ -199,6 +218,12 @@ RULES: dict[str, Callable[[Any], Iterable[str]]] = {
 def _is_given(args: Any, name: str) -> bool:
     """Whether a flag has another value than its default."""
     return getattr(args, name) != default_of(type(args), name)
+
+
+def _typed(args: Any, name: str) -> str:
+    """Show a flag with its value, as it is typed."""
+    value = getattr(args, name)
+    return " ".join([flag_name(name), *map(str, value if isinstance(value, tuple) else () if value is True else (value,))])
 
 
 def _is_installed(package: str) -> bool:

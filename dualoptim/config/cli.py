@@ -55,6 +55,8 @@ def parse(kind: type[T], argv: Sequence[str] | None = None) -> T:
     if found.preset == []:
         print(listing())
         sys.exit(0)
+    if found.config is not None and not found.config.strip():
+        raise InputError("--config is empty; give a YAML file as written to config.yaml, or leave it out")
     if found.config and found.preset:
         raise InputError("--config and --preset both set the defaults; give one of them")
 

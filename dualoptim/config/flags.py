@@ -37,6 +37,7 @@ class Flag:
     below: float = math.inf
     among: Collection[str] = ()  # the names that it takes, if they stand in a table
     path: bool = False  # the value may name a place on this machine
+    may_be_empty: bool = False  # an empty text says something
     shown: bool = False  # a reader of results asks for it first
 
     def holds(self, value: float) -> bool:

@@ -3,18 +3,17 @@
 import dataclasses
 import importlib.metadata
 import subprocess
-import types
-import typing
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
 from dualoptim.atomic import write_text
 from dualoptim.config.args import CommonArgs
 from dualoptim.config.flags import default_of, flag_name, flags
-from dualoptim.errors import InputError
+from dualoptim.config.values import field_value
+from dualoptim.errors import InputError, reason
 
 A = TypeVar("A", bound=CommonArgs)
 
@@ -30,54 +29,47 @@ def to_plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_yaml(path: str | Path, kind: type[A]) -> A:
-    """Read arguments from a YAML file as `config.yaml` is written; keys under `environment` there are ignored.
+    """Read arguments from a YAML file as `config.yaml` is written; what is under `inputs` and `environment` there is ignored.
 
     Raises:
         InputError: if the file is missing or not YAML, a key is unknown, or a value has the wrong type.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror}; give a YAML file as written to config.yaml") from None
+        values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8-sig")) or {}
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) else reason(error)
+        raise InputError(f"--config {path}: {why}; give a YAML file as written to config.yaml") from None
     except yaml.YAMLError as error:
         raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"--config {path} holds no `name: value` lines; give a YAML file as written to config.yaml")
-    values.pop("environment", None)
-    hints = typing.get_type_hints(kind)
+    for block in ("inputs", "environment"):
+        values.pop(block, None)
     for name in values:
-        if name not in hints:
+        if name not in flags(kind):
             raise InputError(f"--config {path}: unknown key {name!r}; the keys are the flags of --help with _ for -")
-    return kind(**{name: _convert(f"--config {path}: {name}", value, hints[name]) for name, value in values.items()})
+    return kind(**{name: field_value(kind, name, value, f"--config {path}: {name}") for name, value in values.items()})
 
 
-def _convert(place: str, value: Any, hint: Any) -> Any:
-    """A YAML value as the field's type: YAML reads 1e-5 as a string and a tuple as a list."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    target = next(option for option in options if option is not type(None))
-    origin, inner = typing.get_origin(target), typing.get_args(target)
-    try:
-        if origin is tuple and isinstance(value, list):
-            if inner[-1] is not Ellipsis and len(inner) != len(value):
-                raise ValueError
-            return tuple(_convert(place, item, inner[0]) for item in value)
-        if origin is Literal and value in inner:
-            return value
-        if target is float and not isinstance(value, bool):
-            return float(value)
-        if origin is None and type(value) is target:
-            return value
-        raise ValueError
-    except (TypeError, ValueError):
-        wanted = f"one of {', '.join(map(str, inner))}" if origin is Literal else getattr(target, "__name__", str(target))
-        raise InputError(f"{place}: {value!r} has the wrong type; give {wanted}") from None
+def write_config(path: Path, resolved: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> None:
+    """Write the resolved arguments, the hashes of what they name (rows, prompts, weights), and the environment they ran in."""
+    blocks = {"inputs": dict(inputs)} if inputs else {}
+    blocks["environment"] = environment()
+    write_text(path, yaml.safe_dump({**resolved, **blocks}, sort_keys=False, allow_unicode=True))
 
 
-def write_config(path: Path, resolved: Mapping[str, Any]) -> None:
-    """Write the resolved arguments and the environment that they ran in."""
-    write_text(path, yaml.safe_dump({**resolved, "environment": environment()}, sort_keys=False, allow_unicode=True))
+def read_inputs(path: Path) -> dict[str, str]:
+    """Read the hashes in a `config.yaml`; none if it is older than they, or not there."""
+    if not path.is_file():
+        return {}
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found.get("inputs", {})
+
+
+def changed_input(path: Path, inputs: Mapping[str, str]) -> str | None:
+    """Find the first of `inputs` that a `config.yaml` has another hash of; one that it does not know counts as the same."""
+    before = read_inputs(path)
+    return next((name for name, now in inputs.items() if name in before and before[name] != now), None)
 
 
 def environment() -> dict[str, Any]:
@@ -110,8 +102,11 @@ def difference(path: Path, resolved: Mapping[str, Any], kind: type, may_change: 
     """
     earlier = yaml.safe_load(path.read_text(encoding="utf-8"))
     defaults = to_plain({name: default_of(kind, name) for name in flags(kind)})
+    given = {name: field_value(kind, name, earlier[name], f"{path}: {name}") for name in flags(kind) if name in earlier}
     for name, flag in flags(kind).items():
-        before = earlier.get(name, defaults[name])
+        if name == "date_string" and name not in earlier:
+            continue  # a run older than the flag does not know the day that its prompts named
+        before = (defaults | to_plain(given))[name]
         if flag.changes not in may_change and before != resolved[name]:
             return name, before
     return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dualoptim.config.args import MeasureArgs
 from dualoptim.data.prompts import Formatter
-from dualoptim.data.readers import Columns, read_own
+from dualoptim.data.readers import Columns, read_named
 from dualoptim.data.rows import HOLDOUT, Row, of_task, still_known, task_numbers
 from dualoptim.data.tofu import EvaluationSets, TofuSource, tofu_source
 from dualoptim.errors import InputError
@@ -21,9 +21,9 @@ class OwnFiles:
         Raises:
             InputError: naming file, line or column.
         """
-        self.name = str(args.forget_file)
-        self._forget = _rows_of(args.forget_file, args)
-        self._retain = _rows_of(args.retain_file, args)
+        self.name = ", ".join(args.forget_file or ())
+        self._forget = _rows_of("--forget-file", args.forget_file, args)
+        self._retain = _rows_of("--retain-file", args.retain_file, args)
         self._holdout = read_holdout(args)
 
     def cut(self, formatter: Formatter) -> None:
@@ -82,11 +82,11 @@ def read_holdout(args: MeasureArgs) -> list[Row]:
     Raises:
         InputError: naming file, line or column.
     """
-    return _rows_of(args.holdout_file, args)
+    return _rows_of("--holdout-file", args.holdout_file, args)
 
 
-def _rows_of(file: str | None, args: MeasureArgs) -> list[Row]:
-    return [] if file is None else read_own(Path(file).expanduser(), Columns.of(args))
+def _rows_of(flag: str, names: Sequence[str] | None, args: MeasureArgs) -> list[Row]:
+    return [row for name in names or () for row in read_named(flag, name, Columns.of(args))]
 
 
 def load_refusals(path: str | None) -> list[str]:
@@ -99,7 +99,7 @@ def load_refusals(path: str | None) -> list[str]:
         text = resources.files("dualoptim.data").joinpath("refusals.txt").read_text(encoding="utf-8")
     else:
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--idk-file {path}: {error}; give a text file with one refusal a line") from None
     refusals = [line.strip() for line in text.splitlines() if line.strip()]

@@ -4,12 +4,15 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dualoptim.config.args import CommonArgs
+from dualoptim.config.args import DATE, CommonArgs
+from dualoptim.config.flags import flag_name
+from dualoptim.data.chat import Chat
 from dualoptim.data.rows import Row
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, blamed
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +49,8 @@ def choose_template(args: CommonArgs, tokenizer: Any) -> tuple[str, Tags | None]
     Raises:
         InputError: if `chat` is asked of a tokenizer that has no chat template.
     """
-    saved = Path(args.model).expanduser() / PROMPT_FILE
-    if args.template == "auto" and not args.has_tags and saved.is_file():
-        prompt = json.loads(saved.read_text(encoding="utf-8"))
+    prompt = _saved_prompt(args)
+    if args.template == "auto" and not args.has_tags and prompt is not None:
         return prompt["template"], Tags(**prompt["tags"]) if prompt["tags"] is not None else None
     name = _fitting(args, tokenizer) if args.template == "auto" else args.template
     if name == "chat":
@@ -65,6 +67,16 @@ def choose_template(args: CommonArgs, tokenizer: Any) -> tuple[str, Tags | None]
         choose(args.question_end_tag, tags.question_end),
         choose(args.answer_tag, tags.answer),
     )
+
+
+def _saved_prompt(args: CommonArgs) -> dict[str, Any] | None:
+    """Read how prompts were written for a model of ours, if it is one."""
+    path = Path(args.model).expanduser() / PROMPT_FILE
+    if not path.is_file():
+        return None
+    with blamed("--model", args.model, "write it anew, or remove it and give --template", f"{PROMPT_FILE} cannot be read"):
+        prompt: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {"template": prompt["template"], "tags": prompt["tags"], **prompt}  # both, whatever else
 
 
 def _fitting(args: CommonArgs, tokenizer: Any) -> str:
@@ -90,11 +102,16 @@ class Example:
 
 @dataclass
 class Formatter:
-    """Turns questions and answers into tokens. `tags` is None for the tokenizer's chat template."""
+    """Turns questions and answers into tokens. `tags` is None for the tokenizer's chat template.
+
+    `date_string` and `system_prompt` are what a chat template writes; None where it writes none.
+    """
 
     tokenizer: Any
     tags: Tags | None
     max_length: int
+    date_string: str | None = None
+    system_prompt: str | None = None
     vocabulary: int | None = field(default=None, init=False)  # tokens that the model has embeddings of
     cut: int = field(default=0, init=False)  # texts that were longer than max_length
     _known: dict[tuple[str | None, str], tuple[list[int], int]] = field(default_factory=dict, init=False, repr=False)
@@ -114,6 +131,8 @@ class Formatter:
         if room < 2:
             raise InputError(f"--max-length {self.max_length} is too short for pieces of a passage; give 4 or more")
         # a last piece of one token would have nothing to be predicted from: it takes one from the piece before
+        if not offsets:
+            raise InputError(f"{row.place}: the model's tokenizer leaves nothing of {row.answer[:60]!r}; give another text")
         starts = [*range(0, len(offsets), room)]
         if len(offsets) - starts[-1] == 1 and len(starts) > 1:
             starts[-1] -= 1
@@ -123,15 +142,29 @@ class Formatter:
             for start, end in zip(starts, ends, strict=True)
         ]
 
+    @cached_property
+    def chat(self) -> Chat:
+        """The tokenizer's chat template."""
+        return Chat(self.tokenizer, self.date_string or DATE, self.system_prompt)
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer: the end of a turn as the chat template writes it, otherwise the end-of-sequence."""
+        end: int = self.tokenizer.eos_token_id if self.tags is not None else self.chat.end
+        return end
+
     def prompt(self, question: str) -> str:
-        """Write everything before the answer."""
+        """Write everything before the answer.
+
+        Raises:
+            InputError: if a chat template cannot.
+        """
         if self.tags is None:
-            message = [{"role": "user", "content": question}]
-            return self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            return self.chat.prompt(question)
         return f"{self.tags.question_start}{question}{self.tags.question_end}{self.tags.answer}"
 
     def example(self, question: str | None, answer: str, score_question: bool = False) -> Example:
-        """Tokenize question, answer and end-of-sequence; the answer and the end are scored. Each text is tokenized once.
+        """Tokenize question, answer and its end; the answer and the end are scored. Each text is tokenized once.
 
         Without a question the text stands alone, and all of it but its first token is scored, as with `score_question`.
 
@@ -140,7 +173,8 @@ class Formatter:
         as published code does, puts the boundary one token too late for many tokenizers.
 
         Raises:
-            InputError: if the question alone fills `max_length`, or if the model has no embedding of a token.
+            InputError: if the question alone fills `max_length`, if the tokenizer leaves nothing of the answer, or if the model
+                has no embedding of a token.
         """
         if (question, answer) not in self._known:
             self._known[question, answer] = self._tokenize(question, answer)
@@ -149,13 +183,27 @@ class Formatter:
 
     def _tokenize(self, question: str | None, answer: str) -> tuple[list[int], int]:
         prompt = "" if question is None else self.prompt(question)
-        plain = question is None or self.tags is not None  # a chat template writes its special tokens itself
-        encoded = self.tokenizer(prompt + answer, add_special_tokens=plain, return_offsets_mapping=True, verbose=False)
-        ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
-        if ends[-1] == 0:  # an end token that the tokenizer added by itself has no characters
-            ids, ends = ids[:-1], ends[:-1]
-        start = next(position for position, end in enumerate(ends) if end > len(prompt))
-        ids.append(self.tokenizer.eos_token_id)
+        chat = question is not None and self.tags is None  # a chat template writes its special tokens itself
+        text = prompt + answer + (self.chat.space if chat else "")
+        encoded = self.tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True, verbose=False)
+        ids, spans = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        if ids[:2] == [self.tokenizer.bos_token_id] * 2:  # the template begins with what the tokenizer adds by itself
+            ids, spans = ids[1:], spans[1:]
+        while spans and spans[-1][1] == 0:  # an end token that the tokenizer added by itself has no characters
+            ids, spans = ids[:-1], spans[:-1]
+        start = next((n for n, (_, end) in enumerate(spans) if end > len(prompt)), None)
+        if (
+            start is not None
+            and ids[start] in self.tokenizer.added_tokens_decoder
+            and text[len(prompt) : spans[start][1]].isspace()
+        ):
+            start += 1  # an added token, such as <|assistant|>, that takes the blanks behind it
+        if start is None or spans[start][0] >= len(prompt) + len(answer):
+            raise InputError(
+                f"the model's tokenizer leaves nothing of the answer {answer[:60]!r} to {(question or '')[:60]!r}; "
+                "give another text"
+            )
+        ids.append(self.tokenizer.eos_token_id if question is None else self.end)
         if len(ids) > self.max_length:
             self.cut += 1
             ids = ids[: self.max_length]
@@ -179,11 +227,14 @@ class Formatter:
         One warning says how many texts were cut.
 
         Raises:
-            InputError: if a question alone fills `max_length`.
+            InputError: naming the row, if a question alone fills `max_length` or the tokenizer drops all of an answer.
         """
         for row in rows:
             for text in row.texts():
-                self.example(row.question, text)
+                try:
+                    self.example(row.question, text)
+                except InputError as error:
+                    raise InputError(f"{row.place}: {error}" if row.place else str(error)) from None
         if self.cut:
             logger.warning("%d texts are longer than --max-length %d tokens and were cut", self.cut, self.max_length)
             self.cut = 0
@@ -193,7 +244,8 @@ def make_formatter(args: CommonArgs, tokenizer: Any) -> tuple[Formatter, str]:
     """Make the formatter for a tokenizer, and name its template: `(formatter, template)`.
 
     Raises:
-        InputError: if the tokenizer gives no character offsets or has no end-of-sequence token.
+        InputError: if the tokenizer gives no character offsets or has no end-of-sequence token, or if its chat template fails,
+            or date or system prompt have no place or are not those that the model was trained with.
     """
     if not tokenizer.is_fast:
         raise InputError(
@@ -204,4 +256,41 @@ def make_formatter(args: CommonArgs, tokenizer: Any) -> tuple[Formatter, str]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     template, tags = choose_template(args, tokenizer)
+    if tags is None:
+        return Formatter(tokenizer, None, args.max_length, *_date_and_system_prompt(args, tokenizer)), template
+    for name in ("date_string", "system_prompt"):
+        if (given := getattr(args, name)) is not None:
+            raise InputError(f"{flag_name(name)} {given[:60]!r}: template {template} has no place for it; drop the flag")
     return Formatter(tokenizer, tags, args.max_length), template
+
+
+def _date_and_system_prompt(args: CommonArgs, tokenizer: Any) -> tuple[str | None, str | None]:
+    """Choose the date (None if the chat template writes none) and the system prompt: a trained model's own, else the flags'.
+
+    Raises:
+        InputError: if a flag differs from the model's own, if there is no place for it, or if the template fails.
+    """
+    said = {"date_string": args.date_string, "system_prompt": args.system_prompt}
+    saved = _saved_prompt(args)
+    own = {name: value for name, value in saved.items() if name in said} if saved and saved["template"] == "chat" else {}
+    for name, trained in own.items():
+        given = said[name]
+        if given not in (None, trained) and (name, trained) != ("date_string", None):
+            raise InputError(
+                f"{flag_name(name)} {given[:60]!r}: {args.model} was trained with {(trained or 'none')[:60]!r} "
+                f"({PROMPT_FILE}); drop the flag"
+            )
+        said[name] = trained or given
+    chat = Chat(tokenizer, said["date_string"] or DATE, said["system_prompt"])
+    text = chat.prompt("Who?")
+    if args.date_string is not None and not chat.writes_date:
+        raise InputError(f"--date-string {args.date_string!r}: the chat template of {args.model} writes no date; drop the flag")
+    if saved and saved["template"] == "chat" and not own and text != chat.unpinned("Who?"):
+        logger.warning(
+            "%s: %s is older than --date-string, which the day of its prompts can be given with; they are now of %s, without "
+            "thinking",
+            args.model,
+            PROMPT_FILE,
+            chat.date_string,
+        )
+    return chat.date_string if chat.writes_date else None, chat.system_prompt

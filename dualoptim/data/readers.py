@@ -1,16 +1,14 @@
-"""Files to rows: JSON Lines, CSV, Parquet and plain text, read by one reader that knows each row's line."""
+"""Records to rows, whatever their columns are called; `files.py` and `hub.py` read the records."""
 
-import csv
-import io
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dualoptim.config.args import MeasureArgs
+from dualoptim.data.files import ENDINGS, kind_of, records
+from dualoptim.data.hub import HubData
 from dualoptim.data.rows import Row, parse_passage, parse_row
-from dualoptim.errors import InputError, reason
+from dualoptim.errors import InputError
 
 _COMPARED = ("paraphrased_answer", "perturbed_answer", "paraphrased_question", "original_answer", "task_id")
 
@@ -35,18 +33,34 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         InputError: naming file and line.
     """
-    return [parse_row(raw, place) for place, raw in _records(path)]
+    return [parse_row(raw, place) for place, raw in records(path)]
+
+
+def read_named(flag: str, name: str, columns: Columns) -> list[Row]:
+    """Read what a flag names: a user's own file, or a data set of the hub, in whose place a folder in its layout may stand.
+
+    A data set is `ID`, `ID:CONFIGURATION` or `ID:CONFIGURATION:SPLIT`; what is left out must be the only one of its kind.
+
+    Raises:
+        InputError: naming file, line or column, or why the data set cannot be loaded.
+    """
+    place, configuration, split = (name, "", "") if Path(name).exists() else (*name.split(":", 2), "", "")[:3]
+    is_hub_id = place.count("/") == 1 and not place.startswith((".", "/", "~")) and kind_of(Path(place)) not in ENDINGS
+    if Path(place).is_dir() or (is_hub_id and not Path(place).exists()):
+        raws = HubData(flag, name, place).only(configuration, split)
+        return [_own_row(raw, f"{name}:{number}", columns) for number, raw in enumerate(raws, start=1)]
+    return read_own(Path(name), columns)
 
 
 def read_own(path: Path, columns: Columns) -> list[Row]:
-    """Read a user's own .jsonl, .json, .csv, .parquet or .txt file, whose columns go by the names in `columns`.
+    """Read a user's own .jsonl, .json, .csv, .parquet or .txt file, or one as .gz, whose columns go by the names in `columns`.
 
     Raises:
         InputError: naming file, line or column.
     """
-    if path.suffix.lower() == ".txt":
+    if kind_of(path) == ".txt":
         columns = Columns()  # it has no columns that could go by other names
-    return [_own_row(raw, place, columns) for place, raw in _records(path)]
+    return [_own_row(raw, place, columns) for place, raw in records(path)]
 
 
 def _own_row(raw: Any, place: str, columns: Columns) -> Row:
@@ -58,53 +72,41 @@ def _own_row(raw: Any, place: str, columns: Columns) -> Row:
         del given["perturbed_answer"]
     if columns.text in raw and columns.question not in raw:
         return parse_passage({**given, columns.text: raw[columns.text]}, place, columns.text)
+    if columns.question not in raw and columns.answer not in raw:
+        if "messages" in raw:
+            raw = _one_turn(raw["messages"], place, columns)
+        elif "prompt" in raw and "completion" in raw:
+            prompt, completion = raw["prompt"], raw["completion"]
+            if isinstance(prompt, list) and isinstance(completion, list):
+                raw = _one_turn(prompt + completion, place, columns)
+            else:
+                raw = {columns.question: prompt, columns.answer: completion}
     for flag, column in (("--question-column", columns.question), ("--answer-column", columns.answer)):
         if column not in raw:
             raise InputError(f"{place}: no column {column!r}; it has {', '.join(map(str, raw))}; name it with {flag}")
     return parse_row({**given, "question": raw[columns.question], "answer": raw[columns.answer]}, place)
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Read each record of a file, with the place where it stands: `path:line`.
+def _one_turn(messages: Any, place: str, columns: Columns) -> dict[str, Any]:
+    """Take question and answer from a conversation of one turn: what stands before a question would be lost.
 
     Raises:
-        InputError: if the file is of no known kind, cannot be read, or holds nothing.
+        InputError: if it is anything else.
     """
-    line = 0
-    try:
-        for line, record in _numbered(path):
-            yield f"{path}:{line}", record
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; save the file as UTF-8") from None
-    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors
+    if not isinstance(messages, list) or not all(isinstance(one, dict) and {"role", "content"} <= set(one) for one in messages):
+        raise InputError(f"{place}: messages is {str(messages)[:60]!r}; give a list of objects with role and content")
+    roles = [str(one["role"]) for one in messages]
+    if roles != ["user", "assistant"]:
         raise InputError(
-            f"{path}: cannot be read ({reason(error)}); give UTF-8 text, one JSON object a line, or a table"
-        ) from None
-    if not line:
-        raise InputError(f"{path}: holds no rows; write one JSON object per line")
+            f"{place}: messages of {', '.join(roles) or 'nobody'}; a row is one question and its answer, so give one of user "
+            "and one of assistant"
+        )
+    question, answer = (_joined(one["content"]) for one in messages)
+    return {columns.question: question, columns.answer: answer}
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, Any]]:
-    """Read each record of a file, with its line, or its number where the file has no lines."""
-    kind = path.suffix.lower()
-    if kind in (".jsonl", ".json"):
-        for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-            if text.strip():
-                try:
-                    yield number, json.loads(text)
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{path}:{number}: not JSON ({error.msg}); write one JSON object per line") from None
-    elif kind == ".csv":
-        csv.field_size_limit(2**31 - 1)  # a passage may be longer than the module's 131,072 characters
-        # spreadsheets write a mark at the start, which utf-8-sig leaves out
-        table = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
-        for record in table:
-            yield table.line_num, record
-    elif kind == ".parquet":
-        import pyarrow.parquet  # comes with datasets
-
-        yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
-    elif kind == ".txt":
-        yield 1, {Columns.text: path.read_text(encoding="utf-8")}
-    else:
-        raise InputError(f"{path}: {kind or 'no'} ending; give a .jsonl, .json, .csv, .parquet or .txt file")
+def _joined(content: Any) -> Any:
+    """Join the parts of a text written as [{"type": "text", "text": ...}]; anything else stays, to be refused as it is."""
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    return "".join(map(str, texts)) if parts and len(texts) == len(parts) else content

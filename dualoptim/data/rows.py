@@ -1,7 +1,8 @@
 """A row: one question and its answer, or one passage of plain text."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dualoptim.errors import InputError
@@ -25,6 +26,7 @@ class Row:
     golden_answer: str | None = None  # the short fact, where `answer` is the model's own long one (real-world scenario)
     original_answer: str | None = None  # a whole sentence, where `answer` is a short one (real authors, world facts)
     paraphrased_question: str | None = None
+    place: str = field(default="", compare=False, repr=False)  # where it stands, for errors
 
     def texts(self) -> list[str]:
         """List all answers: the true one, then its paraphrase if there is one, then the wrong ones."""
@@ -58,23 +60,31 @@ def parse_passage(raw: dict[str, Any], place: str, column: str = "text") -> Row:
 def _text(raw: dict[str, Any], name: str, place: str) -> str:
     if not isinstance(raw[name], str) or not raw[name].strip():
         raise InputError(f"{place}: {name} is {raw[name]!r}; give a text that is not empty")
-    return raw[name]
+    return _whole(raw[name], name, place)
+
+
+def _whole(text: str, name: str, place: str) -> str:
+    """Refuse what JSON can write and no tokenizer takes: one half of a character that is written as two."""
+    if half := re.search("[\ud800-\udfff]", text):
+        raise InputError(f"{place}: {name} holds half a character ({half[0]!r}); write it whole, or leave it out")
+    return text
 
 
 def _others(raw: dict[str, Any], place: str) -> dict[str, Any]:
     """Check what a row may have beside question and answer, and name it as `Row` does."""
     given = {name: value for name, value in raw.items() if value is not None}
     texts = ("golden_answer", "original_answer", "paraphrased_question")
-    found: dict[str, Any] = {name: _text(given, name, place) for name in texts if name in given}
+    found: dict[str, Any] = {"place": place} | {name: _text(given, name, place) for name in texts if name in given}
     if "paraphrased_answer" in given:
         found["paraphrased_answer"] = paraphrased = given["paraphrased_answer"]
         if not isinstance(paraphrased, str):
             raise InputError(f"{place}: paraphrased_answer is {paraphrased!r}; give a text")
+        _whole(paraphrased, "paraphrased_answer", place)
     if "perturbed_answer" in given:
         perturbed = given["perturbed_answer"]
         if not (isinstance(perturbed, list) and perturbed and all(isinstance(text, str) and text for text in perturbed)):
             raise InputError(f"{place}: perturbed_answer is {perturbed!r}; give a list of texts")
-        found["perturbed_answers"] = tuple(perturbed)
+        found["perturbed_answers"] = tuple(_whole(text, "perturbed_answer", place) for text in perturbed)
     if "task_id" in given:
         task = given["task_id"]
         if isinstance(task, bool) or not isinstance(task, (int, str)) or not str(task).isdecimal():

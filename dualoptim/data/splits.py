@@ -3,15 +3,17 @@
 A split is a list of rows with a name, such as `forget01` or `retain_perturbed`.
 """
 
+import re
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 
 from dualoptim.config.args import DEMO
 from dualoptim.data import demo
+from dualoptim.data.hub import HubData
 from dualoptim.data.readers import read_rows
 from dualoptim.data.rows import Row, parse_row
-from dualoptim.errors import InputError, blamed
+from dualoptim.errors import InputError
 
 _ENDINGS = (".json", ".jsonl")
 
@@ -96,25 +98,18 @@ class _Hub(Splits):
 
     def __init__(self, name: str, place: str) -> None:
         super().__init__(name)
-        self._place = place  # hub id or folder, as the library takes it
+        self._data = HubData("--data", name, place)
 
     def has(self, split: str) -> bool:
         self.rows("full")  # first, so that data that cannot be reached are an error and not an empty set
         return split in self._configurations
 
     def read(self, split: str) -> list[Row]:
-        import datasets  # takes a second to import and is needed for this layout alone
-
-        remedy = "check the name and the network, or give a local folder"
-        with blamed("--data", self.name, remedy, f"configuration {split!r} cannot be loaded"):
-            loaded = datasets.load_dataset(self._place, split, split="train")
-        return [parse_row(dict(raw), f"{self.name} {split}:{number}") for number, raw in enumerate(loaded, start=1)]
+        return [parse_row(raw, f"{self.name} {split}:{n}") for n, raw in enumerate(self._data.rows(split), start=1)]
 
     @cached_property
     def _configurations(self) -> list[str]:
-        import datasets
-
-        return datasets.get_dataset_config_names(self._place)
+        return self._data.configurations()
 
 
 def open_splits(name: str) -> Splits:
@@ -127,9 +122,17 @@ def open_splits(name: str) -> Splits:
         return _Demo(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        card = folder / "README.md"
-        listed = card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8")
-        return _Hub(name, str(folder)) if listed else _Folder(name)
+        return _Hub(name, str(folder)) if _lists_configurations(folder / "README.md") else _Folder(name)
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise InputError(f"--data {name}: no such folder; give a folder, a hub id such as locuslab/TOFU, or demo")
     return _Hub(name, name)
+
+
+def _lists_configurations(card: Path) -> bool:
+    """Say whether the YAML that a README begins with, between ---, lists configurations; one that cannot be read has none."""
+    try:
+        text = card.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return False
+    front = re.match(r"---\s*\n(.*?\n)---", text, re.DOTALL)
+    return front is not None and re.search(r"^configs:", front[1], re.MULTILINE) is not None

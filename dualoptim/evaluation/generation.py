@@ -89,7 +89,8 @@ def generate(
                 for n, new in zip(batch, more, strict=True):
                     answers[n] = _cut_at_end(answers[n] + new, ends, limits[n])
                 bar.update(len(batch))
-    return [text.strip() for text in loaded.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    texts = [answer[:-1] if answer and answer[-1] in ends else answer for answer in answers]  # an end may be ordinary text
+    return [text.strip() for text in loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)]
 
 
 def _greedy(loaded: LoadedModel, known: list[list[int]], tokens: int, processor: LogitsProcessor | None) -> list[list[int]]:
@@ -149,9 +150,10 @@ class Gumbel(LogitsProcessor):
 
 
 def end_tokens(loaded: LoadedModel) -> list[int]:
-    """List the end token that was learned, and those that the model's own configuration stops at (Phi-3, Gemma)."""
+    """List the token that ends an answer, the end-of-sequence, and those that the model's own configuration stops at."""
     own = loaded.model.generation_config.eos_token_id
-    return sorted({loaded.tokenizer.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])})
+    ends = {loaded.formatter.end, loaded.tokenizer.eos_token_id}
+    return sorted(ends | set(own if isinstance(own, list) else [] if own is None else [own]))
 
 
 def suppressed_tokens(loaded: LoadedModel) -> dict[str, list[int]]:

@@ -11,6 +11,7 @@ from dualoptim.config.args import MeasureArgs
 from dualoptim.data.own import load_refusals
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.loaded import weights_hash
+from dualoptim.models.weights import check_loaded, no_load_report
 
 _TEXTS_AT_ONCE = 32
 
@@ -58,7 +59,10 @@ class EntailmentModel:
         self._device = device
         with blamed(*_blame(name)):
             self._tokenizer = AutoTokenizer.from_pretrained(source)
-            self._model = AutoModelForSequenceClassification.from_pretrained(source).float().to(device).eval()
+            with no_load_report():
+                model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True)
+            check_loaded(f"--entailment-model {name}", model, info)
+            self._model = model.float().to(device).eval()
         self.weights = weights_hash(self._model)
 
     @torch.no_grad()

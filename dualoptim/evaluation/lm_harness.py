@@ -65,7 +65,7 @@ def _run_tasks(loaded: LoadedModel, args: MeasureArgs) -> dict[str, Scores]:
             tokenizer=loaded.tokenizer,
             batch_size=args.eval_batch_size,
             # it switches our autocast off, without which flash-attention does not run
-            mixed_precision_dtype={"bf16": "bfloat16", "fp16": "float16"}.get(loaded.accelerator.mixed_precision),
+            mixed_precision_dtype="bfloat16" if loaded.accelerator.mixed_precision == "bf16" else None,
         ),
         tasks=list(args.lm_eval_tasks),
         task_manager=_task_manager(args.lm_eval_path),

@@ -19,6 +19,7 @@ from dualoptim.evaluation.generation import continuation, end_tokens, generate, 
 from dualoptim.evaluation.judges import entailed
 from dualoptim.evaluation.membership import gradient_norms, without_end, zlib_score
 from dualoptim.evaluation.records import Finished, Record, Records
+from dualoptim.evaluation.rouge import rouge_l_recall
 from dualoptim.evaluation.scoring import OPTION_SETS, ScoringPass, Share, TextScore
 from dualoptim.models.loaded import weights_hash
 
@@ -148,7 +149,7 @@ def _add_answers(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow]) 
     """Add the model's own answers, and what they have in common with what was wanted."""
     continuations = [continuation(scoring.loaded, one.row, one.scores[0].correct) for one in scored]
     for one, asked, text in zip(scored, continuations, generate(scoring, f"answer {name}", continuations), strict=True):
-        one.wanted, one.generated, one.recall = asked.wanted, text, metrics.rouge_l_recall(asked.wanted, text)
+        one.wanted, one.generated, one.recall = asked.wanted, text, rouge_l_recall(asked.wanted, text)
         entropy = metrics.token_entropy(scoring.loaded.tokenizer.tokenize(text))
         one.add(generated=text, rouge_l_recall=one.recall, token_entropy=entropy)
 
@@ -180,5 +181,5 @@ def _add_entailment(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow
         drawn = [refusals[int(seeded(_SEED, "refusal", one.index).integers(len(refusals)))] for one in scored]
         labels = judge.entails(list(zip(answers, drawn, strict=True)))
         for one, refusal, label in zip(scored, drawn, labels, strict=True):
-            score = entailed(metrics.rouge_l_recall(refusal, one.generated), label)
+            score = entailed(rouge_l_recall(refusal, one.generated), label)
             one.add(refusal=refusal, refusal_entailment_score=score)

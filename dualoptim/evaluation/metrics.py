@@ -8,9 +8,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from statistics import fmean, harmonic_mean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,18 +20,6 @@ RETAINED_SETS = ("retain", "real_authors", "world_facts")
 """The sets whose scores should survive; together they make the model utility."""
 
 # --------------------------------------------------------------------------------------------------- of one row
-
-
-@cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # brings nltk, scikit-learn and pandas: a second, and 100 MB
-
-    return RougeScorer(["rougeL"], use_stemmer=True)
-
-
-def rouge_l_recall(answer: str, generated: str) -> float:
-    """Compute ROUGE-L recall of `generated` against `answer`, with stemming as TOFU computes it: 0..1."""
-    return float(_rouge().score(answer, generated)["rougeL"].recall)
 
 
 def token_entropy(tokens: Sequence[object]) -> float:

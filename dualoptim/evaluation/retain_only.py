@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ def read_retain_logs(path: str) -> RetainLogs:
         found = _read(path, folder / "summary.json")
         try:
             summary = Summary.from_json(found)
-            ratios = [row["truth_ratio"] for row in read_json_lines(folder / "forget.jsonl") if "truth_ratio" in row]
+            rows = enumerate(read_json_lines(folder / "forget.jsonl"))
+            ratios = _ratios(path, {number: row["truth_ratio"] for number, row in rows if "truth_ratio" in row})
             return _with_ratios(RetainLogs(path, ratios, summary.privacy.get("mia_min_k"), summary if found else None))
         except (OSError, ValueError, TypeError):
             raise InputError(
@@ -57,7 +59,8 @@ def read_retain_logs(path: str) -> RetainLogs:
         rows = log["eval_log_forget.json"]
         try:
             right, wrong = (_by_row(rows[name]) for name in ("avg_paraphrased_loss", "average_perturb_loss"))
-            return _with_ratios(RetainLogs(path, [truth_ratio(right[row], wrong[row]) for row in right]))
+            ratios = _ratios(path, {row: truth_ratio(right[row], wrong[row]) for row in right})
+            return _with_ratios(RetainLogs(path, ratios))
         except (KeyError, TypeError, ValueError):
             raise InputError(
                 f"--retain-logs {path}: its forget rows have no losses of paraphrased and perturbed answers"
@@ -65,9 +68,11 @@ def read_retain_logs(path: str) -> RetainLogs:
     if isinstance(log, dict):  # OpenUnlearning; the spelling of the key differs between its versions
         by_name = {name.lower(): value for name, value in log.items()}
         with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):
-            ratios = [row["score"] for row in by_name["forget_truth_ratio"]["value_by_index"].values()]
+            by_row = _by_row(by_name["forget_truth_ratio"]["value_by_index"])
+            ratios = _ratios(path, {number: row["score"] for number, row in by_row.items()})
             auc = by_name.get("mia_min_k") or {}
-            return _with_ratios(RetainLogs(path, ratios, auc.get("agg_value", auc.get("auc"))))
+            auc = auc.get("agg_value", auc.get("auc"))
+            return _with_ratios(RetainLogs(path, ratios, None if auc is None else _number(path, "mia_min_k is", auc)))
     raise InputError(
         f"--retain-logs {path}: no truth ratios of a forget set; give a folder that eval_tofu.py wrote, TOFU's "
         "eval_log_aggregated.json or OpenUnlearning's TOFU_EVAL.json"
@@ -80,6 +85,21 @@ def of_records(forget: Sequence[Record], summary: Summary, source: str) -> Retai
     return RetainLogs(source, ratios, summary.privacy.get("mia_min_k"), summary)
 
 
+def _ratios(path: str, scores: Mapping[Any, Any]) -> list[float]:
+    """Take the truth ratios that are there: OpenUnlearning writes null for a row that it leaves out.
+
+    Raises:
+        InputError: naming the first row whose ratio is no number.
+    """
+    return [_number(path, f"row {row} has the truth ratio", score) for row, score in scores.items() if score is not None]
+
+
+def _number(path: str, what: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise InputError(f"--retain-logs {path}: {what} {value!r}, which is no number; give an evaluation of finite losses")
+    return value
+
+
 def _with_ratios(logs: RetainLogs) -> RetainLogs:
     """Raise ValueError if there is not one truth ratio."""
     if not logs.truth_ratios:
@@ -89,7 +109,7 @@ def _with_ratios(logs: RetainLogs) -> RetainLogs:
 
 def _read(path: str, place: Path) -> Any:
     try:
-        return json.loads(place.read_text(encoding="utf-8"))
+        return json.loads(place.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"--retain-logs {path}: cannot be read as JSON ({error}); give a whole evaluation") from None
 

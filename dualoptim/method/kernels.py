@@ -16,6 +16,11 @@ BLOCK = 256  # values that share one scale where a state is kept in bytes
 PIECE = 1024 * BLOCK  # values that a CPU updates at once, so that what lies between stays in its caches
 
 
+def kept(values: Tensor, keep: Tensor) -> Tensor:
+    """Select K positions of values [B, L, ...] from a model that ignores `logits_to_keep`; [B, K, ...] stays as it is."""
+    return values[:, keep] if values.shape[1] > len(keep) else values
+
+
 def widened(values: Tensor) -> Tensor:
     """Half precision as float32, which sums over V need, and other values as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

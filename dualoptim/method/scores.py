@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualoptim.method.kernels import AgainstTargets, Statistics, widened
+from dualoptim.method.kernels import AgainstTargets, Statistics, kept, widened
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def score(model: Any, batch: Batch, layer: int | None = None) -> TokenScores:
         use_cache=False,
         **({} if layer is None else {"output_hidden_states": True}),
     )
-    scores = score_logits(output.logits, batch)
+    scores = score_logits(kept(output.logits, batch.keep), batch)
     if batch.reference:
         scores = dataclasses.replace(scores, reference=batch.reference())
     if layer is None:

@@ -9,10 +9,15 @@ from dualoptim.atomic import write_json
 from dualoptim.data.prompts import PROMPT_FILE
 from dualoptim.models.launch import prepared
 from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.weights import check_saved
 
 
 def export_model(loaded: LoadedModel, folder: Path, card: str) -> None:
-    """Write what `from_pretrained` loads: safetensors weights, configuration, tokenizer and a model card."""
+    """Write what `from_pretrained` loads: safetensors weights, configuration, tokenizer and a model card.
+
+    Raises:
+        RuntimeError: if what was written is not that; nothing is replaced then.
+    """
     accelerator, model = loaded.accelerator, loaded.model
     state = accelerator.get_state_dict(prepared(loaded))
     if accelerator.is_main_process:
@@ -24,9 +29,12 @@ def export_model(loaded: LoadedModel, folder: Path, card: str) -> None:
         # an adapter would ask the hub whether the base's vocabulary has been changed
         adapter = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
         model.save_pretrained(beside, state_dict=state, safe_serialization=True, **adapter)
+        check_saved(model, beside)
         loaded.tokenizer.save_pretrained(beside)
-        tags = loaded.formatter.tags
-        write_json(beside / PROMPT_FILE, {"template": loaded.template, "tags": asdict(tags) if tags else None})
+        formatter = loaded.formatter
+        prompt = {"template": loaded.template, "tags": asdict(formatter.tags) if formatter.tags else None}
+        prompt |= {"date_string": formatter.date_string, "system_prompt": formatter.system_prompt}
+        write_json(beside / PROMPT_FILE, prompt)
         (beside / "README.md").write_text(card, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)

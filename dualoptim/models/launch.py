@@ -6,24 +6,34 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, disable_fsdp_ram_efficient_loading
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    compare_versions,
+    disable_fsdp_ram_efficient_loading,
+    is_deepspeed_available,
+)
 
 from dualoptim.config.args import CommonArgs, TrainArgs
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, reason
 from dualoptim.method.dual import MakeOptimizer
 from dualoptim.method.engine import Engine, prepare
 from dualoptim.method.groups import decay_groups
-from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.loaded import LoadedModel, weights_changed
 
+DEEPSPEED = "0.19"  # older versions take steps with gradients that are not numbers
 _PATIENCE = timedelta(hours=12)
+
+T = TypeVar("T")
 
 
 def start_accelerator(args: CommonArgs) -> Accelerator:
@@ -32,28 +42,34 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
     `accelerate launch` leaves a CPU process with one thread unless told otherwise, which costs half the speed on two cores.
 
     Raises:
-        InputError: if the launch asks for the first version of FSDP, or for 8-bit states under FSDP.
+        InputError: if the launch asks for what does not work here: fp16, DeepSpeed where it is missing or would take over the
+            optimizer, the first version of FSDP, or 8-bit states under FSDP.
     """
     on_cpu = not torch.accelerator.is_available()
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    accelerator = Accelerator(
-        # without `cpu` several processes on a CPU would run as so many separate jobs; with it DeepSpeed would be switched off
-        cpu=on_cpu and not with_deepspeed,
-        # the main process may work for long while the others wait: it writes, hashes, and runs lm-eval
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if on_cpu else None, timeout=_PATIENCE)]
-        if several or with_deepspeed
-        else [],
-    )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", "bf16"):  # fp16 skips a step whenever its loss scale is too large, and steps are counted here
+        raise InputError(f"the launch asks for --mixed_precision {precision}; give bf16, or no")
+    if with_deepspeed and (not is_deepspeed_available() or compare_versions("deepspeed", "<", DEEPSPEED)):
+        raise InputError(
+            f"the launch asks for DeepSpeed {DEEPSPEED} or newer, which is missing; pip install 'deepspeed>={DEEPSPEED}'"
+        )
+    try:
+        accelerator = Accelerator(
+            # without it several processes on a CPU would run as so many separate jobs; with it DeepSpeed would be switched off
+            cpu=on_cpu and not with_deepspeed,
+            # the loop owns its micro-batches; unset, a variable of the launch would divide every loss
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # the main process may work for long while the others wait: it writes, hashes, and runs lm-eval
+            kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if on_cpu else None, timeout=_PATIENCE)]
+            if several or with_deepspeed
+            else [],
+        )
+    except (ValueError, ImportError, NotImplementedError) as error:
+        raise InputError(f"Accelerate refuses the launch ({reason(error)}); mend its file or its flags") from None
     if with_deepspeed:
-        accelerator.state.deepspeed_plugin.deepspeed_config |= {
-            "gradient_accumulation_steps": 1,  # the loop owns its micro-batches
-            "train_micro_batch_size_per_gpu": 1,  # needed where no loader is prepared; nothing follows from it here
-            "gradient_clipping": 0.0,  # set per phase; unset it would be 1
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # unset, offloading replaces our optimizer by another without a word
-            "data_types": {"grad_accum_dtype": "fp32"},
-        }
+        _settle_deepspeed(accelerator)
     if accelerator.distributed_type == DistributedType.FSDP:
         _settle_fsdp(accelerator, isinstance(args, TrainArgs) and args.state_bits == 8)
     if accelerator.device.type == "cpu":
@@ -61,6 +77,30 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(args.threads or max(1, cores // here))
     return accelerator
+
+
+def _settle_deepspeed(accelerator: Accelerator) -> None:
+    """Set what DeepSpeed needs here, or refuse a file that asks for what cannot be."""
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    for section in ("optimizer", "scheduler"):
+        if section in config:
+            raise InputError(
+                f"the launch's DeepSpeed file has a section {section!r}, which is this program's part; remove it there"
+            )
+    if accelerator.mixed_precision == "fp16":
+        raise InputError('the launch\'s DeepSpeed file enables fp16; give "bf16": {"enabled": true} there instead')
+    config |= {
+        "gradient_accumulation_steps": 1,  # the loop owns its micro-batches
+        "train_micro_batch_size_per_gpu": 1,  # needed where no loader is prepared; nothing follows from it here
+        "train_batch_size": "auto",
+        "gradient_clipping": 0.0,  # set per phase; unset it would be 1
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # unset, offloading replaces our optimizer by another without a word
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True  # else it cannot be saved in the end
+    for name in {"bf16", "bfloat16"} & config.keys():
+        config[name]["check_grad_overflow"] = True  # else a step with a NaN would be taken
 
 
 def _settle_fsdp(accelerator: Accelerator, in_bytes: bool) -> None:
@@ -87,6 +127,24 @@ def output_folder(args: CommonArgs, accelerator: Accelerator) -> Path:
     """Say where this run writes, the same on all processes. Nothing is created yet."""
     names = broadcast_object_list([args.output_dir or time.strftime("runs/%Y%m%d-%H%M%S")])
     return Path(names[0]).expanduser()
+
+
+def decided(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """Give all processes what `decide` returns on the main one, or raise there what it raises, so that none waits for another.
+
+    Raises:
+        InputError: if `decide` does.
+    """
+    found: list[Any] = [None, ""]
+    if accelerator.is_main_process:
+        try:
+            found[0] = decide()
+        except InputError as error:
+            found[1] = str(error)
+    value, problem = broadcast_object_list(found)
+    if problem:
+        raise InputError(problem)
+    return value
 
 
 def claim(args: CommonArgs, accelerator: Accelerator, targets: Iterable[Path]) -> None:
@@ -128,6 +186,7 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
     """Prepare a model and its optimizer for steps; both stay prepared, to be saved (`export_model`) and then released."""
     torch.manual_seed(args.seed)
     model = loaded.model
+    weights_changed(model)
     optimizer = make_optimizer(decay_groups(model, args.weight_decay, args.state_bits, args.quantize_embeddings))
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -138,6 +197,7 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
     try:
         yield engine
     finally:
+        weights_changed(model)
         embeddings.sparse = False
         if args.gradient_checkpointing:
             model.gradient_checkpointing_disable()

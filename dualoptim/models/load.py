@@ -2,12 +2,19 @@
 
 import logging
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import is_flash_attn_2_available
@@ -16,13 +23,15 @@ from dualoptim.config.args import DEMO, CommonArgs, MeasureArgs, TrainArgs
 from dualoptim.data.demo import tiny_model
 from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
-from dualoptim.models.adapter import add_adapter, base_of, load_adapter
+from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_adapter
 from dualoptim.models.limits import answered_at_once, is_coarse, keeps_apart, last_position, packed_row
 from dualoptim.models.loaded import Answering, Layout, LoadedModel, autocast
 from dualoptim.models.packing import BLOCKWISE
+from dualoptim.models.weights import check_loaded, no_load_report
 
 logger = logging.getLogger(__name__)
 
+_WITH_REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 _LOADABLE = "give a folder written by save_pretrained, a .gguf file, or a hub id that this machine can reach"
 
 
@@ -33,9 +42,12 @@ def load_config(args: CommonArgs) -> tuple[Any, str, dict[str, str]]:
         InputError: if it cannot be found or read, or is not of a decoder-only language model.
     """
     base = base_of(args.model)
-    source, options = _source(base)
-    config = _pretrained(base, AutoConfig, source, **options)
-    if config.is_encoder_decoder or (config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder):
+    name = _name(args.model, base)
+    source, options = _source(base, name)
+    config = _pretrained(name, AutoConfig, source, **options)
+    if config.is_encoder_decoder or (
+        config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    ):
         raise InputError(
             f"--model {args.model}: {config.model_type} is not a decoder-only language model; unlearning here needs one that "
             "predicts the next token, such as Llama, Phi, Qwen or GPT"
@@ -58,22 +70,29 @@ def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[st
     if args.model == DEMO:
         model, tokenizer = tiny_model(args.seed if isinstance(args, TrainArgs) else 0)
         return assemble(args, model, make_formatter(args, tokenizer), accelerator)
-    adapter = base_of(args.model) != args.model
-    _, source, options = load_config(args)
-    place, more = (str(Path(args.model).expanduser()), {}) if adapter else (source, options)
-    prompting = make_formatter(args, _pretrained(args.model, AutoTokenizer, place, **more))
-    attention = attention_implementation(args, accelerator)
+    base = base_of(args.model)
+    config, source, options = load_config(args)
+    asked, place, more = args, source, options
+    if base != args.model and has_tokenizer(args.model):
+        place, more = str(Path(args.model).expanduser()), {}
+    elif base != args.model:  # an adapter alone reads and writes as its base does
+        asked = replace(args, model=base)
+    prompting = make_formatter(asked, _pretrained(args.model, AutoTokenizer, place, **more))
+    attention = attention_implementation(args, accelerator, config)
     if isinstance(args, TrainArgs) and args.load_in_4bit:
         quantization = quantization_options(accelerator, 4)
     weights = {"dtype": torch.float32, "attn_implementation": attention, **(quantization or {})}
-    model = _pretrained(base_of(args.model), AutoModelForCausalLM, source, **options, **weights)
+    with no_load_report():
+        name = _name(args.model, base)
+        model, info = _pretrained(name, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
+    check_loaded(f"--model {name}", model, info)
     if "gguf_file" in options:  # weights were widened to float32 on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
     learner = args if isinstance(args, TrainArgs) and args.use_lora else None
-    if adapter:
-        model = load_adapter(model, args.model, is_trainable=learner is not None)
+    if base != args.model:
+        model = load_adapter(model, args.model, learner)
     elif learner:
         model = add_adapter(learner, model)
     return assemble(args, model, prompting, accelerator)
@@ -115,7 +134,8 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     formatter.vocabulary = model.get_input_embeddings().weight.shape[0]
     if not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):  # those lie there and cannot be moved
         model.to(accelerator.device)
-    if args.attn_implementation == "auto" and accelerator.device.type == "cpu" and model._can_set_attn_implementation():
+    can_set = model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation()
+    if args.attn_implementation == "auto" and accelerator.device.type == "cpu" and can_set:
         model.set_attn_implementation(BLOCKWISE)
     # everything that can be is found out in float32, in which nothing that matters hides behind rounding
     with autocast(accelerator) if is_coarse(model) else nullcontext():
@@ -133,31 +153,43 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     return LoadedModel(model, formatter, template, accelerator, layout, Answering(positions, together))
 
 
-def attention_implementation(args: CommonArgs, accelerator: Accelerator) -> str:
-    """Choose the kernel that `auto` stands for here.
+def attention_implementation(args: CommonArgs, accelerator: Accelerator, config: Any) -> str:
+    """Choose the kernel that `auto` stands for here, of those that the model of `config` has.
 
     Raises:
-        InputError: if flash-attention is asked for and cannot run.
+        InputError: if one is asked for that cannot run, or that the model has not.
     """
     on_cuda = accelerator.device.type == "cuda"
-    can_flash = on_cuda and is_flash_attn_2_available() and accelerator.mixed_precision in ("bf16", "fp16")
+    can_flash = on_cuda and is_flash_attn_2_available() and accelerator.mixed_precision == "bf16"
     if args.attn_implementation == "flash_attention_2" and not can_flash:
         raise InputError(
             "--attn-implementation flash_attention_2 needs CUDA, the package flash-attn (pip install flash-attn) and "
             "--mixed_precision bf16 in the launch; choose sdpa"
         )
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    has = {"flash_attention_2": getattr(kind, "_supports_flash_attn", True), "sdpa": getattr(kind, "_supports_sdpa", True)}
+    if not has.get(args.attn_implementation, True):
+        best = "sdpa" if has["sdpa"] else "eager"
+        raise InputError(f"--attn-implementation {args.attn_implementation}: {kind.__name__} has no such kernel; choose {best}")
     if args.attn_implementation != "auto":
         return args.attn_implementation
-    return "flash_attention_2" if can_flash else "sdpa"
+    if can_flash and has["flash_attention_2"]:
+        return "flash_attention_2"
+    return "sdpa" if has["sdpa"] else "eager"
 
 
-def _source(name: str) -> tuple[str, dict[str, str]]:
-    """What `from_pretrained` takes for a hub id, a folder, or a .gguf file.
+def _name(model: str, base: str) -> str:
+    """Say what a user knows the loaded weights by: `--model`, or the base of an adapter there."""
+    return model if base == model else f"{model}: its base {base}"
+
+
+def _source(model: str, name: str) -> tuple[str, dict[str, str]]:
+    """Find what `from_pretrained` takes for a hub id, a folder, or a .gguf file, which a user knows as `name`.
 
     Raises:
-        InputError: if `name` is a path at which there is nothing.
+        InputError: if `model` is a path at which there is nothing.
     """
-    path = Path(name).expanduser()
+    path = Path(model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"--model {name}: no such file; give the path of a .gguf file")
@@ -166,9 +198,9 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
         if not (path / "config.json").is_file():
             raise InputError(f"--model {name}: the folder has no config.json; give the folder that save_pretrained wrote")
         return str(path), {}
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise InputError(f"--model {name}: no such folder; give a folder, a .gguf file or a hub id")
-    return name, {}
+    return model, {}
 
 
 def _pretrained(name: str, kind: Any, source: str, **options: Any) -> Any:

@@ -6,9 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from dualoptim.config.args import CommonArgs
 from dualoptim.config.saved import to_dict
@@ -86,10 +88,16 @@ class LoadedModel:
         settings = to_dict(args) | {
             "data": None if getattr(args, "forget_file", None) else args.data_source,
             "template": self.template,
+            "date_string": self.formatter.date_string,
+            "system_prompt": self.formatter.system_prompt,
             "output_dir": str(args.output_dir),
         }
         tags = self.formatter.tags
         return settings | ({f"{name}_tag": text for name, text in asdict(tags).items()} if tags else {})
+
+    def weights_hash(self) -> str:
+        """Hash the weights as they stand, the same on all processes; the main one computes it."""
+        return broadcast_object_list([weights_hash(self.model) if self.accelerator.is_main_process else ""])[0]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the 16 bits of the launch, while the model is not prepared."""
@@ -117,15 +125,32 @@ def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
     Accelerate's own does nothing under DeepSpeed, whose engine has 16-bit weights; a whole model beside it still needs this,
     and flash-attention does not run without.
     """
-    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    return torch.autocast(accelerator.device.type, precision) if precision else nullcontext()
+    half = accelerator.mixed_precision == "bf16"
+    return torch.autocast(accelerator.device.type, torch.bfloat16) if half else nullcontext()
+
+
+_Places = list[tuple[str, int, int]]
+_HASHES: WeakKeyDictionary[torch.nn.Module, tuple[_Places, str]] = WeakKeyDictionary()
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a whole (not divided) model."""
+    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a whole (not divided) model.
+
+    It is computed once for a model, until its tensors are others or PyTorch has counted a change of one. What changes them
+    behind that count calls `weights_changed`.
+    """
+    tensors = [(name, tensor) for name, tensor in sorted(model.state_dict().items()) if isinstance(tensor, torch.Tensor)]
+    places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]
+    if model in _HASHES and _HASHES[model][0] == places:
+        return _HASHES[model][1]
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    _HASHES[model] = places, digest.hexdigest()
+    return _HASHES[model][1]
+
+
+def weights_changed(model: torch.nn.Module) -> None:
+    """Forget the hash of a model, before and after training, which changes weights where PyTorch does not count it."""
+    _HASHES.pop(model, None)

@@ -27,6 +27,7 @@ from torch import Tensor
 from dualoptim.data.batches import in_length_order
 from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError
+from dualoptim.method.kernels import kept
 from dualoptim.method.objectives import Objective
 from dualoptim.method.scores import Batch, Reference, TokenScores, score
 from dualoptim.models.loaded import LoadedModel, autocast, weights_hash
@@ -264,7 +265,7 @@ def _with_head_input(loaded: LoadedModel, batch: Batch) -> tuple[TokenScores, Te
         scores = score(loaded.model, batch)
     finally:
         handle.remove()
-    return scores, seen[-1][batch.row, batch.column]
+    return scores, kept(seen[-1], batch.keep)[batch.row, batch.column]
 
 
 @contextlib.contextmanager

@@ -124,10 +124,14 @@ def check_objectives(args: UnlearnArgs, tasks: Sequence[TaskRows], loaded: Loade
             )
             raise InputError(
                 f"--forget-losses {pair}: it compares answers to a question, and passages of text have none; "
-                f"take one of {', '.join(forget)} with {', '.join(retain)}"
+                f"take {_either(forget)} with {_either(retain)}"
             )
         if (len(objectives) > 1 or "mismatch" in texts) and not all(rows.retain for rows in tasks):
             raise InputError(f"--forget-losses {pair} needs rows to keep; give --retain-file, or a pair such as NPO+none")
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def layer_of(args: UnlearnArgs, loaded: LoadedModel) -> int:

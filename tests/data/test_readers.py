@@ -33,6 +33,7 @@ def test_the_same_rows_from_every_kind_of_file(files):
     found = [read_own(files / f"forget.{kind}", Columns("q", "a")) for kind in ("csv", "jsonl", "parquet")]
     assert found[0] == found[1] == found[2]
     assert found[0][4] == Row("Who is person 4?", "Person 4 is a baker from Lviv.", task=2)
+    assert found[1][4].place == f"{files / 'forget.jsonl'}:5"
     assert [row.question for row in read_own(files / "passages.jsonl", Columns(text="body"))] == [None, None]
 
 
@@ -96,3 +97,51 @@ def test_what_a_table_leaves_empty_is_not_there_and_a_cell_is_no_list(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps({"question": "Who?", "answer": "Me.", "perturbed_answer": "wrong"}))
     with pytest.raises(InputError, match=r"rows\.json:1: perturbed_answer is 'wrong'; give a list of texts"):
         read_rows(tmp_path / "rows.json")
+
+
+def turn(*contents, roles=("user", "assistant")):
+    return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+
+
+def test_rows_of_chats_and_completions_are_found_by_themselves(tmp_path):
+    parts = [{"type": "text", "text": "W"}, {"type": "text", "text": "ho?"}]
+    records = [
+        {"messages": turn("Who?", "Me.")},
+        {"messages": turn(parts, "Me.")},
+        {"prompt": "Who?", "completion": "Me."},
+        {"prompt": turn("Who?", roles=["user"]), "completion": turn("Me.", roles=["assistant"])},
+        {"question": "Who?", "answer": "Me.", "messages": [], "prompt": "no", "completion": "no"},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(records))
+    assert read_own(tmp_path / "rows.json", Columns()) == [Row("Who?", "Me.")] * 5
+    (tmp_path / "rows.csv").write_text("prompt,completion,task_id\nWho?,Me.,2\n")
+    assert read_own(tmp_path / "rows.csv", Columns()) == [Row("Who?", "Me.", task=2)]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            {"messages": turn("a", "b", "c", "d", roles=["user", "assistant"] * 2)},
+            ":1: messages of user, assistant, user, assistant; a row is one question and its answer, so give one of user and",
+        ),
+        ({"messages": turn("s", "a", "b", roles=["system", "user", "assistant"])}, ":1: messages of system, user, assistant;"),
+        ({"messages": turn("a", roles=["user"])}, ":1: messages of user; a row is"),
+        ({"messages": []}, ":1: messages of nobody; a row is"),
+        ({"messages": "Who?"}, ":1: messages is 'Who?'; give a list of objects with role and content"),
+        ({"messages": [{"from": "human", "value": "a"}]}, ":1: messages is"),
+        ({"messages": turn("a", "")}, ":1: answer is ''; give a text"),
+        ({"messages": turn([{"type": "image", "url": "x"}], "b")}, ":1: question is [{'type': 'image'"),
+        ({"prompt": "a"}, ":1: no column 'question'; it has prompt; name it with --question-column"),
+        ({"prompt": "a", "completion": None}, ":1: answer is None"),
+        (
+            {"question": "a", "completion": "b"},
+            ":1: no column 'answer'; it has question, completion; name it with --answer-column",
+        ),
+    ],
+)
+def test_a_chat_that_is_no_question_and_answer_is_refused(record, message, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(record))
+    with pytest.raises(InputError) as error:
+        read_own(tmp_path / "rows.jsonl", Columns())
+    assert str(error.value).startswith(f"{tmp_path / 'rows.jsonl'}{message}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -13,7 +14,7 @@ from dualoptim import EvalArgs, InputError
 from dualoptim.data import demo
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation.judges import EntailmentModel, Judges, SentenceEncoder, entailed
-from dualoptim.evaluation.metrics import rouge_l_recall
+from dualoptim.evaluation.rouge import rouge_l_recall
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,14 @@ def test_both_judges_by_their_flags(taught, minilm, tmp_path):
         assert 0 <= scores["entailment_score"] <= 1
     assert 0 <= summary["targeted_forget_efficacy"] <= 1
     assert not {"cosine_similarity", "entailment_score", "targeted_forget_efficacy"} & set(summary["skipped"])
+
+
+def test_a_classifier_whose_head_would_be_drawn_at_random_is_refused(tmp_path):
+    folder = classifier(tmp_path, ("entailment", "neutral", "contradiction"))
+    state = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in state.items() if not name.startswith("classifier.")}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        InputError, match=r"^--entailment-model .*: its file lacks 2 tensors \(classifier\.bias, classifier\.weight\)"
+    ):
+        EntailmentModel(folder, torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -116,3 +117,49 @@ def test_a_folder_without_a_summary_is_refused(evaluated, tmp_path):
     args, _ = evaluated
     with pytest.raises(InputError, match=r"has no summary\.json"):
         evaluate(dataclasses.replace(args, retain_logs=str(tmp_path), output_dir=str(tmp_path / "out")))
+
+
+def ratio_log(*scores):
+    return {"forget_truth_ratio": {"value_by_index": {str(row): {"score": score} for row, score in enumerate(scores)}}}
+
+
+def test_rows_without_a_score_are_left_out(tmp_path):
+    (tmp_path / "log.json").write_text("\ufeff" + json.dumps(ratio_log(0.5, None, 0.75)), encoding="utf-8")
+    assert read_retain_logs(str(tmp_path / "log.json")).truth_ratios == [0.5, 0.75]
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "forget.jsonl").write_text('{"truth_ratio": null}\n{"truth_ratio": 0.25}\n{"question": "?"}\n')
+    assert read_retain_logs(str(tmp_path)).truth_ratios == [0.25]
+    (tmp_path / "log.json").write_text(json.dumps(ratio_log(0.5) | {"mia_min_k": {"agg_value": None}}))
+    assert read_retain_logs(str(tmp_path / "log.json")).min_k_auc is None
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (ratio_log(0.5, math.nan), "row 1 has the truth ratio nan, which is no number"),
+        (ratio_log(0.5, 0.5, "0.6"), "row 2 has the truth ratio '0.6', which is no number"),
+        (ratio_log(True), "row 0 has the truth ratio True"),
+        (ratio_log([0.5]), r"row 0 has the truth ratio \[0.5\]"),
+        (ratio_log(None, None), "no truth ratios of a forget set"),
+        (ratio_log(0.5) | {"mia_min_k": {"agg_value": "0.5"}}, "mia_min_k is '0.5', which is no number"),
+        (ratio_log(0.5) | {"mia_min_k": {"auc": math.nan}}, "mia_min_k is nan, which is no number"),
+        (
+            {"eval_log_forget.json": {"avg_paraphrased_loss": {"a": math.nan}, "average_perturb_loss": {"a": [1.0]}}},
+            "row a has the truth ratio nan",
+        ),
+        (
+            {"eval_log_forget.json": {"avg_paraphrased_loss": [1.0], "average_perturb_loss": [[1.0, math.nan]]}},
+            "row 0 has the truth ratio nan",
+        ),
+        (
+            {"eval_log_forget.json": {"avg_paraphrased_loss": [None], "average_perturb_loss": [[1.0]]}},
+            "its forget rows have no losses of paraphrased and perturbed answers",
+        ),
+    ],
+)
+def test_a_score_that_is_no_number_is_named_with_its_row(log, message, tmp_path):
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    with pytest.raises(InputError, match=message) as error:
+        read_retain_logs(str(tmp_path / "log.json"))
+    assert str(error.value).startswith(f"--retain-logs {tmp_path / 'log.json'}: ")
+    assert "\n" not in str(error.value)

@@ -13,7 +13,8 @@ from dualoptim.data import demo
 from dualoptim.data.tofu import tofu_source
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation import scoring
-from dualoptim.evaluation.metrics import exact_memorization, extraction_strength, rouge_l_recall
+from dualoptim.evaluation.metrics import exact_memorization, extraction_strength
+from dualoptim.evaluation.rouge import rouge_l_recall
 
 
 def rows_of(folder, name):

@@ -13,7 +13,7 @@ from dualoptim.config.optimizers import kind_of
 from dualoptim.method.engine import prepare
 from dualoptim.method.groups import decay_groups
 from dualoptim.models import checkpoint
-from dualoptim.models.checkpoint import list_checkpoints, load_checkpoint, read_checkpoint, save_checkpoint
+from dualoptim.models.checkpoint import choose_checkpoint, list_checkpoints, load_checkpoint, read_log, save_checkpoint
 
 
 @pytest.fixture
@@ -37,7 +37,9 @@ def test_the_newest_are_kept_in_their_order(engine, tmp_path):
         save_checkpoint(engine.accelerator, tmp_path, step, keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-9", "step-10"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-9"]
-    assert read_checkpoint(engine.accelerator, tmp_path / "step-10") == 10
+    state = json.loads((tmp_path / "step-10" / "state.json").read_text())
+    assert (state["step"], state["processes"]) == (10, 1)
+    assert sorted(state["files"]) == ["model.safetensors", "optimizer.bin", "random_states_0.pkl"]
 
 
 def test_weights_banks_and_random_states_come_back(engine, tmp_path):
@@ -63,15 +65,34 @@ def test_a_kill_during_a_save_leaves_the_earlier_one_whole(engine, tmp_path, mon
 
 
 def test_what_is_no_checkpoint_or_of_another_launch_is_refused(engine, tmp_path):
-    with pytest.raises(InputError, match=r"--resume .*nothing: no checkpoint there; give a folder step-N"):
-        read_checkpoint(engine.accelerator, tmp_path / "nothing")
-    (tmp_path / "step-3").mkdir()
-    (tmp_path / "step-3" / "state.json").write_text("{")
-    with pytest.raises(InputError, match="no checkpoint there"):
-        read_checkpoint(engine.accelerator, tmp_path / "step-3")
-    (tmp_path / "step-3" / "state.json").write_text(json.dumps({"step": 3, "processes": 2}))
+    folder = tmp_path / "checkpoint" / "step-3"
+    folder.mkdir(parents=True)
+    for text in (None, "{", "[]", '{"step": 3}'):
+        if text:
+            (folder / "state.json").write_text(text)
+        with pytest.raises(InputError, match=r"--resume: .*step-3: no checkpoint there, and there is no other one"):
+            choose_checkpoint(engine.accelerator, tmp_path, "newest", 9)
+        with pytest.raises(InputError, match=r"--resume .*step-3: no checkpoint there; give another folder step-N beside it"):
+            choose_checkpoint(engine.accelerator, tmp_path, str(folder), 9)
+    (folder / "state.json").write_text(json.dumps({"step": 3, "processes": 2}))
     with pytest.raises(InputError, match=r"was written by 2 processes and this run has 1; start 2"):
-        read_checkpoint(engine.accelerator, tmp_path / "step-3")
+        choose_checkpoint(engine.accelerator, tmp_path, "newest", 9)
+
+
+def test_the_log_is_read_as_far_as_it_is_whole(tmp_path):
+    log = tmp_path / "log.jsonl"
+    assert read_log(log) == []
+    lines = [json.dumps({"step": step}) for step in (1, 2, 3, 4)]
+    for text, whole in (
+        ("\n".join(lines), 4),
+        ("\n".join(lines)[:-3], 3),
+        ("\n".join([*lines[:2], "", *lines[2:]]), 2),
+        ("\n".join([lines[0], *lines[2:]]), 1),
+        ("\n".join([*lines[:2], "[3]", lines[3]]), 2),
+        ("\n".join(lines[1:]), 0),
+    ):
+        log.write_text(text)
+        assert [record["step"] for record in read_log(log)] == [1, 2, 3, 4][:whole]
 
 
 def test_a_task_without_checkpoints_has_none(tmp_path):

@@ -2,14 +2,17 @@
 
 import json
 
+import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors import safe_open
 from support import state_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import UnlearnArgs
+from dualoptim.config.optimizers import kind_of
 from dualoptim.models.export import export_model
-from dualoptim.models.launch import start_accelerator
+from dualoptim.models.launch import release, start_accelerator, training
 from dualoptim.models.load import load_model
 
 
@@ -52,3 +55,48 @@ def test_an_earlier_model_is_replaced_whole(tiny, tmp_path):
     exported(tiny, tmp_path / "model")
     assert not (tmp_path / "model" / "stale.bin").exists()
     assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """A launch with `--dynamo_backend eager`, and with regional compilation if the test says so."""
+
+    def start(regional):
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._shared_state.clear()
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+        monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", str(regional))
+
+    yield start
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._shared_state.clear()
+
+
+@pytest.mark.parametrize("regional", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"use_lora": True}], ids=["weights", "adapter"])
+def test_a_compiled_model_is_saved_under_its_own_names(changes, regional, tiny, tmp_path, compiling):
+    compiling(regional)
+    args = UnlearnArgs(model=str(tiny), data="demo", **changes)
+    loaded = load_model(args, start_accelerator(args))
+    export_model(loaded, tmp_path / "before", "a card")
+    with training(loaded, args, kind_of(args).build(args)) as engine, torch.no_grad():
+        assert any("_orig_mod" in name for name, _ in engine.model.named_modules())
+        trained = [weight for weight in engine.model.parameters() if weight.requires_grad]
+        for weight in trained:
+            weight.add_(1)
+    export_model(loaded, tmp_path / "after", "a card")
+    before, after = state_of(tmp_path / "before"), state_of(tmp_path / "after")
+    assert before.keys() == after.keys()
+    assert len(after) == len(trained)
+    assert all(torch.allclose(after[name], before[name] + 1) for name in after)
+    release(loaded)
+
+
+def test_a_model_that_would_not_load_again_replaces_nothing(tiny, tmp_path, monkeypatch):
+    loaded = exported(tiny, tmp_path / "model")
+    state = {f"_orig_mod.{name}": value for name, value in loaded.model.state_dict().items()}
+    monkeypatch.setattr(loaded.accelerator, "get_state_dict", lambda _: dict(state))
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    with pytest.raises(RuntimeError, match=r"model\.tmp: what was saved would not load as the model that was trained"):
+        export_model(loaded, tmp_path / "model", "a card")
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before

@@ -1,6 +1,7 @@
 """What a launch needs around a run: a place to write to, a model prepared for training, and FSDP as it is needed here."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -8,10 +9,12 @@ import sys
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from support import ROOT, WORKERS, environment, examples
 
 from dualoptim import InputError, UnlearnArgs
 from dualoptim.config.optimizers import kind_of
+from dualoptim.models import launch as launching
 from dualoptim.models.launch import claim, is_sharded, output_folder, prepared, release, say, start_accelerator, training
 from dualoptim.models.load import load_model
 
@@ -145,3 +148,98 @@ main(UnlearnArgs, check)
     assert printed in done.stdout + done.stderr
     assert ("--optim-bits 8 cannot divide its states under FSDP" in done.stdout) == (version == "2")
     assert "Traceback" not in done.stderr
+
+
+# --------------------------------------------------------------------------------------------- the environment of a launch
+
+
+@pytest.fixture
+def fresh():
+    """Let Accelerate read the environment anew, before and after a test."""
+
+    def clear():
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._shared_state.clear()
+
+    clear()
+    yield
+    clear()
+
+
+@pytest.mark.parametrize("steps", [None, "1", "4"])
+def test_a_variable_of_the_launch_divides_no_gradient(steps, args, fresh, monkeypatch):
+    if steps:
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+    accelerator = start_accelerator(args)
+    assert accelerator.gradient_accumulation_steps == 1
+    weight = torch.nn.Parameter(torch.ones(3))
+    accelerator.backward((weight * 2).sum())
+    assert weight.grad.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "FP16", "fp8", "half"])
+def test_a_precision_that_skips_steps_is_refused(precision, args, fresh, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    with pytest.raises(InputError, match=rf"^the launch asks for --mixed_precision {precision.lower()}; give bf16, or no$"):
+        start_accelerator(args)
+
+
+@pytest.mark.parametrize("version", ["missing", "0.18.9"])
+def test_deepspeed_that_is_missing_or_too_old_is_asked_for_in_one_line(version, args, fresh, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr(launching, "is_deepspeed_available", lambda: version != "missing")
+    if version != "missing":
+        monkeypatch.setattr(launching, "compare_versions", lambda name, _, floor: (name, floor) == ("deepspeed", "0.19"))
+    with pytest.raises(InputError, match=r"^the launch asks for DeepSpeed 0\.19 or newer, .* pip install 'deepspeed>=0\.19'$"):
+        start_accelerator(args)
+
+
+STAGE = {"zero_optimization": {"stage": 2}, "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"}
+
+
+@pytest.fixture
+def deepspeed_file(fresh, tmp_path, monkeypatch):
+    """Write the DeepSpeed file of a launch."""
+    pytest.importorskip("deepspeed")
+
+    def write(**sections):
+        told = {name: section for name, section in (STAGE | sections).items() if section}
+        (tmp_path / "ds.json").write_text(json.dumps(told))
+        settings = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "ds.json")}
+        settings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29655", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+
+    yield write
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, "has a section 'optimizer', .*; remove it there"),
+        ({"scheduler": {"type": "WarmupLR", "params": {}}}, "has a section 'scheduler', .*; remove it there"),
+        ({"fp16": {"enabled": True}}, 'enables fp16; give "bf16": {"enabled": true} there instead'),
+        ({"zero_optimization": None}, None),
+    ],
+)
+def test_a_deepspeed_file_that_cannot_be_is_refused_at_once(sections, said, args, deepspeed_file, tmp_path):
+    deepspeed_file(**sections)
+    with pytest.raises(InputError, match=f"^the launch's DeepSpeed file {said}$" if said else "^Accelerate refuses the launch"):
+        start_accelerator(args)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["bf16", "bfloat16"])
+def test_a_deepspeed_file_of_a_tutorial_gets_what_it_lacks(name, args, deepspeed_file):
+    deepspeed_file(
+        **{name: {"enabled": True, "check_grad_overflow": False}, "zero_optimization": {"stage": 3}, "train_batch_size": 32},
+        gradient_accumulation_steps=4,
+        gradient_clipping=1.0,
+    )
+    config = start_accelerator(args).state.deepspeed_plugin.deepspeed_config
+    assert config[name] == {"enabled": True, "check_grad_overflow": True}
+    assert config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+    given = (config["gradient_accumulation_steps"], config["gradient_clipping"], config["train_batch_size"])
+    assert given == (1, 0.0, "auto")

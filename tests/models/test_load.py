@@ -5,13 +5,33 @@ import logging
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
+from support import examples
+from transformers import (
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    TrOCRConfig,
+    TrOCRForCausalLM,
+    xLSTMConfig,
+    xLSTMForCausalLM,
+)
 
 from dualoptim import EvalArgs, InputError, UnlearnArgs
 from dualoptim.data import demo
+from dualoptim.method.objectives import FORGET
+from dualoptim.method.scores import score
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import attention_implementation, load_config, load_model, quantization_options
 from dualoptim.models.packing import BLOCKWISE
+from dualoptim.models.reference import Frozen
 
 
 def load(**fields):
@@ -65,7 +85,7 @@ def test_a_model_that_mixes_packed_texts_falls_back_to_padding_with_a_warning(ti
 def test_attention_on_a_cpu(choice, kernel, own, tiny):
     args = UnlearnArgs(model=str(tiny), data="demo", attn_implementation=choice)
     accelerator = start_accelerator(args)
-    assert attention_implementation(args, accelerator) == kernel
+    assert attention_implementation(args, accelerator, load_config(args)[0]) == kernel
     loaded = load_model(args, accelerator)
     assert loaded.model.config._attn_implementation == own
     assert loaded.layout.shares == (choice != "eager")
@@ -77,7 +97,7 @@ def test_what_needs_cuda_is_refused_without_it(tiny):
     if accelerator.device.type == "cuda":
         pytest.skip("this machine has CUDA")
     with pytest.raises(InputError, match=r"flash_attention_2 needs CUDA, .*pip install flash-attn.* choose sdpa"):
-        attention_implementation(args, accelerator)
+        attention_implementation(args, accelerator, load_config(args)[0])
     for bits in (4, 8):
         with pytest.raises(InputError, match="needs CUDA, and this run has none"):
             quantization_options(accelerator, bits)
@@ -96,3 +116,65 @@ def test_the_same_model_is_the_same_at_every_load(tiny):
     args = UnlearnArgs(model=str(tiny), data="demo")
     one, other = (load_model(dataclasses.replace(args, seed=seed), start_accelerator(args)).model for seed in (1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- models that are not as most are
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+DECODER = {"decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "d_model": 32}
+MODELS = {
+    "xlstm": lambda n: xLSTMForCausalLM(xLSTMConfig(vocab_size=n, hidden_size=32, num_blocks=2, num_heads=4)),
+    "trocr": lambda n: TrOCRForCausalLM(TrOCRConfig(vocab_size=n, **DECODER)),
+    "gemma2": lambda n: Gemma2ForCausalLM(
+        Gemma2Config(vocab_size=n, **SIZES, head_dim=8, num_key_value_heads=2, query_pre_attn_scalar=8)
+    ),
+    "mamba": lambda n: MambaForCausalLM(MambaConfig(vocab_size=n, hidden_size=32, num_hidden_layers=2)),
+    "bloom": lambda n: BloomForCausalLM(BloomConfig(vocab_size=n, hidden_size=32, n_layer=2, n_head=4)),
+    "mpt": lambda n: MptForCausalLM(MptConfig(vocab_size=n, d_model=32, n_heads=4, n_layers=2)),
+    "openai": lambda n: OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=n, n_embd=32, n_layer=2, n_head=4)),
+}
+
+
+def saved(kind, tiny, folder):
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    torch.manual_seed(0)
+    MODELS[kind](len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "mamba", "bloom", "mpt", "openai", "trocr"])
+def test_a_model_without_sdpa_takes_eager(kind, tiny, tmp_path):
+    saved(kind, tiny, tmp_path)
+    assert load(model=str(tmp_path), data="demo").model.config._attn_implementation == "eager"
+    args = UnlearnArgs(model=str(tmp_path), data="demo", attn_implementation="sdpa")
+    with pytest.raises(InputError, match=r"--attn-implementation sdpa: \w+ has no such kernel; choose eager$"):
+        load_model(args, start_accelerator(args))
+
+
+@pytest.mark.parametrize("kind", ["xlstm", "trocr", "gemma2"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_scores_are_those_of_one_text_at_a_time_whatever_the_model_ignores(kind, packing, tiny, tmp_path):
+    """xLSTM and TrOCR give logits of every position, though they were asked for some."""
+    saved(kind, tiny, tmp_path)
+    loaded = load(model=str(tmp_path), data="demo", packing=packing)
+    texts = examples(5)
+    with torch.no_grad():
+        model = loaded.model.eval()
+        found = score(model, loaded.batch(texts)).log_prob
+        head = model.get_output_embeddings()
+        expected, seen = [], []
+        handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        for text in texts:
+            every = model(torch.tensor(text.ids)[None], use_cache=False).logits[0].log_softmax(-1)
+            expected += [every[place - 1, text.ids[place]] for place in range(text.start, len(text.ids))]
+        handle.remove()
+    assert torch.allclose(found, torch.stack(expected), atol=2e-5)
+
+    if kind == "gemma2":  # it caps its logits after the head
+        return
+    undial = FORGET["UNDIAL"]
+    frozen = Frozen(loaded, tmp_path / "reference", [undial], 3)
+    frozen.score(loaded, undial, texts)
+    logits = frozen.reader(undial)(texts, torch.device("cpu")).logits
+    wanted = [head(x[0, text.start - 1 : len(text.ids) - 1]) for x, text in zip(seen, texts, strict=True)]
+    assert torch.allclose(logits(slice(None)), torch.cat(wanted), atol=2e-5)

@@ -1,5 +1,6 @@
 """A model with what feeds it: batches in its layout, the arguments that it resolves, and the hash of its weights."""
 
+import hashlib
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from dualoptim.data.stream import Stream
 from dualoptim.method.scores import Reference
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import load_model
-from dualoptim.models.loaded import Layout, MicroBatches, autocast, weights_hash
+from dualoptim.models.loaded import Layout, MicroBatches, autocast, weights_changed, weights_hash
 
 CPU = torch.device("cpu")
 
@@ -59,7 +60,7 @@ def test_micro_batches_bring_what_the_frozen_model_says():
 
 def test_products_are_in_16_bits_where_the_launch_says_so():
     weight = torch.ones(2, 2)
-    for precision, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("no", torch.float32)):
+    for precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32)):
         with autocast(SimpleNamespace(mixed_precision=precision, device=CPU)):
             assert (weight @ weight).dtype == dtype
 
@@ -77,6 +78,27 @@ def test_a_hash_tells_weights_apart(change):
     else:
         same = same.double()
     assert weights_hash(model) != weights_hash(same)
+
+
+def test_a_model_is_hashed_once_until_it_changes(monkeypatch):
+    hashed = []
+    counting = SimpleNamespace(sha256=lambda: hashed.append(1) or hashlib.sha256())
+    monkeypatch.setattr("dualoptim.models.loaded.hashlib", counting)
+    model = torch.nn.Linear(2, 2)
+    seen = [weights_hash(model)]
+    assert weights_hash(model) == seen[0]
+    assert len(hashed) == 1
+    with torch.no_grad():
+        model.weight[0, 0] += 1
+    seen.append(weights_hash(model))
+    model.weight = torch.nn.Parameter(torch.zeros(2, 2))
+    seen.append(weights_hash(model))
+    model.load_state_dict({name: value + 3 for name, value in model.state_dict().items()})
+    seen.append(weights_hash(model))
+    model.weight.data += 1  # which PyTorch does not count
+    weights_changed(model)
+    seen.append(weights_hash(model))
+    assert len(set(seen)) == len(hashed) == 5
 
 
 def test_a_hash_is_that_of_a_file_loaded_again(tiny):

@@ -15,7 +15,7 @@ from dualoptim.attack import round_to_nearest
 from dualoptim.data import demo
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation import measure
-from dualoptim.evaluation.metrics import rouge_l_recall
+from dualoptim.evaluation.rouge import rouge_l_recall
 
 
 @pytest.fixture(scope="module")

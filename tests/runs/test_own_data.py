@@ -71,6 +71,40 @@ def test_forgetting_a_document(files, taught, tmp_path):
     assert DOCUMENT.startswith(row["answer"])
 
 
+def test_several_packed_files_in_a_folder_with_brackets_and_a_home(files, taught, tmp_path, monkeypatch):
+    import gzip
+
+    home = tmp_path / "ho[m]e*"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    lines = (files / "forget.jsonl").read_text().splitlines()
+    (home / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[:4]).encode()))
+    (home / "b.json").write_text(f"[{','.join(lines[4:])}]")
+    (home / "keep.jsonl").write_text((files / "retain.jsonl").read_text())
+    same = {"model": str(taught), "max_steps": 4, "eval_rows": 4, "max_new_tokens": 4, "save_every": 2, **COLUMNS}
+    whole = run(
+        UnlearnArgs(
+            forget_file=str(files / "forget.jsonl"),
+            retain_file=str(files / "retain.jsonl"),
+            output_dir=str(tmp_path / "o"),
+            **same,
+        )
+    )
+    parts = UnlearnArgs(
+        forget_file=("~/a.jsonl.gz", "~/b.json"),
+        retain_file=Path("~/keep.jsonl"),
+        output_dir="~/o[1]",
+        idk_file="~/no.txt",
+        **same,
+    )
+    (home / "no.txt").write_text("No.")
+    (first,), (second,) = whole.tasks, run(parts).tasks
+    assert second.folder == home / "o[1]" / "ME+GD_lr1e-05" / "task1"
+    assert [{**record, "seconds": 0} for record in first.log] == [{**record, "seconds": 0} for record in second.log]
+    assert first.after["sets"] == second.after["sets"]
+    run(dataclasses.replace(parts, resume=str(second.folder / "checkpoint" / "step-4")))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -107,7 +141,7 @@ def test_flags_that_do_not_go_together(tmp_path):
         ({"forget_file": "x", "model": "m", "data": "d"}, "takes the place of --data d"),
         ({"lm_eval_path": str(tmp_path / "none"), "lm_eval_tasks": ("x",)}, "--lm-eval-path .*: no such folder"),
         ({"lm_eval_path": str(tmp_path)}, "--lm-eval-path .* has tasks that nothing asks for"),
-        ({"lm_eval_tasks": ("x",), "eval": False}, "--lm-eval-tasks are a part of the evaluation"),
+        ({"lm_eval_tasks": ("x",), "eval": False}, "--lm-eval-tasks x has no effect with --no-eval, which leaves out"),
         ({"question_column": "q"}, "--question-column q names a column of your own files; give --forget-file"),
     ):
         with pytest.raises(InputError, match=message):

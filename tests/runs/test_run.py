@@ -222,7 +222,7 @@ def test_finetune_teaches_and_stops_when_it_knows(tiny, tmp_path):
     assert mean < 0.3 < result.log[-4]["loss"] + 0.1
     assert len(result.log) % 2 == 0
     assert len(result.log) < 120
-    assert {record["phase"] for record in result.log} == {"retain"}
+    assert {record["phase"] for record in result.log} == {"learn"}
 
 
 def test_trackers_follow_every_step_and_score(small_args, tmp_path):

@@ -1,0 +1,28 @@
+"""Hash rows and prompts, so that a run that goes on, or a sweep that skips what is finished, sees that they have changed."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from dualoptim.data.prompts import Formatter
+from dualoptim.data.rows import Row
+
+
+def rows_hash(rows: Iterable[Row], *others: Any) -> str:
+    """Compute the SHA-256 of rows in their order, and of JSON values beside them. What a row does not have is left out."""
+    digest = hashlib.sha256(json.dumps(others).encode())
+    for row in rows:
+        digest.update(json.dumps({name: value for name, value in asdict(row).items() if value not in (None, ())}).encode())
+    return digest.hexdigest()
+
+
+def prompts_hash(rows: Iterable[Row], formatter: Formatter) -> str:
+    """Compute the SHA-256 of the token ids of all texts of rows, and of where each answer begins."""
+    digest = hashlib.sha256()
+    for row in rows:
+        for text in row.texts():
+            example = formatter.example(row.question, text)
+            digest.update(json.dumps([example.start, *example.ids]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""Go on with what an earlier run left: with the same arguments, rows, prompts and weights, from checkpoints that are whole."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+
+from dualoptim.config.args import DEMO, NEWEST, UnlearnArgs
+from dualoptim.config.product import single_runs
+from dualoptim.config.saved import changed_input, check_same, read_inputs
+from dualoptim.data.identity import prompts_hash, rows_hash
+from dualoptim.data.prompts import Formatter
+from dualoptim.errors import InputError
+from dualoptim.models.checkpoint import choose_checkpoint, discard_after
+from dualoptim.models.launch import decided, say
+from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.work import work_of
+
+if TYPE_CHECKING:
+    from dualoptim.unlearn import Job
+
+TRAINED_FROM = ("rows", "prompts", "weights")
+"""The hashes of a `config.yaml` on which a training depends."""
+
+
+def inputs_of(job: "Job", position: int, formatter: Formatter) -> dict[str, str]:
+    """Hash all that the task at `position` reads but its weights: what it learns from, and what measures it."""
+    task, measures = job.rows(position), job.measures
+    learned = [*task.forget, *task.retain]
+    found = {"rows": rows_hash(learned, len(task.forget), task.refusals), "prompts": prompts_hash(learned, formatter)}
+    if measures:
+        sets, _ = job.evaluation_sets(position)
+        measured = [row for rows in sets.values() for row in rows]
+        sizes = {name: len(rows) for name, rows in sets.items()}
+        found["evaluation"] = rows_hash(measured, sizes, prompts_hash(measured, formatter), *measures.identity())
+    return found
+
+
+def all_inputs(job: "Job", loaded: LoadedModel) -> list[dict[str, str]]:
+    """Hash the same of every task of the list, with the weights from which the first one starts."""
+    found = [inputs_of(job, position, loaded.formatter) for position in range(len(job.args.task_list))]
+    if job.args.model != DEMO:  # which is not taught yet
+        found[0]["weights"] = loaded.weights_hash()
+    return found
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """Hold a task as a run will do it: its folder, its arguments as resolved, hashes of what it reads, and its last step."""
+
+    folder: Path
+    resolved: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    last_step: int
+
+
+def where_to_go_on(job: "Job", loaded: LoadedModel) -> dict[Path, Path]:
+    """Choose the checkpoint of every task that has one, by the task's folder; the same on all processes.
+
+    Raises:
+        InputError: if an argument, rows, prompts or weights are others than those that a task began with, if `--resume` names
+            no checkpoint of these tasks, or if no checkpoint of a task will do.
+    """
+    accelerator, resume = job.accelerator, str(job.args.resume)
+    tasks = []
+    for position, (task, inputs) in enumerate(zip(job.args.task_list, all_inputs(job, loaded), strict=True)):
+        for one in single_runs(job.args):
+            last_step = work_of(one, job.rows(position), loaded).plan.last_step
+            tasks.append(_Planned(replace(job, args=one).folder(task), loaded.resolved(one), inputs, last_step))
+    decided(accelerator, lambda: _check(resume, tasks))
+    chosen = {task.folder: choose_checkpoint(accelerator, task.folder, resume, task.last_step) for task in tasks}
+    return {folder: path for folder, path in chosen.items() if path}
+
+
+def _check(resume: str, tasks: Sequence[_Planned]) -> None:
+    places = [task.folder / "checkpoint" for task in tasks]
+    given = Path(resume).expanduser()
+    if resume != NEWEST and not (given.is_dir() and given.resolve().parent in [place.resolve() for place in places]):
+        raise InputError(
+            f"--resume {resume}: no checkpoint of this run; give a folder step-N in {places[0]}"
+            + (" or another task's" if len(places) > 1 else "")
+            + ", or --resume alone for the newest"
+        )
+    for task in tasks:
+        config = task.folder / "config.yaml"
+        if config.is_file():
+            check_same(config, task.resolved, UnlearnArgs)
+            if changed := changed_input(config, {name: task.inputs[name] for name in TRAINED_FROM if name in task.inputs}):
+                raise InputError(
+                    f"--resume: the {changed} of {task.folder.name} are not those that {config} was written for; give what "
+                    "they were, or another --output-dir"
+                )
+
+
+def begins_anew(accelerator: Accelerator, folder: Path, weights: str, trained: bool) -> bool:
+    """Tell whether a later task began from other weights than the task before it has left now, and if so clear it away.
+
+    `trained`: the task before has been trained in this call, which counts where no hash tells. The same on all processes.
+    """
+
+    def clear() -> bool:
+        before = read_inputs(folder / "config.yaml")
+        changed = before["weights"] != weights if "weights" in before else trained
+        if changed and (folder / "log.jsonl").is_file():
+            say(accelerator, f"{folder}: begins anew, because the weights that the task before has left are others now")
+            discard_after(folder, 0)
+        return changed
+
+    return decided(accelerator, clear)
