@@ -68,6 +68,27 @@ def _failure(model: Any, length: int) -> Exception | None:
 
 
 @torch.no_grad()
+def check_padding(model: Any, name: str) -> None:
+    """Make sure that a model scores a text that is padded on the right, beside a longer one, as it scores it alone.
+
+    Raises:
+        InputError: if not. `name` is the model's.
+    """
+    text, longer = Example(_TEXT, 1), Example(_LONGER, 1)
+    was_training = model.training
+    model.eval()
+    try:
+        both, alone = (score(model, pad(texts).to(model.device)).logits.float() for texts in ([text, longer], [text]))
+    finally:
+        model.train(was_training)
+    if _off(both[: len(alone)], alone) > (_COARSE if is_coarse(model) else _FINE):
+        raise InputError(
+            f"--model {name}: {type(model).__name__} scores a text differently beside a longer one, packed or padded; choose "
+            "another model"
+        )
+
+
+@torch.no_grad()
 def answered_at_once(model: Any, name: str) -> Together:
     """Find out which texts a model goes on from in one batch as it does from each alone.
 

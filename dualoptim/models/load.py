@@ -24,7 +24,7 @@ from dualoptim.data.demo import tiny_model
 from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_adapter
-from dualoptim.models.limits import answered_at_once, is_coarse, keeps_apart, last_position, packed_row
+from dualoptim.models.limits import answered_at_once, check_padding, is_coarse, keeps_apart, last_position, packed_row
 from dualoptim.models.loaded import Answering, Layout, LoadedModel, autocast
 from dualoptim.models.packing import BLOCKWISE
 from dualoptim.models.weights import check_loaded, no_load_report
@@ -147,6 +147,8 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
         # other kernels take no mask for whole texts, and flash-attention would fail on the GPU for good
         masked = model.config._attn_implementation in ("sdpa", BLOCKWISE)
         shares = row > 0 and masked and keeps_apart(model, row, args.max_length, share=True)
+        if not row:
+            check_padding(model, args.model)
     if args.packing and not row:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
     layout = Layout(accelerator.device, row > 0, shares, row)

@@ -10,6 +10,8 @@ from transformers import (
     BartForCausalLM,
     BloomConfig,
     BloomForCausalLM,
+    CpmAntConfig,
+    CpmAntForCausalLM,
     FalconConfig,
     FalconForCausalLM,
     GPT2Config,
@@ -44,7 +46,7 @@ from dualoptim.data.prompts import Example
 from dualoptim.method.scores import score
 from dualoptim.models import limits
 from dualoptim.models.launch import start_accelerator
-from dualoptim.models.limits import answered_at_once, keeps_apart, packed_row
+from dualoptim.models.limits import answered_at_once, check_padding, keeps_apart, packed_row
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import Layout
 from dualoptim.models.packing import BLOCKWISE
@@ -344,6 +346,28 @@ class Mixed(LlamaForCausalLM):
 def test_what_a_model_answers_in_one_batch(kind, config, together):
     """RWKV of transformers 5 mixes up the rows of a batch after the first token."""
     assert answered_at_once(made(kind, config), "x") == together
+
+
+def test_a_model_that_reads_padding_as_text_is_refused(tiny, tmp_path):
+    """Whether it comes before or after a text: there is no batch in which its scores are right."""
+    check_padding(made(*MIXES["a state space"]), "x")
+
+    class TwoWay(LlamaForCausalLM):
+        def forward(self, input_ids, **kwargs):
+            output = super().forward(input_ids, **kwargs)
+            output.logits = output.logits + (input_ids == 0).sum(-1)[:, None, None]
+            return output
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 64}
+    for model in (made(TwoWay, LlamaConfig(**SIZES)), made(CpmAntForCausalLM, CpmAntConfig(**sizes, vocab_size=97))):
+        with pytest.raises(
+            InputError, match=r"^--model x: .* scores a text differently beside a longer one, .* choose another"
+        ):
+            check_padding(model, "x")
+    folder = saved(tmp_path, tiny, CpmAntForCausalLM, CpmAntConfig(**sizes, vocab_size=2000))
+    for packing in (True, False):
+        with pytest.raises(InputError, match="beside a longer one"):
+            load(folder, packing=packing, attn_implementation="eager")
 
 
 def test_a_model_that_cannot_generate_is_refused():
