@@ -112,6 +112,7 @@ class Formatter:
     max_length: int
     date_string: str | None = None
     system_prompt: str | None = None
+    vocabulary: int | None = field(default=None, init=False)  # tokens that the model has embeddings of
     cut: int = field(default=0, init=False)  # texts that were longer than max_length
     _known: dict[tuple[str | None, str], tuple[list[int], int]] = field(default_factory=dict, init=False, repr=False)
 
@@ -172,7 +173,8 @@ class Formatter:
         as published code does, puts the boundary one token too late for many tokenizers.
 
         Raises:
-            InputError: if the question alone fills `max_length`, or the tokenizer leaves nothing of the answer.
+            InputError: if the question alone fills `max_length`, if the tokenizer leaves nothing of the answer, or if the model
+                has no embedding of a token.
         """
         if (question, answer) not in self._known:
             self._known[question, answer] = self._tokenize(question, answer)
@@ -209,6 +211,13 @@ class Formatter:
             raise InputError(
                 f"--max-length {self.max_length} leaves no room for an answer after the question {(question or '')[:60]!r} "
                 f"of {start} tokens; raise it"
+            )
+        if self.vocabulary is not None and max(ids) >= self.vocabulary:
+            token, size = self.tokenizer.convert_ids_to_tokens(max(ids)), len(self.tokenizer)
+            raise InputError(
+                f"--model {self.tokenizer.name_or_path}: its tokenizer writes {token!r}, token {max(ids)}, and the model has "
+                f"embeddings of {self.vocabulary} tokens; call resize_token_embeddings({size}), train and save it, or take the "
+                "tokenizer that it was trained with"
             )
         return ids, start
 

@@ -14,21 +14,11 @@ from dualoptim.data.batches import in_length_order
 from dualoptim.data.rows import Row
 from dualoptim.data.stream import seeded
 from dualoptim.evaluation.scoring import ScoringPass, Share
+from dualoptim.models.limits import continue_greedily
 from dualoptim.models.loaded import LoadedModel
 
-_OTHER_CHOICES = (
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "guidance_scale",
-    "min_length",
-    "min_new_tokens",
-    "sequence_bias",
-    "suppress_tokens",
-)
-"""Settings of a model's own `generation_config` with which it does not answer by its first choices."""
+_SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
+"""Settings of a model's own `generation_config` that name tokens which it never answers, or never begins with."""
 
 _SEED = 0  # of sampled answers: not the training's
 
@@ -70,32 +60,46 @@ def generate(
 ) -> list[str]:
     """Generate the texts of continuations greedily, in their order; `processor` makes what changes a batch's logits first.
 
-    What is agreed upon is not generated again, unless the processor or the model's own configuration wants other tokens than
-    the likeliest. A batch goes on until its longest text ends, so those are together that should still be equally long.
+    What is agreed upon is not generated again, unless the processor or tokens that the model never answers make it other than
+    the likeliest. A batch goes on until its longest text ends, so those are together that should still be equally long, of
+    those that the model answers in one batch as it answers each alone (`Answering`).
     """
-    loaded, limit, ends = scoring.loaded, scoring.args.max_new_tokens, end_tokens(scoring.loaded)
-    plain = not processor and not any(getattr(loaded.model.generation_config, name, None) for name in _OTHER_CHOICES)
-    answers = [_cut_at_end(one.answer[: one.agreed if plain else 0], ends, limit) for one in continuations]
-    unfinished = [n for n, answer in enumerate(answers) if len(answer) < limit and not (answer and answer[-1] in ends)]
+    loaded, ends = scoring.loaded, end_tokens(scoring.loaded)
+    plain = not processor and not suppressed_tokens(loaded)
+    bound = loaded.answering.positions
+    limits = [min([scoring.args.max_new_tokens, *([] if bound is None else [bound - len(one.ids)])]) for one in continuations]
+    answers = [
+        _cut_at_end(one.answer[: one.agreed if plain else 0], ends, limit)
+        for one, limit in zip(continuations, limits, strict=True)
+    ]
+    unfinished = [n for n, answer in enumerate(answers) if len(answer) < limits[n] and not (answer and answer[-1] in ends)]
     with scoring.progress(label, len(continuations)) as bar:
         bar.update(len(continuations) - len(unfinished))
-        missing = [len(continuations[n].answer) - len(answers[n]) for n in unfinished]
-        for places in in_length_order(missing, scoring.args.eval_batch_size):
-            batch = [unfinished[place] for place in places]
-            known = [continuations[n].ids + answers[n] for n in batch]
-            longest = max(map(len, known))
-            more = _greedy(loaded, known, limit - min(len(answers[n]) for n in batch), processor and processor(batch, longest))
-            for n, new in zip(batch, more, strict=True):
-                answers[n] = _cut_at_end(answers[n] + new, ends, limit)
-            bar.update(len(batch))
+        known = {n: continuations[n].ids + answers[n] for n in unfinished}
+        missing = {n: len(continuations[n].answer) - len(answers[n]) for n in unfinished}
+        together = loaded.answering.together
+        size = 1 if together == "none" else scoring.args.eval_batch_size
+        for length in sorted({len(own) for own in known.values()}) if together == "equally long" else [None]:
+            alike = [n for n in unfinished if length in (None, len(known[n]))]
+            for places in in_length_order([missing[n] for n in alike], size):
+                batch = [alike[place] for place in places]
+                longest = max(len(known[n]) for n in batch)
+                asked = max(limits[n] - len(answers[n]) for n in batch)
+                more = _greedy(loaded, [known[n] for n in batch], asked, processor and processor(batch, longest))
+                for n, new in zip(batch, more, strict=True):
+                    answers[n] = _cut_at_end(answers[n] + new, ends, limits[n])
+                bar.update(len(batch))
     texts = [answer[:-1] if answer and answer[-1] in ends else answer for answer in answers]  # an end may be ordinary text
     return [text.strip() for text in loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)]
 
 
 def _greedy(loaded: LoadedModel, known: list[list[int]], tokens: int, processor: LogitsProcessor | None) -> list[list[int]]:
     """Continue a batch of token ids by at most so many tokens."""
-    longest = max(map(len, known))
-    ids = torch.full((len(known), longest), loaded.tokenizer.pad_token_id)
+    longest, vocabulary = max(map(len, known)), loaded.formatter.vocabulary
+    pad = loaded.tokenizer.pad_token_id
+    if vocabulary is not None and pad >= vocabulary:  # what is hidden may be any token that the model has
+        pad = loaded.tokenizer.eos_token_id
+    ids = torch.full((len(known), longest), pad)
     mask = torch.zeros_like(ids)
     for row, own in enumerate(known):
         ids[row, longest - len(own) :] = torch.tensor(own)
@@ -103,18 +107,11 @@ def _greedy(loaded: LoadedModel, known: list[list[int]], tokens: int, processor:
     settings = GenerationConfig(
         max_new_tokens=tokens,
         do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
         eos_token_id=end_tokens(loaded),
-        pad_token_id=loaded.tokenizer.pad_token_id,
+        pad_token_id=pad,
+        **suppressed_tokens(loaded),
     )
-    output = loaded.model.generate(
-        input_ids=ids.to(loaded.device),
-        attention_mask=mask.to(loaded.device),
-        generation_config=settings,
-        logits_processor=LogitsProcessorList([processor] if processor else []),
-    )
+    output = continue_greedily(loaded.model, settings, ids, mask, LogitsProcessorList([processor] if processor else []))
     new: list[list[int]] = output[:, longest:].tolist()
     return new
 
@@ -157,6 +154,12 @@ def end_tokens(loaded: LoadedModel) -> list[int]:
     own = loaded.model.generation_config.eos_token_id
     ends = {loaded.formatter.end, loaded.tokenizer.eos_token_id}
     return sorted(ends | set(own if isinstance(own, list) else [] if own is None else [own]))
+
+
+def suppressed_tokens(loaded: LoadedModel) -> dict[str, list[int]]:
+    """Read which tokens the model's own configuration forbids in an answer, or at its beginning; all else in it is ignored."""
+    own = loaded.model.generation_config
+    return {name: tokens for name in _SUPPRESSED if (tokens := getattr(own, name, None))}
 
 
 def _cut_at_end(tokens: Sequence[int], ends: Sequence[int], limit: int) -> list[int]:

@@ -15,7 +15,7 @@ from dualoptim.data.prompts import Example
 from dualoptim.data.rows import HOLDOUT, Row
 from dualoptim.data.stream import seeded
 from dualoptim.evaluation import metrics
-from dualoptim.evaluation.generation import continuation, end_tokens, generate
+from dualoptim.evaluation.generation import continuation, end_tokens, generate, suppressed_tokens
 from dualoptim.evaluation.judges import entailed
 from dualoptim.evaluation.membership import gradient_norms, without_end, zlib_score
 from dualoptim.evaluation.records import Finished, Record, Records
@@ -53,7 +53,7 @@ def fingerprints(scoring: ScoringPass, sets: Mapping[str, Sequence[Row]]) -> dic
     weights = weights_hash(loaded.model)
     shared: list[Any] = [__version__, args.max_new_tokens, end_tokens(loaded), loaded.accelerator.mixed_precision]
     shared += [args.split == "forget", *(judge and judge.weights for judge in (judges.encoder, judges.entailment))]
-    shared.append(judges.refusals)
+    shared += [judges.refusals, suppressed_tokens(loaded)]
     found = {}
     for name, rows in sets.items():
         attacked = scoring.attacks_membership_of(name)

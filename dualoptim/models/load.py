@@ -1,6 +1,7 @@
 """Load a model and its tokenizer, from a hub, a folder, a .gguf file or an adapter, as a run needs them."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import is_flash_attn_2_available
 
-from dualoptim.config.args import DEMO, CommonArgs, TrainArgs
+from dualoptim.config.args import DEMO, CommonArgs, MeasureArgs, TrainArgs
 from dualoptim.data.demo import tiny_model
 from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_adapter
-from dualoptim.models.loaded import Layout, LoadedModel, autocast
-from dualoptim.models.packing import BLOCKWISE, sees_all, takes_packed_rows
+from dualoptim.models.limits import answered_at_once, check_padding, is_coarse, keeps_apart, last_position, packed_row
+from dualoptim.models.loaded import Answering, Layout, LoadedModel, autocast
+from dualoptim.models.packing import BLOCKWISE
 from dualoptim.models.weights import check_loaded, no_load_report
 
 logger = logging.getLogger(__name__)
@@ -121,21 +123,36 @@ def quantization_options(accelerator: Accelerator, bits: int) -> dict[str, Any]:
 def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], accelerator: Accelerator) -> LoadedModel:
     """Put a model together with its formatter and template.
 
-    The model is moved to its device, and probed for whether it keeps packed texts and shared questions apart.
+    The model is moved to its device, and asked for how long a text may be, how it answers several questions at once, and
+    whether it keeps packed texts and shared questions apart.
+
+    Raises:
+        InputError: if it cannot score or answer a text, or if `max_length` goes beyond its positions.
     """
+    formatter, template = prompting
+    positions = last_position(args, model)
+    formatter.vocabulary = model.get_input_embeddings().weight.shape[0]
     if not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):  # those lie there and cannot be moved
         model.to(accelerator.device)
     can_set = model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation()
     if args.attn_implementation == "auto" and accelerator.device.type == "cpu" and can_set:
         model.set_attn_implementation(BLOCKWISE)
-    with autocast(accelerator):
-        packed = args.packing and takes_packed_rows(model)
+    # everything that can be is found out in float32, in which nothing that matters hides behind rounding
+    with autocast(accelerator) if is_coarse(model) else nullcontext():
+        answers = isinstance(args, MeasureArgs) and getattr(args, "eval", True)
+        together = answered_at_once(model, args.model) if answers else "any"
+        if together == "any" and positions is not None:
+            together = "equally long"  # each of a batch then has room for an answer of the same length
+        row = packed_row(model, args) if args.packing else 0
         # other kernels take no mask for whole texts, and flash-attention would fail on the GPU for good
-        masked = model.config._attn_implementation in ("sdpa", BLOCKWISE) and sees_all(model, args.max_length)
-        shares = packed and masked and takes_packed_rows(model, share=True)
-    if args.packing and not packed:
+        masked = model.config._attn_implementation in ("sdpa", BLOCKWISE)
+        shares = row > 0 and masked and keeps_apart(model, row, args.max_length, share=True)
+        if not row:
+            check_padding(model, args.model)
+    if args.packing and not row:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
-    return LoadedModel(model, *prompting, accelerator, Layout(accelerator.device, packed, shares))
+    layout = Layout(accelerator.device, row > 0, shares, row)
+    return LoadedModel(model, formatter, template, accelerator, layout, Answering(positions, together))
 
 
 def attention_implementation(args: CommonArgs, accelerator: Accelerator, config: Any) -> str:

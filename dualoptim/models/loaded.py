@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,10 +27,27 @@ class Layout:
     device: torch.device
     packed: bool  # end to end in one row, or one row each
     shares: bool = False  # packed texts may have the tokens in common that they begin with
+    row: int | None = None  # tokens that a packed row has at most; texts that have more together get one row each
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Lay out the batch, on the device."""
-        return (pack(examples, self.shares) if self.packed else pad(examples)).to(self.device)
+        if self.packed:
+            batch = pack(examples, self.shares)
+            if self.row is None or batch.input_ids.shape[1] <= self.row:
+                return batch.to(self.device)
+        return pad(examples).to(self.device)
+
+
+Together = Literal["any", "equally long", "none"]
+"""Questions that a model answers in one batch as it answers each alone."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What a model's answers are bound by."""
+
+    positions: int | None = None  # tokens of question and answer together; None: as many as are asked for
+    together: Together = "any"
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,7 @@ class LoadedModel:
     template: str
     accelerator: Accelerator
     layout: Layout
+    answering: Answering = Answering()
 
     @property
     def tokenizer(self) -> Any:

@@ -1,4 +1,4 @@
-"""Find out whether a model keeps packed texts apart, and compute attention over packed texts on a CPU, text by text.
+"""Compute attention over packed texts on a CPU, text by text.
 
 A packed row has a block-diagonal mask, and a kernel that takes the whole mask computes the square of all tokens of the row,
 most of it for nothing: a fifth of a training step with eight TOFU rows. What flash-attention does on GPUs with cumulative
@@ -12,10 +12,6 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-
-from dualoptim.data.batches import pack
-from dualoptim.data.prompts import Example
-from dualoptim.method.scores import Batch, score
 
 BLOCKWISE = "blockwise_sdpa"
 
@@ -52,40 +48,6 @@ def diagonal_blocks(mask: Tensor) -> list[tuple[int, Tensor | None]]:
             blocks.append((end - start, None if causal else block))
         mask.blocks = blocks  # type: ignore[attr-defined]
     return mask.blocks  # type: ignore[attr-defined]
-
-
-@torch.no_grad()
-def takes_packed_rows(model: Any, share: bool = False) -> bool:
-    """Find out whether a model keeps packed examples apart, by packing two and scoring each alone as well.
-
-    With `share` the two have their first tokens in common. Nothing in a configuration says so reliably, and a model that mixes
-    them trains on wrong numbers without a word.
-    """
-    was_training = model.training
-    model.eval()
-    vocabulary = model.config.get_text_config().vocab_size
-    examples = [Example([(7 * k + shift) % vocabulary for k in range(length)], 1) for length, shift in ((9, 3), (7, 5))]
-    if share:
-        examples = [Example(examples[0].ids[:4] + example.ids, 4) for example in examples]
-    try:
-        together = _logits(model, pack(examples, share))
-        alone = torch.cat([_logits(model, pack([example])) for example in examples])
-    except (TypeError, ValueError, RuntimeError, IndexError):  # no position_ids, or buffers that end too early
-        return False
-    finally:
-        model.train(was_training)
-    tolerance = 1e-3 if alone.dtype == torch.float32 else 5e-2
-    return bool((together - alone).norm() <= tolerance * alone.norm())
-
-
-def sees_all(model: Any, length: int) -> bool:
-    """Tell whether no window of the model's attention is shorter than a text; a mask for whole texts would leave it out."""
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    return not window or window >= length
-
-
-def _logits(model: Any, batch: Batch) -> torch.Tensor:
-    return score(model, batch.to(model.device)).logits
 
 
 AttentionInterface.register(BLOCKWISE, blockwise_attention)

@@ -2,8 +2,9 @@
 
 No second model lives beside the one that trains. NPO and DPO need the log-probabilities of the scored tokens, 4 bytes each.
 KL and UNDIAL need a distribution over the vocabulary per token: what is kept is the input of the output head (4 H bytes a
-token) and one frozen copy of the head, which rebuilds the logits of some rows at a time. EMBED needs a layer's output, 4 H
-bytes as well. Values are stored by weights and token ids, so all runs of one output folder share them.
+token) and one frozen copy of the head, which rebuilds the logits of some rows at a time, capped or scaled as the model does
+it. EMBED needs a layer's output, 4 H bytes as well. Values are stored by weights and token ids, so all runs of one output
+folder share them.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError
 from dualoptim.method.kernels import kept
 from dualoptim.method.objectives import Objective
-from dualoptim.method.scores import Batch, Reference, score
+from dualoptim.method.scores import Batch, Reference, TokenScores, score
 from dualoptim.models.loaded import LoadedModel, autocast, weights_hash
 
 _FILE_BYTES = 2**26  # as much is held in memory before it is written
@@ -76,9 +78,9 @@ class Frozen:
         """`folder` holds the values of all models; `size` texts are scored at once. A head is kept if `objectives` need it."""
         self._accelerator, self._size = loaded.accelerator, size
         self._folder, self._hash = folder, weights_hash(loaded.model)[:16]
-        self._head: Any = None
+        self._tail: Tail | None = None
         if any(objective.reference == "logits" for objective in objectives):
-            self._head = copy.deepcopy(loaded.model.get_output_embeddings()).requires_grad_(False)
+            self._tail = Tail.of(loaded).frozen()
 
     def _store(self, objective: Objective) -> Store:
         layer = f"-layer{objective.layer}" if objective.reference == "hidden" else ""
@@ -107,7 +109,7 @@ class Frozen:
                 batch = loaded.batch([texts[index] for index in chosen])
                 found: Tensor | None
                 if objective.reference == "logits":
-                    found = _head_input(loaded, batch)
+                    found = _with_head_input(loaded, batch)[1]
                 else:
                     scores = score(loaded.model, batch, objective.layer)
                     found = scores.log_prob if objective.reference == "log_prob" else scores.hidden
@@ -122,14 +124,14 @@ class Frozen:
 
     def reader(self, objective: Objective) -> "Reader":
         """Give an objective what reads its reference, batch by batch."""
-        return Reader(self._store(objective), objective, self._head, self._accelerator)
+        return Reader(self._store(objective), objective, self._tail, self._accelerator)
 
 
 class Reader:
     """The reference of one objective for the texts of a batch."""
 
-    def __init__(self, store: Store, objective: Objective, head: Any, accelerator: Accelerator) -> None:
-        self._store, self._kind, self._head, self._accelerator = store, objective.reference, head, accelerator
+    def __init__(self, store: Store, objective: Objective, tail: "Tail | None", accelerator: Accelerator) -> None:
+        self._store, self._kind, self._tail, self._accelerator = store, objective.reference, tail, accelerator
 
     def __call__(self, examples: Sequence[Example], device: torch.device) -> Reference:
         """Read the reference at the scored tokens of `examples`, in their order."""
@@ -141,7 +143,8 @@ class Reader:
 
         def logits(part: slice) -> Tensor:
             with torch.no_grad(), autocast(self._accelerator):
-                return self._head(values[part].to(self._head.weight.dtype)).float()
+                assert self._tail is not None
+                return self._tail(values[part])
 
         return Reference(logits=logits)
 
@@ -150,8 +153,8 @@ def check_reference(loaded: LoadedModel, objectives: Iterable[Objective], folder
     """Make sure, before anything is written, that `objectives` can have their references from the model.
 
     Raises:
-        InputError: if the model's logits are not what its output head gives (some scale or cap them) and one needs them, or if
-            `folder` cannot be one.
+        InputError: if the model's logits cannot be rebuilt from what its output head gets and one needs them, or if `folder`
+            cannot be one.
     """
     kinds = {objective.reference for objective in objectives} - {None}
     for place in (folder, *folder.parents) if kinds else ():
@@ -161,27 +164,108 @@ def check_reference(loaded: LoadedModel, objectives: Iterable[Objective], folder
             break
     if "logits" not in kinds:
         return
-    batch = loaded.batch([Example([1, 2, 3], 1)])
-    head = loaded.model.get_output_embeddings()
-    with torch.no_grad(), _evaluating(loaded.model), loaded.autocast():
-        logits = score(loaded.model, batch).logits.float()
-        rebuilt = head(_head_input(loaded, batch)).float()
-    if not torch.allclose(rebuilt, logits, rtol=1e-3, atol=1e-3):
+    Tail.of(loaded)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What a model makes of the input of its output head: the head's output, and that scaled or capped as some models do.
+
+    These last operations are the model's own: its `forward` around a body and a head that hand on what they are given.
+    """
+
+    head: Any
+    around: Any = None  # the model without body and head, where it does something after the head
+
+    @staticmethod
+    def of(loaded: LoadedModel) -> "Tail":
+        """Take the tail of a model, whose logits it must give.
+
+        Raises:
+            InputError: if it does not.
+        """
+        model = loaded.model.get_base_model() if hasattr(loaded.model, "peft_config") else loaded.model
+        head, batch = model.get_output_embeddings(), loaded.batch([Example([1, 2, 3], 1)])
+        with torch.no_grad(), _evaluating(loaded.model), loaded.autocast():
+            scores, values = _with_head_input(loaded, batch)
+            alone, whole = Tail(head), Tail(head, _around(model, head))
+            with contextlib.suppress(Exception):  # models that are not ours raise anything
+                large = 1e3 * values  # there a cap shows that is not reached here
+                if _equal(whole(values), scores.logits) and not _equal(whole(large), alone(large)):
+                    return whole
+            if _equal(alone(values), scores.logits):
+                return alone
         raise InputError(
-            f"{type(loaded.model).__name__} changes its logits after the output head, so KL and UNDIAL have no reference here; "
+            f"{type(model).__name__} changes its logits after the output head, so KL and UNDIAL have no reference here; "
             "choose GD or AP, or NPO"
         )
 
+    def frozen(self) -> "Tail":
+        """Copy it, so that training changes nothing in it."""
+        return replace(self, head=copy.deepcopy(self.head).requires_grad_(False))
 
-def _head_input(loaded: LoadedModel, batch: Batch) -> Tensor:
-    """What the output head gets at the scored tokens: [N, H]."""
+    def __call__(self, values: Tensor) -> Tensor:
+        """Compute logits [n, V] in float32 from head inputs [n, H]."""
+        logits = self.head(values.to(self.head.weight.dtype))
+        if self.around is not None:
+            for stand_in in (self.around.body, self.around.head):
+                stand_in.given = logits[None]
+            logits = self.around.model(input_ids=torch.zeros(1, len(values), dtype=torch.long, device=values.device)).logits[0]
+        return logits.float()
+
+
+def _equal(logits: Tensor, expected: Tensor) -> bool:
+    return bool(((logits - expected.float()).norm(dim=-1) <= 1e-3 * expected.float().norm(dim=-1)).all())
+
+
+class _StandIn(torch.nn.Module):
+    """Gives what it is told to, whatever it is asked: all of a body's output, or that of a head."""
+
+    def __init__(self, module: torch.nn.Module, is_body: bool) -> None:
+        super().__init__()
+        self.__dict__ |= {name: value for name, value in vars(module).items() if isinstance(value, (int, float, str))}
+        self.is_body = is_body
+        self.given: Any = None
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return _Output(self.given) if self.is_body else self.given
+
+
+class _Output(tuple):
+    """The output of a body: its last states, and None for all else that may be looked for."""
+
+    def __new__(cls, states: Tensor) -> "_Output":
+        return super().__new__(cls, (states,))
+
+    def __getattr__(self, name: str) -> Any:
+        return self[0] if name == "last_hidden_state" else None
+
+
+@dataclass(frozen=True)
+class _Around:
+    model: Any
+    body: _StandIn
+    head: _StandIn
+
+
+def _around(model: Any, head: Any) -> _Around:
+    """Make a model of which nothing is left but what it does with the outputs of its body and its head."""
+    body = model._modules.get(model.base_model_prefix, model)
+    around = _Around(copy.copy(model), _StandIn(body, True), _StandIn(head, False))
+    stand_ins = {id(body): around.body, id(head): around.head}
+    around.model._modules = {name: stand_ins[id(part)] for name, part in model._modules.items() if id(part) in stand_ins}
+    return around
+
+
+def _with_head_input(loaded: LoadedModel, batch: Batch) -> tuple[TokenScores, Tensor]:
+    """Score a batch, and keep what the output head got at the scored tokens: [N, H]."""
     seen: list[Tensor] = []
     handle = loaded.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        score(loaded.model, batch)
+        scores = score(loaded.model, batch)
     finally:
         handle.remove()
-    return kept(seen[-1], batch.keep)[batch.row, batch.column]
+    return scores, kept(seen[-1], batch.keep)[batch.row, batch.column]
 
 
 @contextlib.contextmanager

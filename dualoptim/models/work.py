@@ -106,7 +106,7 @@ def check_objectives(args: UnlearnArgs, tasks: Sequence[TaskRows], loaded: Loade
     Raises:
         InputError: naming the pair and why.
     """
-    layer, layers = layer_of(args, loaded), loaded.model.config.get_text_config().num_hidden_layers
+    layer, layers = layer_of(args, loaded), _layers(loaded)
     has_passages = any(row.question is None for rows in tasks for row in (*rows.forget, *rows.retain))
     for pair in args.forget_losses:
         objectives = [objective for objective in split_objectives(pair) if objective]
@@ -136,8 +136,12 @@ def _either(names: Sequence[str]) -> str:
 
 def layer_of(args: UnlearnArgs, loaded: LoadedModel) -> int:
     """Choose the layer that RMU and EMBED read."""
-    layers = loaded.model.config.get_text_config().num_hidden_layers
-    return min(PUBLISHED_LAYER, layers // 2) if args.layer is None else args.layer
+    return min(PUBLISHED_LAYER, _layers(loaded) // 2) if args.layer is None else args.layer
+
+
+def _layers(loaded: LoadedModel) -> int:
+    """Count the model's layers; a configuration that tells of none has none that could be read."""
+    return getattr(loaded.model.config.get_text_config(), "num_hidden_layers", 0)
 
 
 def freeze(works: Sequence[Work], args: UnlearnArgs, loaded: LoadedModel) -> Frozen | None:

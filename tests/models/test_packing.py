@@ -1,43 +1,17 @@
-"""Which models keep packed texts apart, and attention over packed texts block by block."""
+"""Questions that packed texts share, and attention over packed texts block by block."""
 
 import pytest
 import torch
-from support import MODELS, SIZES, answers, examples
-from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+from support import MODELS, answers, examples
 
 from dualoptim import UnlearnArgs
 from dualoptim.data.batches import pack
 from dualoptim.data.prompts import Example
 from dualoptim.method.scores import score
 from dualoptim.models.launch import start_accelerator
+from dualoptim.models.limits import keeps_apart
 from dualoptim.models.load import load_model
-from dualoptim.models.packing import BLOCKWISE, diagonal_blocks, sees_all, takes_packed_rows
-
-
-@pytest.mark.parametrize("name", list(MODELS))
-def test_models_that_take_packed_rows_are_recognized(name):
-    torch.manual_seed(0)
-    assert takes_packed_rows(MODELS[name]())
-
-
-def test_a_model_that_mixes_packed_rows_is_recognized():
-    torch.manual_seed(0)
-    bloom = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=97))  # no position_ids at all
-    assert not takes_packed_rows(bloom)
-
-    class Mixing(LlamaForCausalLM):
-        def forward(self, *args, position_ids=None, **kwargs):
-            return super().forward(*args, **kwargs)
-
-    assert not takes_packed_rows(Mixing(LlamaConfig(**SIZES)))
-
-
-def test_the_probe_leaves_the_mode_of_the_model_alone():
-    model = MODELS["llama"]()
-    for training in (True, False):
-        model.train(training)
-        takes_packed_rows(model)
-        assert model.training is training
+from dualoptim.models.packing import BLOCKWISE, diagonal_blocks
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -46,7 +20,7 @@ def test_shared_questions_change_no_score_and_no_gradient(name, attention):
     torch.manual_seed(0)
     model = MODELS[name]()
     model.set_attn_implementation(attention)
-    assert takes_packed_rows(model, share=True)
+    assert keeps_apart(model, 200, 60, share=True)
     alike = sorted(answers(6, (2, 3, 5), seed=2, alike=4) + answers(6, (4,), seed=2), key=lambda text: text.ids)
     texts = [*answers(5, (3, 1, 4)), *examples(2), *answers(4, (2, 6), seed=1), *alike, alike[-1]]
     found = []
@@ -85,16 +59,8 @@ def test_a_model_that_adds_its_mask_shares_nothing():
     torch.manual_seed(0)
     model = MODELS["llama"]()
     model.set_attn_implementation("eager")
-    assert takes_packed_rows(model)
-    assert not takes_packed_rows(model, share=True)
-
-
-def test_a_window_shorter_than_a_text_forbids_sharing():
-    model = MODELS["qwen2"]()
-    assert sees_all(model, 500)
-    model.config.sliding_window = 100
-    assert not sees_all(model, 500)
-    assert sees_all(model, 100)
+    assert keeps_apart(model, 200, 60)
+    assert not keeps_apart(model, 200, 60, share=True)
 
 
 def test_diagonal_blocks_hold_all_that_a_mask_allows():

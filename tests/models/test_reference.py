@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from support import arguments, difference, launch, state_of
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    CohereConfig,
+    CohereForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    NanoChatConfig,
+    NanoChatForCausalLM,
+)
 
 from dualoptim import InputError, run
 from dualoptim.data.prompts import Example
@@ -107,14 +119,74 @@ def test_other_weights_and_other_texts_are_never_mixed_up(tiny, taught, tmp_path
     assert len(list((tmp_path / "reference").iterdir())) == 2
 
 
-def test_logits_that_change_after_the_head_are_refused(taught, tmp_path):
-    """Gemma-2 caps them."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=97, intermediate_size=64, final_logit_softcapping=0.5, **sizes))
-    args = arguments(taught, tmp_path, "dual-adamw")
-    loaded = dataclasses.replace(load_model(args, start_accelerator(args)), model=model)
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 2000}
+CHANGING = {
+    "a cap": (Gemma2ForCausalLM, Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.05)),
+    "a cap far off": (NanoChatForCausalLM, NanoChatConfig(**SMALL, num_key_value_heads=2, final_logit_softcapping=30.0)),
+    "a factor": (CohereForCausalLM, CohereConfig(**SMALL, num_key_value_heads=2, logit_scale=0.25)),
+    "a divisor": (GraniteForCausalLM, GraniteConfig(**SMALL, num_key_value_heads=2, logits_scaling=7.0)),
+    "a factor of the body": (
+        FalconH1ForCausalLM,
+        FalconH1Config(**SMALL, num_key_value_heads=2, lm_head_multiplier=3.0, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8),
+    ),
+}
+
+
+def changing(name, folder, taught):
+    torch.manual_seed(0)
+    kind, config = CHANGING[name]
+    kind(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(taught).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_what_a_model_does_with_its_logits_is_done_to_the_reference(name, taught, tmp_path):
+    args = arguments(changing(name, tmp_path / "model", taught), tmp_path, "dual-adamw", attn_implementation="eager")
+    loaded = load_model(args, start_accelerator(args))
+    head = loaded.model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight *= 20  # as large as logits are of a model that has learned something
+    texts = [Example([3, 4, 5, 6], 2), Example([7, 8, 9], 1)]
+    frozen = Frozen(loaded, tmp_path / "reference", [RETAIN["KL"]], 2)
+    frozen.score(loaded, RETAIN["KL"], texts)
+    with torch.no_grad():
+        expected = score(loaded.model, loaded.batch(texts)).logits
+        head.weight.zero_()  # training moves it, and not the reference
+    found = frozen.reader(RETAIN["KL"])(texts, torch.device("cpu")).logits
+    assert torch.allclose(found(slice(None)), expected, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(found(slice(2, 3)), expected[2:3], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "lora"), [("a cap", False), ("a factor", False), ("a divisor", True)])
+def test_runs_on_such_a_model_are_those_with_a_live_reference(name, lora, taught, tmp_path, monkeypatch):
+    model = changing(name, tmp_path / "model", taught)
+    common = {"forget_losses": ("UNDIAL+KL",), "max_steps": 5, "retain_freq": 1, "use_lora": lora, **SGD}
+    common["attn_implementation"] = "eager"
+    ours = run(arguments(model, tmp_path / "ours", "dual-adamw", **common)).tasks[0]
+    with monkeypatch.context() as patch:
+        calls = live(patch)
+        theirs = run(arguments(model, tmp_path / "live", "dual-adamw", **common)).tasks[0]
+    assert set(calls) == {"logits"}
+    for record, expected in zip(ours.log, theirs.log, strict=True):
+        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-5, abs=1e-5)
+        assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4, abs=1e-5)
+
+
+def test_logits_that_cannot_be_rebuilt_are_refused(tiny, tmp_path):
+    """Here they depend on the text once more after the head."""
+    args = arguments(tiny, tmp_path, "dual-adamw")
+    loaded = load_model(args, start_accelerator(args))
+
+    class Reminded(type(loaded.model)):
+        def forward(self, input_ids, **options):
+            output = super().forward(input_ids, **options)
+            output.logits = output.logits + input_ids.sum()
+            return output
+
+    loaded.model.__class__ = Reminded
     check_reference(loaded, [FORGET["NPO"]], tmp_path)
-    with pytest.raises(InputError, match=r"Gemma2ForCausalLM changes its logits after the output head, .* no reference here"):
+    with pytest.raises(InputError, match=r"Reminded changes its logits after the output head, .* no reference here"):
         check_reference(loaded, [RETAIN["KL"]], tmp_path)
 
 
