@@ -272,6 +272,7 @@ def test_generation_stops_at_the_end_of_a_turn_which_is_in_no_answer(model_with,
         return input_ids.new_tensor([[*row, *said, end, *said] for row in input_ids.tolist()])
 
     monkeypatch.setattr(type(loaded.model), "generate", answer)
+    monkeypatch.setattr("dualoptim.models.load.answered_at_once", lambda *_: "any")  # the probe generates as well
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "Who was Ilvara Quenby?", "answer": "A geologist."}\n')
     evaluate(EvalArgs(model=folder, forget_file=str(rows), output_dir=str(tmp_path / "out")))
