@@ -96,6 +96,8 @@ def test_the_retain_pool_shrinks_by_each_task(taught, tmp_path):
     assert pools[0] > pools[1] > pools[2]
     for n in (1, 2, 3):
         assert not pools[n - 1] & {row.question for task in range(1, n + 1) for row in source.task_rows("forget05", task)}
-    quiet = dataclasses.replace(sequence(taught, tmp_path), eval=False, max_steps=2, save_every=0)
+    quiet = dataclasses.replace(
+        sequence(taught, tmp_path), eval=False, eval_rows=0, max_new_tokens=128, max_steps=2, save_every=0
+    )
     assert len(run(quiet).tasks) == 3
     assert not (tmp_path / "NPO+KL_lr0.001" / "tasks.csv").exists()  # nothing was measured
