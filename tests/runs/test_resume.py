@@ -167,7 +167,7 @@ def test_another_mathematics_is_refused_and_another_place_is_not(tiny, tmp_path)
         with pytest.raises(InputError, match=f"--{field.replace('_', '-')} was .* and is .*; give the same value"):
             run(dataclasses.replace(resumed, **{field: value}))
     state = tmp_path / FOLDER / "checkpoint" / "step-4" / "state.json"
-    run(dataclasses.replace(resumed, save_every=5, threads=1, max_new_tokens=9))
+    run(dataclasses.replace(resumed, save_every=5, threads=1, eval_batch_size=9))
     state.write_text(json.dumps({"step": 4, "processes": 3}))
     with pytest.raises(InputError, match="was written by 3 processes and this run has 1; start 3"):
         run(resumed)
