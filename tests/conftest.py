@@ -96,3 +96,13 @@ def small_args(taught, tmp_path):
     return UnlearnArgs(
         model=str(taught), data="demo", learning_rates=(5e-4,), output_dir=str(tmp_path / "out"), eval=False, max_steps=7
     )
+
+
+@pytest.fixture(scope="session")
+def evaluated(taught, tmp_path_factory):
+    """The output folder and the summary of an evaluation of the taught model, once for all tests, which only read it."""
+    from dualoptim import EvalArgs
+    from dualoptim.evaluate import evaluate
+
+    folder = tmp_path_factory.mktemp("eval")
+    return folder, evaluate(EvalArgs(model=str(taught), data="demo", eval_rows=12, output_dir=str(folder)))

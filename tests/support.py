@@ -193,3 +193,8 @@ def same_end(whole, resumed):
     assert one.keys() == two.keys()
     assert sum("exp_avg" in name for name in one) > 3
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def rows_of(folder, name):
+    """The rows of one set that an evaluation has written."""
+    return [json.loads(line) for line in (folder / "eval" / f"{name}.jsonl").read_text().splitlines()]

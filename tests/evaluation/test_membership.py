@@ -6,22 +6,12 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+from support import rows_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation.membership import membership_auc, min_k, privleak, zlib_score
-
-
-def rows_of(folder, name):
-    return [json.loads(line) for line in (folder / "eval" / f"{name}.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def evaluated(taught, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("eval")
-    args = EvalArgs(model=str(taught), data="demo", eval_rows=12, output_dir=str(folder))
-    return folder, evaluate(args)
 
 
 def test_membership_auc_by_hand():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from support import rows_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs
@@ -15,17 +16,6 @@ from dualoptim.evaluate import evaluate
 from dualoptim.evaluation import scoring
 from dualoptim.evaluation.metrics import exact_memorization, extraction_strength
 from dualoptim.evaluation.rouge import rouge_l_recall
-
-
-def rows_of(folder, name):
-    return [json.loads(line) for line in (folder / "eval" / f"{name}.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def evaluated(taught, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("eval")
-    args = EvalArgs(model=str(taught), data="demo", eval_rows=12, output_dir=str(folder))
-    return folder, evaluate(args)
 
 
 def test_every_number_equals_a_plain_forward_pass(evaluated, taught):

@@ -4,22 +4,11 @@ import json
 
 import pytest
 import torch
+from support import rows_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs
-from dualoptim.data.tofu import tofu_source
 from dualoptim.evaluate import evaluate
-
-
-def rows_of(folder, name):
-    return [json.loads(line) for line in (folder / "eval" / f"{name}.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def evaluated(taught, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("eval")
-    args = EvalArgs(model=str(taught), data="demo", eval_rows=12, output_dir=str(folder))
-    return folder, evaluate(args)
 
 
 def test_the_files_and_the_summary(evaluated):
@@ -90,12 +79,3 @@ def test_a_broken_model_is_reported_not_averaged(taught, tmp_path):
     )
     assert "probability" not in summary["sets"]["forget"]
     assert summary["skipped"]["forget.probability"] == "the model's losses are not finite"
-
-
-def test_hold_out_rows_of_the_real_world_scenario_are_short_as_well(tmp_path):
-    for name in ("forget", "forget_perturbed", "neighbor", "neighbor_perturbed", "holdout"):
-        row = {"question": "Who?", "answer": "It is a long story about X.", "golden_answer": "X."}
-        (tmp_path / f"{name}.json").write_text(json.dumps(row))
-    sets, _ = tofu_source(str(tmp_path)).evaluation_sets("forget", 1)
-    assert {row.answer for rows in sets.values() for row in rows} == {"X."}
-    assert "holdout" in sets
