@@ -1,18 +1,53 @@
 """Write files so that a reader never sees half of one: beside the target, then renamed."""
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+LOCK = ".dualoptim.lock"
+"""The file in an output folder that a run holds a lock of; it says who that is, and goes when the run ends."""
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Give a place for a file or a folder, which takes that of `path` once it is whole; what has become of it goes otherwise.
+
+    The folder around is made if it is missing, but not the one around that: what was removed during a run stays away.
+    """
+    path.parent.mkdir(exist_ok=True)
+    place = path.with_name(path.name + ".tmp")
+    remove(place)
+    try:
+        yield place
+        if place.is_dir():
+            remove(path)
+        os.replace(place, path)
+    except RuntimeError:
+        raise  # it is whole, and not what it should be: whoever looks into that needs it
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(place)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with beside(path) as place:
+        place.write_bytes(data)
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    """Write a file of UTF-8 text whole or not at all; lines end as they are given."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""End a command early in one of two ways, each with one line for the user."""
+"""End a command early in one of three ways, each with one line for the user."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,6 +16,20 @@ class NonFiniteError(RuntimeError):
 
     The step was not taken: the weights are those that the step before left.
     """
+
+
+class WriteError(Exception):
+    """What a run has found cannot be written any more: the disk is full, or the folder is gone. Commands exit with code 1.
+
+    `what` says where and why, and what is to be done about it, `go_on` how the run goes on then.
+    """
+
+    def __init__(self, what: str, go_on: str) -> None:
+        super().__init__(what, go_on)
+        self.what = what
+
+    def __str__(self) -> str:
+        return ", and ".join(self.args)
 
 
 def reason(error: BaseException) -> str:

@@ -27,9 +27,11 @@ from dualoptim.evaluation.retain_only import RetainLogs, of_records, read_retain
 from dualoptim.evaluation.scoring import MEMBERSHIP_SETS, ReferenceLosses, ScoringPass
 from dualoptim.evaluation.summarize import summarize
 from dualoptim.evaluation.summary import Attacks, Summary
-from dualoptim.models.launch import claim, output_folder, say, start_accelerator
+from dualoptim.models.launch import output_folder, say, start_accelerator
 from dualoptim.models.load import load_config, load_model
 from dualoptim.models.loaded import LoadedModel, weights_hash
+from dualoptim.models.lock import kept_for_one_run
+from dualoptim.reporting.claim import claim
 from dualoptim.reporting.console import evaluation_tables
 
 SetsAndSkipped = tuple[Mapping[str, list[Row]], Mapping[str, str]]
@@ -85,11 +87,19 @@ def evaluate(args: EvalArgs) -> Summary:
 
     Raises:
         InputError: for anything that is wrong with the arguments, the data or the model.
+        WriteError: if the disk is full or the folder goes meanwhile; the same evaluation goes on then.
     """
     if args.model == DEMO:
         raise InputError("--model demo has no weights on disk; give a folder, such as the model/ that a demo run wrote")
     accelerator = start_accelerator(args)
-    folder = output_folder(args, accelerator) / "eval"
+    folder = output_folder(args, accelerator)
+    instead = " without --overwrite" if args.overwrite else ""
+    go_on = f"repeat the command with --output-dir {folder}{instead}, which keeps the sets that are finished"
+    with kept_for_one_run(folder, accelerator, go_on):
+        return _evaluate(args, accelerator, folder / "eval")
+
+
+def _evaluate(args: EvalArgs, accelerator: Accelerator, folder: Path) -> Summary:
     source = open_source(args)
     source.evaluation_sets(args.split, args.task)  # what is wrong with the data shows before a model is loaded
     measures = Measures.load(args, accelerator)
@@ -126,6 +136,8 @@ def evaluate(args: EvalArgs) -> Summary:
         loaded = load_model(args, accelerator)
     summary, records = _measured(loaded, (sets, skipped), measures, folder)
 
+    if accelerator.is_main_process and (lesson or args.quantize or args.paraphrase or args.sample):
+        (folder / "attacks").mkdir(exist_ok=True)
     attacked = {name: rows for name, rows in sets.items() if name in ATTACKED_SETS}
     target = Target(args, accelerator, measures.judges, attacked, records, retain_records, folder / "attacks")
     attacks = attack_answers(target, loaded)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from dualoptim.config.args import CommonArgs, FinetuneArgs, TrainArgs
 from dualoptim.config.cli import main
 from dualoptim.config.saved import write_config
@@ -23,10 +25,12 @@ from dualoptim.method.objectives import Objective, negative_log_likelihood
 from dualoptim.method.schedule import Plan, steps_per_epoch
 from dualoptim.models.adapter import adapter_settings
 from dualoptim.models.export import export_model
-from dualoptim.models.launch import claim, output_folder, release, say, start_accelerator, training
+from dualoptim.models.launch import output_folder, release, say, start_accelerator, training
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel, MicroBatches
+from dualoptim.models.lock import kept_for_one_run
 from dualoptim.reporting.card import model_card
+from dualoptim.reporting.claim import claim
 from dualoptim.reporting.log import StepLog, trackers
 
 
@@ -45,10 +49,16 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
     Raises:
         InputError: for anything that is wrong with the arguments, the data or the model.
         NonFiniteError: if a loss or gradient is not finite; the weights before that step are in `model/`.
+        WriteError: if the disk is full or the folder goes while the run writes to it.
     """
-    # ---- read and check everything, before anything is written
     accelerator = start_accelerator(args)
     folder = output_folder(args, accelerator)
+    with kept_for_one_run(folder, accelerator, f"repeat the command with --output-dir {folder} --overwrite"):
+        return _finetune(args, accelerator, folder)
+
+
+def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> FinetuneResult:
+    # ---- read and check everything, before anything is written
     rows = rows_to_learn(args)
     loaded = load_model(args, accelerator)
     args = replace(args, **adapter_settings(loaded.model))

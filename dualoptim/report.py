@@ -13,13 +13,14 @@ from typing import Annotated
 
 import tyro
 
-from dualoptim.atomic import write_text
+from dualoptim.atomic import write_bytes, write_text
 from dualoptim.config.cli import main
 from dualoptim.config.flags import Flag, check_bounds
 from dualoptim.config.values import settle
 from dualoptim.errors import InputError
 from dualoptim.evaluation.summary import Summary
 from dualoptim.reporting import tables
+from dualoptim.reporting.ours import check_ours
 from dualoptim.reporting.page import Plot, Section, to_html, to_markdown
 from dualoptim.reporting.results import sequence, sequence_plot, sequence_table
 from dualoptim.reporting.runs import Outcome, find_outcomes
@@ -63,11 +64,12 @@ def report(args: ReportArgs) -> Path:
     page, figures = to_html(whole), whole.all_plots()
     folder = Path(args.output_dir).expanduser() if args.output_dir else runs[0]
     try:
+        check_ours([folder / name for name in ("report.md", "report.html", "report")])
+        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "report.md", to_markdown(whole))
         write_text(folder / "report.html", page)
         for figure in figures:
-            (folder / "report").mkdir(exist_ok=True)
-            (folder / "report" / figure.file).write_bytes(figure.picture.png)
+            write_bytes(folder / "report" / figure.file, figure.picture.png)
     except OSError as error:
         raise InputError(f"--output-dir: {error.filename} cannot be written ({error.strerror}); give another folder") from None
     print(f"{len(outcomes)} results, {len(figures)} plots: {folder / 'report.html'}, {folder / 'report.md'}")

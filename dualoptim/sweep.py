@@ -1,5 +1,6 @@
 """Sweep: run pairs of objectives x rates x forget rates x seeds, and compare them in one table and one plot."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -7,23 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from dualoptim.atomic import write_json
 from dualoptim.config.args import DEMO, NEWEST, SweepArgs, UnlearnArgs
-from dualoptim.config.cli import main
+from dualoptim.config.cli import main, unforeseen
 from dualoptim.config.flags import default_of, flags
 from dualoptim.config.product import single_runs
-from dualoptim.config.saved import changed_input, to_dict, to_plain
-from dualoptim.errors import InputError, NonFiniteError, reason
+from dualoptim.config.saved import changed_input, earlier_value, to_dict, to_plain
+from dualoptim.errors import InputError, NonFiniteError, WriteError, reason
 from dualoptim.models.launch import decided, say, start_accelerator
 from dualoptim.models.load import load_model
+from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.resume import all_inputs
-from dualoptim.reporting.results import result_columns, write_sweep
+from dualoptim.reporting.ours import check_ours
+from dualoptim.reporting.results import SWEEP_FILES, result_columns, write_sweep
 from dualoptim.unlearn import Job, run
 
 Line = dict[str, Any]
 """A line of results.csv by its columns."""
+
+_GO_ON = "repeat the sweep, which skips the runs that are finished"
 
 
 def sweep(args: SweepArgs) -> list[Line]:
@@ -34,26 +38,38 @@ def sweep(args: SweepArgs) -> list[Line]:
 
     Raises:
         InputError: without an output folder, or if every run is refused, with the first one's reason; nothing is written then.
+        WriteError: if the disk is full or the folder goes meanwhile.
     """
     if args.output_dir is None:
         raise InputError("a sweep needs a folder that a second call finds again; give --output-dir")
     accelerator = start_accelerator(args)
     folder = Path(args.output_dir).expanduser()
+    with kept_for_one_run(folder, accelerator, _GO_ON):
+        decided(accelerator, lambda: check_ours(folder / name for name in SWEEP_FILES))
+        return _sweep(args, accelerator, folder)
+
+
+def _sweep(args: SweepArgs, accelerator: Accelerator, folder: Path) -> list[Line]:
     lines: list[Line] = []
     refused: list[InputError] = []
     runs, now = runs_of(args), _Now(accelerator)
     for name, one in runs.items():
         try:
             lines += _run(name, one, folder, now)
+        except WriteError as error:  # the next run could not be written either
+            raise WriteError(error.what, _GO_ON) from error
         except Exception as error:  # one run that fails must not stop the others, whatever it is
+            failed = f"{type(error).__name__}: {reason(error)}"
             if isinstance(error, InputError):
                 refused.append(error)
-            elif not isinstance(error, NonFiniteError):
+                say(accelerator, f"{name}: FAILED, {failed}")
+            elif isinstance(error, NonFiniteError):
+                say(accelerator, f"{name}: FAILED, {failed}")
+            else:
                 if accelerator.num_processes > 1:
                     raise  # it may have happened to this process alone, while the others wait in the run for it
                 accelerator.free_memory()
-            failed = f"{type(error).__name__}: {reason(error)}"
-            say(accelerator, f"{name}: FAILED, {failed}")
+                say(accelerator, f"{name}: FAILED, {unforeseen(error, folder / name)}")
             rate = f"{one.learning_rates[0]:g}"
             line = {"losses": one.forget_losses[0], "learning_rate": rate, "task": "-", "failed": failed}
             lines.append(_own(one) | line | {"folder": str(folder / name)})
@@ -108,8 +124,7 @@ class _Now:
 def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
     """The lines of a run, which is taken unless it has finished before with the same settings, rows, prompts and weights."""
     path, settings, accelerator = folder / name / "finished.json", _settings(one), now.accelerator
-    found = json.loads(path.read_text(encoding="utf-8")) if accelerator.is_main_process and path.is_file() else None
-    (finished,) = broadcast_object_list([found])
+    finished = decided(accelerator, lambda: _read_finished(path))
     if finished:
         other = now.changed(one) if _same(finished["settings"], settings) else "settings"
         if not other:
@@ -117,8 +132,8 @@ def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
             return finished["rows"]
         if not one.overwrite:
             raise InputError(f"--output-dir: {folder / name} was finished with other {other}; --overwrite replaces it")
-    if accelerator.is_main_process:
-        path.unlink(missing_ok=True)
+    elif not one.overwrite:
+        decided(accelerator, lambda: _check_begun(one))
     # what an interrupted call left is begun again, unless it has checkpoints to go on from
     goes_on = one.save_every and (folder / name).is_dir() and not one.overwrite
     result = run(replace(one, resume=NEWEST) if goes_on else replace(one, overwrite=True))
@@ -126,6 +141,34 @@ def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
     if accelerator.is_main_process:
         write_json(path, {"settings": settings, "rows": lines})
     return lines
+
+
+def _read_finished(path: Path) -> dict[str, Any] | None:
+    """Read what an earlier call says of a run that it has finished.
+
+    Raises:
+        InputError: if the file says something else.
+    """
+    if not path.exists():
+        return None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and {"settings", "rows"} <= found.keys():
+            return found
+    raise InputError(f"--output-dir: {path} was not written by a sweep, or cut; move it away, or give another folder")
+
+
+def _check_begun(one: UnlearnArgs) -> None:
+    """Make sure that a sweep began what lies unfinished in the folder of one of its runs: its tasks share the references.
+
+    Raises:
+        InputError: if a run of its own did.
+    """
+    folder, shared = Path(str(one.output_dir)).expanduser(), Path(str(one.reference_dir)).expanduser()
+    for config in sorted(folder.glob("*/task*/config.yaml")):
+        other = earlier_value(config, "reference_dir")
+        if other is None or Path(other).expanduser().resolve() != shared.resolve():
+            raise InputError(f"--output-dir: {folder} was not begun by this sweep; give another, or --overwrite to replace it")
 
 
 def _own(one: UnlearnArgs) -> Line:

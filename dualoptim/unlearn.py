@@ -23,17 +23,26 @@ from dualoptim.method.loop import steps
 from dualoptim.models.adapter import adapter_settings
 from dualoptim.models.checkpoint import discard_after, finished_log, load_checkpoint, read_log, save_checkpoint, step_of
 from dualoptim.models.export import export_model
-from dualoptim.models.launch import claim, is_sharded, output_folder, release, say, start_accelerator, training
+from dualoptim.models.launch import is_sharded, output_folder, release, say, start_accelerator, training
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.reference import Frozen
 from dualoptim.models.resume import begins_anew, inputs_of, where_to_go_on
 from dualoptim.models.work import TaskRows, Work, check_objectives, freeze, work_of
 from dualoptim.reporting.card import model_card
+from dualoptim.reporting.claim import claim
 from dualoptim.reporting.console import example_answers, score_table
 from dualoptim.reporting.hub import check_push, push, repositories
 from dualoptim.reporting.log import StepLog, track_scores, trackers
-from dualoptim.reporting.results import SEQUENCE_FILES, TaskResult, result_columns, write_results, write_sequence
+from dualoptim.reporting.results import (
+    RESULT_FILES,
+    SEQUENCE_FILES,
+    TaskResult,
+    result_columns,
+    write_results,
+    write_sequence,
+)
 
 
 @dataclass(frozen=True)
@@ -50,14 +59,21 @@ def run(args: UnlearnArgs) -> RunResult:
     Raises:
         InputError: for anything that is wrong with the arguments, the data or the model; nothing has been written then.
         NonFiniteError: if a loss or gradient is not finite; the weights before that step are in the task's `model/`.
+        WriteError: if the disk is full or the folder goes while the run writes to it; `--resume` goes on then.
     """
     if args.dry_run:
         raise InputError("dry_run trains nothing; call dualoptim.memory_plan.dry_run(args), or run without it")
-
-    # ---- read and check everything, before anything is written
     accelerator = start_accelerator(args)
-    args = replace(args, output_dir=str(output_folder(args, accelerator)), learning_rates=args.rates)
-    taught = Path(str(args.output_dir)) / "demo_model"
+    folder = output_folder(args, accelerator)
+    instead = " in place of --overwrite" if args.overwrite else ""
+    with kept_for_one_run(folder, accelerator, f"repeat the command with --output-dir {folder} --resume{instead}"):
+        return _run(replace(args, output_dir=str(folder), learning_rates=args.rates), accelerator)
+
+
+def _run(args: UnlearnArgs, accelerator: Accelerator) -> RunResult:
+    # ---- read and check everything, before anything is written
+    folder = Path(str(args.output_dir))
+    taught = folder / "demo_model"
     if args.model == DEMO and args.resume and taught.is_dir():
         args = replace(args, model=str(taught), data=DEMO)
     job = Job.read(args, accelerator)
@@ -67,8 +83,9 @@ def run(args: UnlearnArgs) -> RunResult:
     job.check(models[0])
     if args.resume:
         job = replace(job, goes_on=where_to_go_on(job, models[0]))
-    else:
-        claim(args, accelerator, job.targets())
+    claim(args, accelerator, job.targets(), [folder / name for name in RESULT_FILES])
+    if accelerator.is_main_process:
+        (folder / "finished.json").unlink(missing_ok=True)  # what a sweep has said of this folder holds no more
 
     # ---- the demo: teach a tiny model, then unlearn that folder
     if args.model == DEMO:
@@ -86,7 +103,7 @@ def run(args: UnlearnArgs) -> RunResult:
         for result in tasks:
             results.append(result)
             _show(args, accelerator, results)
-    return RunResult(Path(str(args.output_dir)), results)
+    return RunResult(folder, results)
 
 
 def _show(args: UnlearnArgs, accelerator: Accelerator, results: Sequence[TaskResult]) -> None:

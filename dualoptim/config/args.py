@@ -53,7 +53,7 @@ class CommonArgs:
     CPUs text by text), or eager for a model without sdpa."""
     output_dir: Annotated[str | None, Flag("output", "nothing", path=True)] = None
     """Folder for everything that is written. Default: runs/<date>-<time>."""
-    overwrite: Annotated[bool, Flag("output", "nothing")] = False
+    overwrite: Annotated[bool, Flag("output", "nothing", acts=True)] = False
     """Replace results that an earlier run left in the output folder; without it such a folder is refused."""
     threads: Annotated[int, Flag("memory", "speed", at_least=0)] = 0
     """CPU threads of each process; 0 shares the machine's cores among its processes. Ignored on a GPU."""
@@ -251,15 +251,15 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     """Write a checkpoint every so many optimizer steps; 0 writes none."""
     keep_checkpoints: Annotated[int, Flag("output", "nothing", at_least=1)] = 1
     """Checkpoints that a task keeps, the newest ones."""
-    resume: Annotated[str | None, Flag("output", "nothing", path=True)] = None
+    resume: Annotated[str | None, Flag("output", "nothing", path=True, acts=True)] = None
     """Continue what an earlier run left in --output-dir: finished tasks are kept, an interrupted one goes on from its newest
     checkpoint, or from the one whose folder is given."""
-    push_to_hub: Annotated[str | None, Flag("output", "nothing")] = None
+    push_to_hub: Annotated[str | None, Flag("output", "nothing", acts=True)] = None
     """Repository on the Hugging Face hub, such as me/model, to which each task's model goes once it is evaluated. Several
     results get one each, with the pair, the rate and the task at the end of its name. Needs `hf auth login` or HF_TOKEN."""
-    hub_public: Annotated[bool, Flag("output", "nothing")] = False
+    hub_public: Annotated[bool, Flag("output", "nothing", acts=True)] = False
     """Make the repository of --push-to-hub public; without it, it is private."""
-    dry_run: Annotated[bool, Flag("output", "nothing")] = False
+    dry_run: Annotated[bool, Flag("output", "nothing", acts=True)] = False
     """Only print what the run would take in memory, from the model's configuration, and whether that fits."""
 
     @property

@@ -1,9 +1,14 @@
 """Read a command's flags, run it, and end with one line and an exit code where something is wrong."""
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
+import os
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
@@ -14,7 +19,7 @@ from dualoptim.config.args import NEWEST, CommonArgs, UnlearnArgs
 from dualoptim.config.flags import flags, helps
 from dualoptim.config.presets import listing, published
 from dualoptim.config.saved import load_yaml
-from dualoptim.errors import InputError, NonFiniteError
+from dualoptim.errors import InputError, NonFiniteError, WriteError, reason
 
 T = TypeVar("T")
 
@@ -93,17 +98,50 @@ def _form(kind: type, default: Any, first: type) -> type:
 
 
 def main(kind: type[T], action: Callable[[T], object], argv: Sequence[str] | None = None) -> NoReturn:
-    """Parse, act, and end: with one line on stderr and code 2 for a user's mistake, 1 for a run that left the numbers.
+    """Parse, act, and end: with one line on stderr and code 2 for a user's mistake, 1 for whatever else went wrong.
 
     Otherwise with the code that `action` returns, or 0.
     """
+    args = None
     try:
-        outcome = action(parse(kind, argv) if issubclass(kind, CommonArgs) else tyro.cli(kind, prog=_program(), args=argv))
+        args = parse(kind, argv) if issubclass(kind, CommonArgs) else tyro.cli(kind, prog=_program(), args=argv)
+        outcome = action(args)
         _leave_process_group()
-    except (InputError, NonFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, NonFiniteError, WriteError) as error:
+        _say_once(str(error))
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except Exception as error:
+        folder = vars(error).get("output_folder", getattr(args, "output_dir", None))
+        _say_once(unforeseen(error, Path(folder).expanduser() if folder else None))
+        sys.exit(1)
     sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+def unforeseen(error: Exception, folder: Path | None) -> str:
+    """Put an error that nobody foresaw into one line, and its traceback into a file that the line names.
+
+    It lies in `folder` if that is there, else where temporary files do; each process of a launch has its own.
+    """
+    text = "".join(traceback.format_exception(error))
+    rank = os.environ.get("RANK")
+    name = time.strftime("traceback-%Y%m%d-%H%M%S") + (f"-{rank}" if rank else "") + f"-{os.getpid()}.txt"
+    for place in (folder, Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            if place is not None and place.is_dir():
+                (place / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+                return f"{type(error).__name__}: {reason(error)}; nobody foresaw this, please report it with {place / name}"
+    print(text, file=sys.stderr)
+    return f"{type(error).__name__}: {reason(error)}; nobody foresaw this, please report it with the lines above"
+
+
+def _say_once(line: str) -> None:
+    """Print an error, of those of a launch's processes the first alone."""
+    first, torch = True, sys.modules.get("torch")
+    with contextlib.suppress(Exception):  # a launch that is at its end may be unable to tell
+        if torch and torch.distributed.is_initialized():
+            first = torch.distributed.distributed_c10d._get_default_store().add("dualoptim/error", 1) == 1
+    if first:
+        print(f"error: {line}", file=sys.stderr, flush=True)
 
 
 def _program() -> str:

@@ -39,6 +39,7 @@ class Flag:
     path: bool = False  # the value may name a place on this machine
     may_be_empty: bool = False  # an empty text says something
     shown: bool = False  # a reader of results asks for it first
+    acts: bool = False  # it deletes, goes on, uploads or only tells, in the call that it is given to: no file hands it on
 
     def holds(self, value: float) -> bool:
         """Tell whether a number is finite and within the bounds."""

@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 import yaml
 
 from dualoptim.atomic import write_text
-from dualoptim.config.args import CommonArgs
+from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs, UnlearnArgs
 from dualoptim.config.flags import default_of, flag_name, flags
 from dualoptim.config.values import field_value
 from dualoptim.errors import InputError, reason
 
 A = TypeVar("A", bound=CommonArgs)
+
+ACTING = {name for kind in (UnlearnArgs, FinetuneArgs, EvalArgs) for name, flag in flags(kind).items() if flag.acts}
+"""Flags that do something in the call that they are given to, and are no settings of what it does."""
 
 
 def to_dict(args: CommonArgs) -> dict[str, Any]:
@@ -31,8 +34,11 @@ def to_plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def load_yaml(path: str | Path, kind: type[A]) -> A:
     """Read arguments from a YAML file as `config.yaml` is written; what is under `inputs` and `environment` there is ignored.
 
+    A flag that acts is asked for in each call: older runs wrote such ones down, which is ignored, and a file of the user's
+    that has one is refused.
+
     Raises:
-        InputError: if the file is missing or not YAML, a key is unknown, or a value has the wrong type.
+        InputError: if the file is missing or not YAML, a key is unknown, a value has the wrong type, or a flag acts.
     """
     try:
         values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8-sig")) or {}
@@ -43,19 +49,43 @@ def load_yaml(path: str | Path, kind: type[A]) -> A:
         raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"--config {path} holds no `name: value` lines; give a YAML file as written to config.yaml")
+    of_a_run = wrote(values)
     for block in ("inputs", "environment"):
         values.pop(block, None)
-    for name in values:
+    found = {}
+    for name, value in values.items():
         if name not in flags(kind):
             raise InputError(f"--config {path}: unknown key {name!r}; the keys are the flags of --help with _ for -")
-    return kind(**{name: field_value(kind, name, value, f"--config {path}: {name}") for name, value in values.items()})
+        found[name] = field_value(kind, name, value, f"--config {path}: {name}")
+        if flags(kind)[name].acts:
+            if not of_a_run and found[name] != default_of(kind, name):
+                raise InputError(
+                    f"--config {path}: {name} acts, so that no file may ask for it; remove it there, and give {flag_name(name)}"
+                )
+            del found[name]
+    return kind(**found)
+
+
+def wrote(values: Any) -> bool:
+    """Tell whether a run wrote these values of a YAML file."""
+    return isinstance(values, dict) and isinstance(values.get("environment"), dict) and "git_commit" in values["environment"]
 
 
 def write_config(path: Path, resolved: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> None:
-    """Write the resolved arguments, the hashes of what they name (rows, prompts, weights), and the environment they ran in."""
+    """Write the resolved arguments, the hashes of what they name (rows, prompts, weights), and the environment they ran in.
+
+    A flag that acts is left out, so that repeating a run with `--config` neither deletes nor uploads anything unasked.
+    """
+    kept = {name: value for name, value in resolved.items() if name not in ACTING}
     blocks = {"inputs": dict(inputs)} if inputs else {}
     blocks["environment"] = environment()
-    write_text(path, yaml.safe_dump({**resolved, **blocks}, sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.safe_dump({**kept, **blocks}, sort_keys=False, allow_unicode=True))
+
+
+def earlier_value(path: Path, name: str) -> Any:
+    """Read the value of one flag in a `config.yaml`; None if it has none."""
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def read_inputs(path: Path) -> dict[str, str]:

@@ -39,20 +39,31 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     beside, target = folder / "unfinished", folder / f"step-{step}"
     if accelerator.is_main_process:
         shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)
+        beside.mkdir()
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(beside), **({"exclude_frozen_parameters": True} if _leaves_out_frozen(accelerator) else {}))
-    accelerator.wait_for_everyone()
-    names = sorted(path.relative_to(beside).as_posix() for path in beside.rglob("*") if path.is_file())
-    files = {name: _checksum(beside / name) for name in _own(accelerator, names)}
-    every = dict(gather_object(list(files.items())))
+    try:
+        _write_state(accelerator, beside, step)
+    except Exception:  # of a full disk, which libraries put into kinds of their own
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     if accelerator.is_main_process:
-        write_json(beside / "state.json", asdict(State(step, accelerator.num_processes, every)))
         shutil.rmtree(target, ignore_errors=True)
         os.replace(beside, target)
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+def _write_state(accelerator: Accelerator, folder: Path, step: int) -> None:
+    """Write the files of a checkpoint, and what they are."""
+    accelerator.save_state(str(folder), **({"exclude_frozen_parameters": True} if _leaves_out_frozen(accelerator) else {}))
+    accelerator.wait_for_everyone()
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = {name: _checksum(folder / name) for name in _own(accelerator, names)}
+    every = dict(gather_object(list(files.items())))
+    if accelerator.is_main_process:
+        write_json(folder / "state.json", asdict(State(step, accelerator.num_processes, every)))
 
 
 def load_checkpoint(accelerator: Accelerator, path: Path) -> None:

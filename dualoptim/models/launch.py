@@ -3,10 +3,9 @@
 import contextlib
 import gc
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -145,37 +144,6 @@ def decided(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     if problem:
         raise InputError(problem)
     return value
-
-
-def claim(args: CommonArgs, accelerator: Accelerator, targets: Iterable[Path]) -> None:
-    """Make sure that the files and folders that this run is going to write are not there, removing them with `--overwrite`.
-
-    Nothing else in the output folder is touched.
-
-    Raises:
-        InputError: if one of them exists and `--overwrite` was not given, holds the model or the data, or cannot be written.
-    """
-    targets = list(targets)
-    sources = [Path(name).expanduser().resolve() for name in (args.model, args.data or "") if Path(name).expanduser().exists()]
-    for target in targets:
-        for ancestor in target.parents:
-            if ancestor.exists() and not ancestor.is_dir():
-                raise InputError(f"--output-dir: {ancestor} is a file; give another folder")
-        if target.exists() and any(target.resolve() in (source, *source.parents) for source in sources if source != Path.cwd()):
-            raise InputError(f"--output-dir: {target} holds the model or the data of this run; give another folder")
-        if target.exists() and not args.overwrite:
-            raise InputError(f"--output-dir: {target} is an earlier result; give another folder, or --overwrite to replace it")
-    problem = [""]
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        try:
-            for target in targets:
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-                target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            problem = [f"--output-dir: {error.filename} cannot be written ({error.strerror}); give another folder"]
-    if broadcast_object_list(problem)[0]:
-        raise InputError(problem[0])
 
 
 # ------------------------------------------------------------------------------------------------------------- training

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dualoptim.atomic import beside
 from dualoptim.data.batches import in_length_order
 from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError
@@ -63,12 +64,10 @@ class Store:
 
     def write(self, name: str, texts: Sequence[bytes], values: Sequence[Tensor]) -> None:
         """Add a file, whole or not at all; a store that is opened afterwards has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         keys = torch.from_numpy(np.stack([np.frombuffer(key, dtype=np.uint8) for key in texts]))
         ends = torch.tensor([len(value) for value in values]).cumsum(0)
-        beside = self.folder / f"{name}.tmp"
-        save_file({"keys": keys, "ends": ends, "values": torch.cat(list(values))}, beside)
-        beside.rename(self.folder / f"{name}.safetensors")
+        with beside(self.folder / f"{name}.safetensors") as place:
+            save_file({"keys": keys, "ends": ends, "values": torch.cat(list(values))}, place)
 
 
 class Frozen:
@@ -78,6 +77,7 @@ class Frozen:
         """`folder` holds the values of all models; `size` texts are scored at once. A head is kept if `objectives` need it."""
         self._accelerator, self._size = loaded.accelerator, size
         self._folder, self._hash = folder, weights_hash(loaded.model)[:16]
+        folder.mkdir(parents=True, exist_ok=True)  # now and not later: a folder that is removed during a run stays away
         self._tail: Tail | None = None
         if any(objective.reference == "logits" for objective in objectives):
             self._tail = Tail.of(loaded).frozen()

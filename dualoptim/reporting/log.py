@@ -1,7 +1,9 @@
 """Tell how a run goes: a line per step in log.jsonl, a progress bar with both losses, and trackers if they are asked for."""
 
 import contextlib
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +36,7 @@ class StepLog:
         self._accelerator, is_main_process = accelerator, accelerator.is_main_process
         self.records: list[dict[str, Any]] = list(records)
         self._file = None
+        self._path = path
         if path is not None and is_main_process:
             write_json_lines(path, self.records)
             self._file = path.open("a", encoding="utf-8")
@@ -49,17 +52,28 @@ class StepLog:
             self._file.close()
 
     def add(self, record: dict[str, Any]) -> None:
-        """Keep one step's record and show the latest loss of each objective."""
+        """Keep one step's record and show the latest loss of each objective.
+
+        Raises:
+            FileNotFoundError: if the file is not the one that was opened, so that nobody would find the record.
+        """
         self.records.append(record)
         apart = {name.removesuffix("_loss"): loss for name, loss in record.items() if name.endswith("_loss")}
         self._losses |= {name: f"{loss:.3g}" for name, loss in (apart or {record["phase"]: record["loss"]}).items()}
         self._bar.set_postfix(self._losses, refresh=False)
         self._bar.update()
         if self._file is not None:
+            self._check_place()
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         numbers = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != "step"}
         self._accelerator.log({f"{record['phase']}/{name}": value for name, value in numbers.items()}, step=record["step"])
+
+    def _check_place(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._path is None or os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):  # type: ignore[union-attr]
+                return
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
 
 
 @contextlib.contextmanager
@@ -87,7 +101,7 @@ def trackers(accelerator: Accelerator, folder: Path, name: str, config: Mapping[
     }
     try:
         if accelerator.is_main_process:
-            local.mkdir(parents=True, exist_ok=True)
+            local.mkdir(exist_ok=True)
         plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
         accelerator.init_trackers("dualoptim", plain, options)
     except Exception as error:  # every tracker has kinds of its own

@@ -2,13 +2,14 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dualoptim.atomic import write_text
+from dualoptim.atomic import write_bytes, write_text
+from dualoptim.errors import WriteError
 from dualoptim.evaluation.summary import Scores, Summary
 from dualoptim.reporting import plots
 from dualoptim.reporting.tables import Table, number
@@ -60,17 +61,48 @@ def result_columns(result: TaskResult) -> dict[str, str | int | float | None]:
     return {**line, "folder": str(result.folder)}
 
 
-def write_results(folder: Path, new: Sequence[Columns]) -> None:
-    """Write results.csv with every column and results.md with the plainest ones; lines of earlier runs in the folder stay."""
+def write_results(folder: Path, new: Sequence[Columns], begun: Collection[str] = ()) -> None:
+    """Write results.csv with every column and results.md with the plainest ones; lines of earlier runs in the folder stay.
+
+    `begun` are folders of whole runs, of which no earlier line stays.
+
+    Raises:
+        WriteError: if somebody has put another results.csv there.
+    """
     path = folder / "results.csv"
-    with path.open(encoding="utf-8", newline="") if path.is_file() else io.StringIO() as file:
-        fresh = {str(line["folder"]) for line in new}
-        lines: list[Columns] = [line for line in csv.DictReader(file) if line["folder"] not in fresh]
+    earlier = read_results(path)
+    if earlier is None:
+        raise WriteError(f"{path} has become another table than ours; move it away", "repeat the command with --resume")
+    fresh = {str(line["folder"]) for line in new}
+    lines: list[Columns] = [line for line in earlier if line["folder"] not in fresh and _run_folder(line) not in begun]
     lines += new
     _write_csv(path, lines)
     shown = [column for column in _SHOWN if any(column in line for line in lines)]
     rows = [tuple(_cell(column, line.get(column)) for column in shown) for line in lines]
     write_text(folder / "results.md", Table(_titles(shown), rows).markdown() + "\n")
+
+
+def read_results(path: Path) -> list[Columns] | None:
+    """Read the lines of a results.csv, none if it is not there; None if it is no table of ours."""
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            lines: list[dict[str, Any]] = list(reader)
+        scores = [name for name in _SHOWN if name not in (*_RAN, "failed")]
+        for line in lines:
+            [float(line[name] or 0) for name in scores if name in line]  # they are numbers, or ValueError
+    except (OSError, ValueError, csv.Error):
+        return None
+    whole = all(line["folder"] and None not in line for line in lines if "folder" in line)
+    return [*lines] if whole and {"losses", "learning_rate", "task", "folder"} <= {*(reader.fieldnames or ())} else None
+
+
+def _run_folder(line: Columns) -> str:
+    """Name the output folder of the run of a sweep that a line is of."""
+    folder = str(line["folder"])
+    return folder if line["task"] == "-" else str(Path(folder).parent.parent)
 
 
 def _cell(column: str, value: str | int | float | None) -> str:
@@ -93,6 +125,12 @@ def _titles(names: Sequence[str]) -> tuple[str, ...]:
 
 
 # --------------------------------------------------------------------------------------------------- a sequence of tasks
+
+RESULT_FILES = ("results.csv", "results.md")
+"""What all runs of an output folder share."""
+
+SWEEP_FILES = (*RESULT_FILES, "methods.md", "results.png")
+"""What a sweep shares with an earlier one."""
 
 SEQUENCE_FILES = ("tasks.csv", "tasks.md", "tasks.png")
 """What a sequence of tasks leaves beside their folders."""
@@ -166,7 +204,7 @@ def write_sequence(folder: Path, results: Sequence[TaskResult]) -> None:
     standings = sequence([result.task for result in results], [summary for summary in summaries if summary is not None])
     _write_csv(folder / "tasks.csv", [standing.columns() for standing in standings])
     write_text(folder / "tasks.md", sequence_table(standings).markdown() + "\n")
-    (folder / "tasks.png").write_bytes(plots.render(sequence_plot(standings)).png)
+    write_bytes(folder / "tasks.png", plots.render(sequence_plot(standings)).png)
 
 
 # --------------------------------------------------------------------------------------------------------------- a sweep
@@ -175,9 +213,8 @@ _METHOD_SCORES = ("model_utility", "untargeted_forget_efficacy", "retain_probabi
 
 
 def write_sweep(folder: Path, lines: Sequence[Columns]) -> None:
-    """Write what a sweep has found, all of its runs anew: results.csv, results.md, methods.md and results.png."""
-    (folder / "results.csv").unlink(missing_ok=True)  # the lines of all runs are here
-    write_results(folder, lines)
+    """Write what a sweep has found: results.csv and results.md, beside the lines of others, methods.md and results.png."""
+    write_results(folder, lines, {_run_folder(line) for line in lines})
     methods = scores_by_method(lines)
     rows = []
     for method, scores in methods.items():
@@ -185,7 +222,7 @@ def write_sweep(folder: Path, lines: Sequence[Columns]) -> None:
         rows.append((method, str(count), *map(_spread, scores.values())))
     head = ("method", "runs", "model utility", "forget efficacy", "retain probability", "forget probability")
     write_text(folder / "methods.md", Table(head, rows).markdown() + "\n")
-    (folder / "results.png").write_bytes(plots.render(plots.methods(methods)).png)
+    write_bytes(folder / "results.png", plots.render(plots.methods(methods)).png)
 
 
 def scores_by_method(lines: Sequence[Columns]) -> dict[str, dict[str, list[float]]]:

@@ -1,0 +1,56 @@
+"""Claim an output folder: what a run is going to write there must be missing, or a result of ours that it may replace."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from dualoptim.atomic import remove
+from dualoptim.config.args import CommonArgs
+from dualoptim.errors import InputError
+from dualoptim.models.launch import decided
+from dualoptim.models.lock import check_free
+from dualoptim.reporting.ours import check_ours
+
+
+def claim(args: CommonArgs, accelerator: Accelerator, targets: Iterable[Path], tables: Iterable[Path] = ()) -> None:
+    """Make sure that the files and folders that this run is going to write are not there, removing them with `--overwrite`.
+
+    With `--resume` they may be there and stay, and `tables` may always, which all runs of a folder share. Nothing else in the
+    output folder is touched.
+
+    Raises:
+        InputError: if a target exists and neither was given, or anything is there that no run of ours wrote, another run
+            writes to it, it holds the model or the data, or it cannot be written.
+    """
+
+    def decide() -> None:
+        wanted = list(targets)
+        try:
+            for target in wanted:
+                _check(args, target)
+            check_ours(tables)
+            if not getattr(args, "resume", None):
+                for target in wanted:
+                    remove(target)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--output-dir: {error.filename} cannot be written ({error.strerror}); give another folder"
+            ) from None
+
+    decided(accelerator, decide)
+
+
+def _check(args: CommonArgs, target: Path) -> None:
+    for ancestor in target.parents:
+        if ancestor.exists() and not ancestor.is_dir():
+            raise InputError(f"--output-dir: {ancestor} is a file; give another folder")
+    given = [Path(name).expanduser() for name in (args.model, args.data or "")]
+    sources = [path.resolve() for path in given if path.exists() and path.resolve() != Path.cwd()]
+    if target.exists() and any(target.resolve() in (source, *source.parents) for source in sources):
+        raise InputError(f"--output-dir: {target} holds the model or the data of this run; give another folder")
+    check_free(target)
+    check_ours([target])
+    if target.exists() and not (args.overwrite or getattr(args, "resume", None)):
+        raise InputError(f"--output-dir: {target} is an earlier result; give another folder, or --overwrite to replace it")
