@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from dualoptim.attack import ATTACKED_SETS, Target, attack_answers, attack_weights, check_attacks, make_lesson
 from dualoptim.config.args import DEMO, EvalArgs, MeasureArgs
@@ -30,7 +29,10 @@ from dualoptim.evaluation.summary import Attacks, Summary
 from dualoptim.models.launch import claim, output_folder, say, start_accelerator
 from dualoptim.models.load import load_config, load_model
 from dualoptim.models.loaded import LoadedModel, weights_hash
+from dualoptim.models.saving import how_to_go_on
+from dualoptim.models.together import shared, wait
 from dualoptim.reporting.console import evaluation_tables
+from dualoptim.signals import going_on
 
 SetsAndSkipped = tuple[Mapping[str, list[Row]], Mapping[str, str]]
 """The rows of evaluation sets, and why others are missing, as a source of rows gives them."""
@@ -89,7 +91,12 @@ def evaluate(args: EvalArgs) -> Summary:
     if args.model == DEMO:
         raise InputError("--model demo has no weights on disk; give a folder, such as the model/ that a demo run wrote")
     accelerator = start_accelerator(args)
-    folder = output_folder(args, accelerator) / "eval"
+    folder = output_folder(args, accelerator)
+    with going_on(how_to_go_on(args, folder)):
+        return _evaluate(args, accelerator, folder / "eval")
+
+
+def _evaluate(args: EvalArgs, accelerator: Accelerator, folder: Path) -> Summary:
     source = open_source(args)
     source.evaluation_sets(args.split, args.task)  # what is wrong with the data shows before a model is loaded
     measures = Measures.load(args, accelerator)
@@ -138,6 +145,7 @@ def evaluate(args: EvalArgs) -> Summary:
     if accelerator.is_main_process:
         summary.write(folder / "summary.json")
     say(accelerator, f"\n{evaluation_tables(summary)}\n\nrows and summary: {folder}")
+    wait(accelerator)
     return summary
 
 
@@ -169,7 +177,7 @@ def _was_interrupted(folder: Path, accelerator: Accelerator, config: Mapping[str
     same, path = False, folder / "config.yaml"
     if accelerator.is_main_process and path.is_file() and not (folder / "summary.json").is_file():
         same = difference(path, config, EvalArgs, may_change=("speed", "nothing")) is None and not changed_input(path, inputs)
-    return broadcast_object_list([same])[0]
+    return shared(accelerator, same)
 
 
 def _reference_losses(loaded: LoadedModel, measures: Measures, sets: Mapping[str, list[Row]]) -> ReferenceLosses:

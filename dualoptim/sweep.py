@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from dualoptim.atomic import write_json
 from dualoptim.config.args import DEMO, NEWEST, SweepArgs, UnlearnArgs
@@ -19,7 +18,10 @@ from dualoptim.errors import InputError, NonFiniteError, reason
 from dualoptim.models.launch import decided, say, start_accelerator
 from dualoptim.models.load import load_model
 from dualoptim.models.resume import all_inputs
+from dualoptim.models.saving import how_to_go_on
+from dualoptim.models.together import shared, wait
 from dualoptim.reporting.results import result_columns, write_sweep
+from dualoptim.signals import going_on
 from dualoptim.unlearn import Job, run
 
 Line = dict[str, Any]
@@ -39,6 +41,11 @@ def sweep(args: SweepArgs) -> list[Line]:
         raise InputError("a sweep needs a folder that a second call finds again; give --output-dir")
     accelerator = start_accelerator(args)
     folder = Path(args.output_dir).expanduser()
+    with going_on(how_to_go_on(args, folder)):
+        return _sweep(args, accelerator, folder)
+
+
+def _sweep(args: SweepArgs, accelerator: Accelerator, folder: Path) -> list[Line]:
     lines: list[Line] = []
     refused: list[InputError] = []
     runs, now = runs_of(args), _Now(accelerator)
@@ -65,6 +72,7 @@ def sweep(args: SweepArgs) -> list[Line]:
         say(accelerator, "\n" + (folder / "methods.md").read_text(encoding="utf-8"))
     failures = sum("failed" in line for line in lines)
     say(accelerator, f"{len(runs)} runs, {failures} failed: {folder / 'results.md'}, {folder / 'results.png'}")
+    wait(accelerator)
     return lines
 
 
@@ -109,7 +117,7 @@ def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
     """The lines of a run, which is taken unless it has finished before with the same settings, rows, prompts and weights."""
     path, settings, accelerator = folder / name / "finished.json", _settings(one), now.accelerator
     found = json.loads(path.read_text(encoding="utf-8")) if accelerator.is_main_process and path.is_file() else None
-    (finished,) = broadcast_object_list([found])
+    finished = shared(accelerator, found)
     if finished:
         other = now.changed(one) if _same(finished["settings"], settings) else "settings"
         if not other:
@@ -119,8 +127,9 @@ def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
             raise InputError(f"--output-dir: {folder / name} was finished with other {other}; --overwrite replaces it")
     if accelerator.is_main_process:
         path.unlink(missing_ok=True)
-    # what an interrupted call left is begun again, unless it has checkpoints to go on from
-    goes_on = one.save_every and (folder / name).is_dir() and not one.overwrite
+    # what an interrupted call left is begun again, unless it has trained, or has checkpoints to go on from
+    left = ("*/task*/checkpoint/step-*", "*/task*/trained.json") if not one.save_every else ("*",)
+    goes_on = decided(accelerator, lambda: any(any((folder / name).glob(kind)) for kind in left)) and not one.overwrite
     result = run(replace(one, resume=NEWEST) if goes_on else replace(one, overwrite=True))
     lines = [_own(one) | result_columns(task) for task in result.tasks]
     if accelerator.is_main_process:

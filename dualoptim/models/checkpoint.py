@@ -17,6 +17,7 @@ from dualoptim.atomic import write_json
 from dualoptim.config.args import NEWEST
 from dualoptim.errors import InputError
 from dualoptim.models.launch import decided, say
+from dualoptim.models.together import wait
 
 _READ_BYTES = 2**24
 
@@ -40,9 +41,9 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     if accelerator.is_main_process:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
+    wait(accelerator)
     accelerator.save_state(str(beside), **({"exclude_frozen_parameters": True} if _leaves_out_frozen(accelerator) else {}))
-    accelerator.wait_for_everyone()
+    wait(accelerator)
     names = sorted(path.relative_to(beside).as_posix() for path in beside.rglob("*") if path.is_file())
     files = {name: _checksum(beside / name) for name in _own(accelerator, names)}
     every = dict(gather_object(list(files.items())))
@@ -52,7 +53,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
         os.replace(beside, target)
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+    wait(accelerator)
 
 
 def load_checkpoint(accelerator: Accelerator, path: Path) -> None:

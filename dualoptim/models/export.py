@@ -9,11 +9,16 @@ from dualoptim.atomic import write_json
 from dualoptim.data.prompts import PROMPT_FILE
 from dualoptim.models.launch import prepared
 from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.together import wait
 from dualoptim.models.weights import check_saved
+from dualoptim.signals import held
 
 
+@held()
 def export_model(loaded: LoadedModel, folder: Path, card: str) -> None:
     """Write what `from_pretrained` loads: safetensors weights, configuration, tokenizer and a model card.
+
+    A signal that asks the command to end waits for it.
 
     Raises:
         RuntimeError: if what was written is not that; nothing is replaced then.
@@ -39,4 +44,4 @@ def export_model(loaded: LoadedModel, folder: Path, card: str) -> None:
         (beside / "README.md").write_text(card, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)
-    accelerator.wait_for_everyone()
+    wait(accelerator)
