@@ -40,6 +40,7 @@ from dualoptim.models.launch import is_sharded, release
 from dualoptim.models.load import load_model, quantization_options
 from dualoptim.models.loaded import LoadedModel
 from dualoptim.reporting.log import StepLog
+from dualoptim.signals import at_once
 
 ATTACKED_SETS = ("forget", "retain")
 
@@ -254,7 +255,8 @@ def _relearn(target: Target, lesson: Lesson, model: str) -> list[Point]:
             for record in learn(loaded, lesson.rows, _recipe(target, lesson, model), log):
                 step = record["step"]
                 if step % every == 0 or step == args.relearn:
-                    curve.append(_point(target, lesson, step, target.measure(loaded, f"step{step}")))
+                    with at_once():  # what is measured is kept, what is taught is not
+                        curve.append(_point(target, lesson, step, target.measure(loaded, f"step{step}")))
         except NonFiniteError as error:
             curve[-1] = replace(curve[-1], stopped=str(error))
     release(loaded)

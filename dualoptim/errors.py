@@ -1,6 +1,8 @@
-"""End a command early in one of three ways, each with one line for the user."""
+"""End a command early, each way with one line for the user."""
 
 import contextlib
+import re
+import signal
 from collections.abc import Iterator
 
 
@@ -21,15 +23,38 @@ class NonFiniteError(RuntimeError):
 class WriteError(Exception):
     """What a run has found cannot be written any more: the disk is full, or the folder is gone. Commands exit with code 1.
 
-    `what` says where and why, and what is to be done about it, `go_on` how the run goes on then.
+    `what` says where and why, and what is to be done about it, `how` how the run goes on then.
     """
 
-    def __init__(self, what: str, go_on: str) -> None:
-        super().__init__(what, go_on)
-        self.what = what
+    def __init__(self, what: str, how: str) -> None:
+        """Say both."""
+        super().__init__(what)
+        self.what, self.how = what, how
 
     def __str__(self) -> str:
-        return ", and ".join(self.args)
+        """Give the one line for the user."""
+        return f"{self.what}; {self.how}"
+
+
+class PeerError(RuntimeError):
+    """Another process of the launch has ended, or is silent for too long; commands exit with code 1."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the command to end; commands exit with 128 + `signum`.
+
+    A KeyboardInterrupt, so that a notebook shows an interrupt and no `except Exception` takes it for a failure.
+    """
+
+    def __init__(self, signum: int, where: str = "", agreed: bool = False) -> None:
+        """Say `where` the command was; `agreed`: all processes of the launch end here."""
+        super().__init__(signum)
+        self.signum, self.where, self.agreed = signum, where, agreed
+        self.how = "give the same command again"
+
+    def __str__(self) -> str:
+        """Give the one line for the user."""
+        return " ".join(filter(None, [f"stopped by {signal.Signals(self.signum).name}", self.where])) + f"; {self.how}"
 
 
 def reason(error: BaseException) -> str:
@@ -50,3 +75,27 @@ def blamed(flag: str, value: object, remedy: str, what: str = "cannot be loaded"
         raise
     except Exception as error:
         raise InputError(f"{flag} {value}: {what} ({reason(error)}); {remedy}") from None
+
+
+_GONE = re.compile("closed by peer|reset by peer|was likely closed|Broken pipe|remote process exited")
+_SILENT = re.compile("Timed out waiting|timed out after|Watchdog caught collective operation timeout")
+
+
+@contextlib.contextmanager
+def with_peers() -> Iterator[None]:
+    """Turn what torch raises when another process of a launch is gone, or does not answer, into one line.
+
+    Raises:
+        PeerError: saying which of both.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not (_GONE.search(text) or _SILENT.search(text)):
+            raise
+        what = "has ended" if _GONE.search(text) else "has not answered for too long"
+        raise PeerError(
+            f"another process of this launch {what}; what it says itself tells why. Go on as after any interruption: training "
+            "with --resume, an evaluation or a sweep with the same command"
+        ) from None

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from dualoptim.attack import ATTACKED_SETS, Target, attack_answers, attack_weights, check_attacks, make_lesson
 from dualoptim.config.args import DEMO, EvalArgs, MeasureArgs
@@ -31,6 +30,8 @@ from dualoptim.models.launch import output_folder, say, start_accelerator
 from dualoptim.models.load import load_config, load_model
 from dualoptim.models.loaded import LoadedModel, weights_hash
 from dualoptim.models.lock import kept_for_one_run
+from dualoptim.models.saving import how_to_go_on
+from dualoptim.models.together import shared, wait
 from dualoptim.reporting.claim import claim
 from dualoptim.reporting.console import evaluation_tables
 
@@ -93,9 +94,7 @@ def evaluate(args: EvalArgs) -> Summary:
         raise InputError("--model demo has no weights on disk; give a folder, such as the model/ that a demo run wrote")
     accelerator = start_accelerator(args)
     folder = output_folder(args, accelerator)
-    instead = " without --overwrite" if args.overwrite else ""
-    go_on = f"repeat the command with --output-dir {folder}{instead}, which keeps the sets that are finished"
-    with kept_for_one_run(folder, accelerator, go_on):
+    with kept_for_one_run(folder, accelerator, how_to_go_on(args, folder)):
         return _evaluate(args, accelerator, folder / "eval")
 
 
@@ -150,6 +149,7 @@ def _evaluate(args: EvalArgs, accelerator: Accelerator, folder: Path) -> Summary
     if accelerator.is_main_process:
         summary.write(folder / "summary.json")
     say(accelerator, f"\n{evaluation_tables(summary)}\n\nrows and summary: {folder}")
+    wait(accelerator)
     return summary
 
 
@@ -181,7 +181,7 @@ def _was_interrupted(folder: Path, accelerator: Accelerator, config: Mapping[str
     same, path = False, folder / "config.yaml"
     if accelerator.is_main_process and path.is_file() and not (folder / "summary.json").is_file():
         same = difference(path, config, EvalArgs, may_change=("speed", "nothing")) is None and not changed_input(path, inputs)
-    return broadcast_object_list([same])[0]
+    return shared(accelerator, same)
 
 
 def _reference_losses(loaded: LoadedModel, measures: Measures, sets: Mapping[str, list[Row]]) -> ReferenceLosses:

@@ -12,26 +12,34 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from dualoptim.atomic import write_json
 from dualoptim.config.args import CommonArgs, FinetuneArgs, TrainArgs
 from dualoptim.config.cli import main
 from dualoptim.config.saved import write_config
+from dualoptim.data.identity import prompts_hash, rows_hash
 from dualoptim.data.rows import Row
 from dualoptim.data.stream import ExampleBuilder, Stream
 from dualoptim.data.tofu import tofu_source
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.method.adamw import adamw
-from dualoptim.method.loop import Phase, Term, steps
+from dualoptim.method.loop import Phase, Term
 from dualoptim.method.objectives import Objective, negative_log_likelihood
 from dualoptim.method.schedule import Plan, steps_per_epoch
 from dualoptim.models.adapter import adapter_settings
+from dualoptim.models.checkpoint import discard_after, finished_log, read_log
 from dualoptim.models.export import export_model
-from dualoptim.models.launch import output_folder, release, say, start_accelerator, training
+from dualoptim.models.launch import decided, output_folder, release, say, start_accelerator, training
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel, MicroBatches
 from dualoptim.models.lock import kept_for_one_run
+from dualoptim.models.resume import Planned, choose_checkpoints
+from dualoptim.models.saving import Saving, how_to_go_on, steps_of
+from dualoptim.models.together import stop_together, wait
+from dualoptim.models.work import Work
 from dualoptim.reporting.card import model_card
 from dualoptim.reporting.claim import claim
 from dualoptim.reporting.log import StepLog, trackers
+from dualoptim.signals import held
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,11 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
         InputError: for anything that is wrong with the arguments, the data or the model.
         NonFiniteError: if a loss or gradient is not finite; the weights before that step are in `model/`.
         WriteError: if the disk is full or the folder goes while the run writes to it.
+        Stopped: where a signal asks for it, with a checkpoint if a step was being taken.
     """
     accelerator = start_accelerator(args)
     folder = output_folder(args, accelerator)
-    with kept_for_one_run(folder, accelerator, f"repeat the command with --output-dir {folder} --overwrite"):
+    with kept_for_one_run(folder, accelerator, how_to_go_on(args, folder, "--resume")):
         return _finetune(args, accelerator, folder)
 
 
@@ -63,19 +72,35 @@ def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> Fin
     loaded = load_model(args, accelerator)
     args = replace(args, **adapter_settings(loaded.model))
     loaded.formatter.check(rows)
-    claim(args, accelerator, [folder / name for name in ("config.yaml", "log.jsonl", "model", "trackers")])
+    plan, resolved, model = plan_of(args, len(rows), accelerator.num_processes), loaded.resolved(args), folder / "model"
+    inputs = {"rows": rows_hash(rows), "prompts": prompts_hash(rows, loaded.formatter), "weights": loaded.weights_hash()}
+    start = None
+    if args.resume:
+        start = choose_checkpoints(accelerator, args, [Planned(folder, resolved, inputs, plan.last_step)]).get(folder)
+        if finished := decided(accelerator, lambda: _finished(folder, plan, args.target_loss)):
+            say(accelerator, f"finished before: {model}")
+            return FinetuneResult(folder, model, finished)
+    left = ("config.yaml", "log.jsonl", "model", "trackers", "checkpoint", "trained.json")
+    claim(args, accelerator, [folder / name for name in left])
 
     # ---- train and save
+    saving = Saving(folder / "checkpoint", args.save_every, args.keep_checkpoints, start)
+    records = read_log(folder / "log.jsonl")[: saving.taken]
+    wait(accelerator)  # all have read before one writes
     if accelerator.is_main_process:
-        write_config(folder / "config.yaml", loaded.resolved(args))
+        write_config(folder / "config.yaml", resolved, inputs)
+        discard_after(folder, saving.taken)
+    wait(accelerator)
     what = f"fine-tuned on {', '.join(args.splits)} of {args.data_source}"
-    model = folder / "model"
-    log = StepLog(folder / "log.jsonl", plan_of(args, len(rows), accelerator.num_processes).last_step, "fine-tune", accelerator)
     try:
-        with trackers(accelerator, folder, folder.name, loaded.resolved(args)), log:
-            for _ in learn(loaded, rows, args, log):
-                pass  # a step is taken whenever its record is asked for
-        export_model(loaded, model, model_card(args, what))
+        with trackers(accelerator, folder, folder.name, resolved), held():
+            with StepLog(folder / "log.jsonl", plan.last_step, "fine-tune", accelerator, records) as log:
+                for _ in learn(loaded, rows, args, log, saving):
+                    pass  # a step is taken whenever its record is asked for
+            export_model(loaded, model, model_card(args, what))
+            if accelerator.is_main_process:
+                write_json(folder / "trained.json", {"steps": len(log.records)})
+            stop_together(accelerator, f"with {model} written")
     except NonFiniteError as error:
         export_model(loaded, model, model_card(args, f"{what}, stopped at {error}"))
         raise NonFiniteError(f"{error}. The weights before this step are in {model}") from None
@@ -84,10 +109,16 @@ def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> Fin
     return FinetuneResult(folder, model, log.records)
 
 
-def learn(loaded: LoadedModel, rows: Sequence[Row], args: FinetuneArgs, log: StepLog) -> Iterator[dict[str, Any]]:
+def learn(
+    loaded: LoadedModel, rows: Sequence[Row], args: FinetuneArgs, log: StepLog, saving: Saving | None = None
+) -> Iterator[dict[str, Any]]:
     """Train a model on rows, a step whenever the next record is asked for; the caller has to `release` it then.
 
-    Ends with the last epoch, or after the first one whose mean loss per token is below `target_loss`.
+    Ends with the last epoch, or after the first one whose mean loss per token is below `target_loss`. `log` has the records of
+    the steps that an earlier run took, after which `saving` goes on.
+
+    Raises:
+        Stopped: after a step, where a signal asks for it.
     """
     # the name seeds the order of rows, and with it the numbers of every model that was taught so far
     stream = Stream.of(args, "retain", ExampleBuilder(rows, loaded.formatter, ("answer",), args.seed), loaded.share)
@@ -96,14 +127,25 @@ def learn(loaded: LoadedModel, rows: Sequence[Row], args: FinetuneArgs, log: Ste
     plan = plan_of(args, len(rows), loaded.accelerator.num_processes)
 
     with training(loaded, args, adamw(args.learning_rate, args.adam_betas, bits=args.optim_bits)) as engine:
-        for record in steps(engine, phases, plan):
+        for record in steps_of(engine, Work(phases, plan), saving or Saving()):
             log.add(record)
             yield record
-            if record["step"] % plan.steps_per_epoch == 0:
-                epoch = log.records[-plan.steps_per_epoch :]
-                tokens = sum(one["count"] for one in epoch)
-                if sum(one["loss"] * one["count"] for one in epoch) / tokens < args.target_loss:
-                    return
+            if _knows(log.records, plan, args.target_loss):
+                return
+
+
+def _knows(records: Sequence[dict[str, Any]], plan: Plan, target_loss: float) -> bool:
+    """Tell whether an epoch ends here whose mean loss per token is below the target."""
+    epoch = records[-plan.steps_per_epoch :]
+    if not epoch or len(records) % plan.steps_per_epoch:
+        return False
+    return sum(one["loss"] * one["count"] for one in epoch) / sum(one["count"] for one in epoch) < target_loss
+
+
+def _finished(folder: Path, plan: Plan, target_loss: float) -> list[dict[str, Any]] | None:
+    """Read the records of a training that an earlier run has finished, None if there are steps left to take."""
+    records = read_log(folder / "log.jsonl")
+    return finished_log(folder, len(records) if _knows(records, plan, target_loss) else plan.last_step)
 
 
 def plan_of(args: FinetuneArgs, num_rows: int, processes: int) -> Plan:
@@ -145,10 +187,12 @@ def teach_demo(loaded: LoadedModel, args: TrainArgs, folder: Path) -> None:
     shared = {field.name: getattr(args, field.name) for field in fields(CommonArgs)}
     recipe = FinetuneArgs(**shared, seed=args.seed, **DEMO_RECIPE)
     rows = rows_to_learn(recipe)
-    with StepLog(None, plan_of(recipe, len(rows), accelerator.num_processes).last_step, "learn", accelerator) as log:
-        for _ in learn(loaded, rows, recipe, log):
-            pass
-    export_model(loaded, folder, model_card(recipe, "which knows the demo's facts"))
+    with held():
+        with StepLog(None, plan_of(recipe, len(rows), accelerator.num_processes).last_step, "learn", accelerator) as log:
+            for _ in learn(loaded, rows, recipe, log):
+                pass
+        export_model(loaded, folder, model_card(recipe, "which knows the demo's facts"))
+        stop_together(accelerator, f"with {folder} taught")
     release(loaded)
 
 

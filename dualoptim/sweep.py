@@ -20,14 +20,14 @@ from dualoptim.models.launch import decided, say, start_accelerator
 from dualoptim.models.load import load_model
 from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.resume import all_inputs
+from dualoptim.models.saving import how_to_go_on
+from dualoptim.models.together import wait
 from dualoptim.reporting.ours import check_ours
 from dualoptim.reporting.results import SWEEP_FILES, result_columns, write_sweep
 from dualoptim.unlearn import Job, run
 
 Line = dict[str, Any]
 """A line of results.csv by its columns."""
-
-_GO_ON = "repeat the sweep, which skips the runs that are finished"
 
 
 def sweep(args: SweepArgs) -> list[Line]:
@@ -44,7 +44,7 @@ def sweep(args: SweepArgs) -> list[Line]:
         raise InputError("a sweep needs a folder that a second call finds again; give --output-dir")
     accelerator = start_accelerator(args)
     folder = Path(args.output_dir).expanduser()
-    with kept_for_one_run(folder, accelerator, _GO_ON):
+    with kept_for_one_run(folder, accelerator, how_to_go_on(args, folder)):
         decided(accelerator, lambda: check_ours(folder / name for name in SWEEP_FILES))
         return _sweep(args, accelerator, folder)
 
@@ -56,8 +56,8 @@ def _sweep(args: SweepArgs, accelerator: Accelerator, folder: Path) -> list[Line
     for name, one in runs.items():
         try:
             lines += _run(name, one, folder, now)
-        except WriteError as error:  # the next run could not be written either
-            raise WriteError(error.what, _GO_ON) from error
+        except WriteError:  # the next run could not be written either
+            raise
         except Exception as error:  # one run that fails must not stop the others, whatever it is
             failed = f"{type(error).__name__}: {reason(error)}"
             if isinstance(error, InputError):
@@ -81,6 +81,7 @@ def _sweep(args: SweepArgs, accelerator: Accelerator, folder: Path) -> list[Line
         say(accelerator, "\n" + (folder / "methods.md").read_text(encoding="utf-8"))
     failures = sum("failed" in line for line in lines)
     say(accelerator, f"{len(runs)} runs, {failures} failed: {folder / 'results.md'}, {folder / 'results.png'}")
+    wait(accelerator)
     return lines
 
 
@@ -134,8 +135,9 @@ def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
             raise InputError(f"--output-dir: {folder / name} was finished with other {other}; --overwrite replaces it")
     elif not one.overwrite:
         decided(accelerator, lambda: _check_begun(one))
-    # what an interrupted call left is begun again, unless it has checkpoints to go on from
-    goes_on = one.save_every and (folder / name).is_dir() and not one.overwrite
+    # what an interrupted call left is begun again, unless it has trained, or has checkpoints to go on from
+    left = ("*/task*/checkpoint/step-*", "*/task*/trained.json") if not one.save_every else ("*",)
+    goes_on = decided(accelerator, lambda: any(any((folder / name).glob(kind)) for kind in left)) and not one.overwrite
     result = run(replace(one, resume=NEWEST) if goes_on else replace(one, overwrite=True))
     lines = [_own(one) | result_columns(task) for task in result.tasks]
     if accelerator.is_main_process:

@@ -19,16 +19,17 @@ from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.evaluate import Measures, evaluate_model
 from dualoptim.evaluation.summary import Summary
 from dualoptim.finetune import teach_demo
-from dualoptim.method.loop import steps
 from dualoptim.models.adapter import adapter_settings
-from dualoptim.models.checkpoint import discard_after, finished_log, load_checkpoint, read_log, save_checkpoint, step_of
+from dualoptim.models.checkpoint import discard_after, finished_log, read_log
 from dualoptim.models.export import export_model
-from dualoptim.models.launch import is_sharded, output_folder, release, say, start_accelerator, training
+from dualoptim.models.launch import decided, is_sharded, output_folder, release, say, start_accelerator, training
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.reference import Frozen
 from dualoptim.models.resume import begins_anew, inputs_of, where_to_go_on
+from dualoptim.models.saving import Saving, how_to_go_on, steps_of
+from dualoptim.models.together import stop_together, wait
 from dualoptim.models.work import TaskRows, Work, check_objectives, freeze, work_of
 from dualoptim.reporting.card import model_card
 from dualoptim.reporting.claim import claim
@@ -43,6 +44,7 @@ from dualoptim.reporting.results import (
     write_results,
     write_sequence,
 )
+from dualoptim.signals import held
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ def run(args: UnlearnArgs) -> RunResult:
         InputError: for anything that is wrong with the arguments, the data or the model; nothing has been written then.
         NonFiniteError: if a loss or gradient is not finite; the weights before that step are in the task's `model/`.
         WriteError: if the disk is full or the folder goes while the run writes to it; `--resume` goes on then.
+        Stopped: where a signal asks for it, with a checkpoint if a step was being taken.
     """
     if args.dry_run:
         raise InputError("dry_run trains nothing; call dualoptim.memory_plan.dry_run(args), or run without it")
     accelerator = start_accelerator(args)
     folder = output_folder(args, accelerator)
-    instead = " in place of --overwrite" if args.overwrite else ""
-    with kept_for_one_run(folder, accelerator, f"repeat the command with --output-dir {folder} --resume{instead}"):
+    with kept_for_one_run(folder, accelerator, how_to_go_on(args, folder, "--resume")):
         return _run(replace(args, output_dir=str(folder), learning_rates=args.rates), accelerator)
 
 
@@ -103,6 +105,7 @@ def _run(args: UnlearnArgs, accelerator: Accelerator) -> RunResult:
         for result in tasks:
             results.append(result)
             _show(args, accelerator, results)
+            wait(accelerator)
     return RunResult(folder, results)
 
 
@@ -259,26 +262,23 @@ def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[Path, str, Sum
     `task` is its folder, what it does in words, and how the model scored before.
     """
     args, accelerator, (folder, what, before) = job.args, job.accelerator, task
-    path, checkpoint = folder / "log.jsonl", job.goes_on.get(folder)
-    taken = step_of(checkpoint) if checkpoint else 0
-    records = read_log(path)[:taken]
-    accelerator.wait_for_everyone()  # all have read before one writes
-    if accelerator.is_main_process:
-        discard_after(folder, taken)
+    path = folder / "log.jsonl"
+    saving = Saving(folder / "checkpoint", args.save_every, args.keep_checkpoints, job.goes_on.get(folder))
+    records = read_log(path)[: saving.taken]
+    wait(accelerator)  # all have read before one writes
+    decided(accelerator, lambda: discard_after(folder, saving.taken))
     try:
-        with (
-            StepLog(path, work.plan.last_step, "unlearn", accelerator, records) as log,
-            training(loaded, args, kind_of(args).build(args)) as engine,
-        ):
-            if checkpoint:
-                load_checkpoint(accelerator, checkpoint)
-            for record in steps(engine, work.phases, work.plan, taken):
-                log.add(record)
-                if args.save_every and record["step"] % args.save_every == 0:
-                    save_checkpoint(accelerator, folder / "checkpoint", record["step"], args.keep_checkpoints)
-        export_model(loaded, folder / "model", model_card(args, what, before))
-        if accelerator.is_main_process:
-            write_json(folder / "trained.json", {"steps": len(log.records)})
+        with held():
+            with (
+                StepLog(path, work.plan.last_step, "unlearn", accelerator, records) as log,
+                training(loaded, args, kind_of(args).build(args)) as engine,
+            ):
+                for record in steps_of(engine, work, saving):
+                    log.add(record)
+            export_model(loaded, folder / "model", model_card(args, what, before))
+            if accelerator.is_main_process:
+                write_json(folder / "trained.json", {"steps": len(log.records)})
+            stop_together(accelerator, f"with {folder / 'model'} written")
     except NonFiniteError as error:
         export_model(loaded, folder / "model", model_card(args, f"{what}, stopped at {error}"))
         raise NonFiniteError(f"{error}. The weights before this step are in {folder / 'model'}") from None

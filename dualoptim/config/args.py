@@ -171,6 +171,14 @@ class TrainArgs(CommonArgs):
     """Trackers that also get every step and score, through Accelerate: wandb, tensorboard, mlflow, comet_ml, aim, clearml,
     dvclive, swanlab, trackio. None by default: nothing leaves the machine unless you ask for it."""
 
+    save_every: Annotated[int, Flag("output", "nothing", at_least=0)] = 0
+    """Write a checkpoint every so many optimizer steps; 0 writes one only where a signal ends the run."""
+    keep_checkpoints: Annotated[int, Flag("output", "nothing", at_least=1)] = 1
+    """Checkpoints that a task keeps, or a fine-tuning, the newest ones."""
+    resume: Annotated[str | None, Flag("output", "nothing", path=True)] = None
+    """Continue what an earlier run left in --output-dir: finished tasks are kept, an interrupted one goes on from its newest
+    checkpoint, or from the one whose folder is given."""
+
     @property
     def state_bits(self) -> int:
         """Give 8 if any optimizer state is kept in bytes."""
@@ -247,14 +255,7 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     """Score only the answer in the forget loss; --no-mask scores the question too."""
     eval: Annotated[bool, Flag("evaluation", "measures")] = True
     """Evaluate before and after unlearning."""
-    save_every: Annotated[int, Flag("output", "nothing", at_least=0)] = 0
-    """Write a checkpoint every so many optimizer steps; 0 writes none."""
-    keep_checkpoints: Annotated[int, Flag("output", "nothing", at_least=1)] = 1
-    """Checkpoints that a task keeps, the newest ones."""
-    resume: Annotated[str | None, Flag("output", "nothing", path=True, acts=True)] = None
-    """Continue what an earlier run left in --output-dir: finished tasks are kept, an interrupted one goes on from its newest
-    checkpoint, or from the one whose folder is given."""
-    push_to_hub: Annotated[str | None, Flag("output", "nothing", acts=True)] = None
+    push_to_hub: Annotated[str | None, Flag("output", "nothing")] = None
     """Repository on the Hugging Face hub, such as me/model, to which each task's model goes once it is evaluated. Several
     results get one each, with the pair, the rate and the task at the end of its name. Needs `hf auth login` or HF_TOKEN."""
     hub_public: Annotated[bool, Flag("output", "nothing", acts=True)] = False

@@ -92,6 +92,10 @@ def _train(args: TrainArgs) -> Iterator[str]:
             yield f"{flag_name(name)} {shown} has no effect without an adapter; add --use-lora, or drop it"
     if args.load_in_4bit and not args.use_lora:
         yield "--load-in-4bit freezes the weights, so that only an adapter can learn; add --use-lora"
+    if args.resume is not None and args.output_dir is None:
+        yield "--resume needs the folder of the run to go on with; give --output-dir"
+    if args.resume is not None and args.overwrite:
+        yield "--resume keeps what --overwrite would remove; give one of them"
     yield from _twice("log_with", args.log_with)
     for tracker in args.log_with:
         if tracker not in TRACKERS:
@@ -127,10 +131,6 @@ def _unlearn(args: UnlearnArgs) -> Iterator[str]:
             )
     elif args.hub_public:
         yield "--hub-public makes the repository of --push-to-hub public; give that as well"
-    if args.resume is not None and args.output_dir is None:
-        yield "--resume needs the folder of the run to go on with; give --output-dir"
-    if args.resume is not None and args.overwrite:
-        yield "--resume keeps what --overwrite would remove; give one of them"
 
 
 def _of_objectives(args: UnlearnArgs) -> Iterator[str]:

@@ -19,7 +19,8 @@ from dualoptim.config.args import NEWEST, CommonArgs, UnlearnArgs
 from dualoptim.config.flags import flags, helps
 from dualoptim.config.presets import listing, published
 from dualoptim.config.saved import load_yaml
-from dualoptim.errors import InputError, NonFiniteError, WriteError, reason
+from dualoptim.errors import InputError, NonFiniteError, PeerError, Stopped, WriteError, reason, with_peers
+from dualoptim.signals import heard
 
 T = TypeVar("T")
 
@@ -100,16 +101,21 @@ def _form(kind: type, default: Any, first: type) -> type:
 def main(kind: type[T], action: Callable[[T], object], argv: Sequence[str] | None = None) -> NoReturn:
     """Parse, act, and end: with one line on stderr and code 2 for a user's mistake, 1 for whatever else went wrong.
 
-    Otherwise with the code that `action` returns, or 0.
+    With 128 + its number for a signal, also with one line. Otherwise with the code that `action` returns, or 0.
     """
     args = None
     try:
-        args = parse(kind, argv) if issubclass(kind, CommonArgs) else tyro.cli(kind, prog=_program(), args=argv)
-        outcome = action(args)
-        _leave_process_group()
-    except (InputError, NonFiniteError, WriteError) as error:
+        with heard(), with_peers():
+            args = parse(kind, argv) if issubclass(kind, CommonArgs) else tyro.cli(kind, prog=_program(), args=argv)
+            outcome = action(args)
+            _leave_process_group()
+    except (InputError, NonFiniteError, PeerError, WriteError) as error:
         _say_once(str(error))
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except Stopped as stop:
+        if not stop.agreed or _leave_process_group():
+            print(stop, file=sys.stderr)
+        sys.exit(128 + stop.signum)
     except Exception as error:
         folder = vars(error).get("output_folder", getattr(args, "output_dir", None))
         _say_once(unforeseen(error, Path(folder).expanduser() if folder else None))
@@ -149,9 +155,16 @@ def _program() -> str:
     return Path(sys.argv[0]).name
 
 
-def _leave_process_group() -> None:
-    """End a launch cleanly: a process that leaves while others still talk to it aborts them now and then."""
+def _leave_process_group() -> bool:
+    """End a launch cleanly: a process that leaves while others still talk to it aborts them now and then.
+
+    Tells whether this is the main process, which speaks for all.
+    """
     accelerate = sys.modules.get("accelerate")  # a command that has not imported it has no processes to leave
     if accelerate and accelerate.PartialState._shared_state:
-        accelerate.PartialState().wait_for_everyone()
-        accelerate.PartialState().destroy_process_group()
+        state = accelerate.PartialState()
+        main_process = state.is_main_process
+        state.wait_for_everyone()
+        state.destroy_process_group()
+        return main_process
+    return True

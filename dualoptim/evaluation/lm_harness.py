@@ -4,12 +4,11 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
-
 from dualoptim.config.args import MeasureArgs
 from dualoptim.errors import InputError, reason
 from dualoptim.evaluation.summary import Scores
 from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.together import shared
 
 
 def check_general_ability(args: MeasureArgs) -> None:
@@ -41,15 +40,15 @@ def general_ability(loaded: LoadedModel, args: MeasureArgs) -> dict[str, Scores]
     Raises:
         InputError: if the data of a task cannot be reached.
     """
-    results: list[Any] = [None]
+    result: Any = None
     if loaded.accelerator.is_main_process:
         try:
-            results = [_run_tasks(loaded, args)]
+            result = _run_tasks(loaded, args)
         except Exception as error:  # data sets that need a network, broken YAML: all kinds
-            results = [
+            result = (
                 f"--lm-eval-tasks {' '.join(args.lm_eval_tasks)}: lm-eval cannot run them ({reason(error)}); check their data"
-            ]
-    (result,) = broadcast_object_list(results)
+            )
+    result = shared(loaded.accelerator, result)
     if isinstance(result, str):
         raise InputError(result)
     return result

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
-
 from dualoptim import __version__
 from dualoptim.data.prompts import Example
 from dualoptim.data.rows import HOLDOUT, Row
 from dualoptim.data.stream import seeded
+from dualoptim.errors import Stopped
 from dualoptim.evaluation import metrics
 from dualoptim.evaluation.generation import continuation, end_tokens, generate, suppressed_tokens
 from dualoptim.evaluation.judges import entailed
@@ -22,6 +21,7 @@ from dualoptim.evaluation.records import Finished, Record, Records
 from dualoptim.evaluation.rouge import rouge_l_recall
 from dualoptim.evaluation.scoring import OPTION_SETS, ScoringPass, Share, TextScore
 from dualoptim.models.loaded import weights_hash
+from dualoptim.models.together import shared, wait
 
 _SEED = 0  # of the refusal that each row is compared with: not the training's
 
@@ -33,7 +33,7 @@ def measure(scoring: ScoringPass, sets: Mapping[str, list[Row]], folder: Path) -
     """
     accelerator, model = scoring.loaded.accelerator, scoring.loaded.model
     finished = Finished(folder, fingerprints(scoring, sets) if accelerator.is_main_process else {})
-    (records,) = broadcast_object_list([finished.records])
+    records = shared(accelerator, finished.records)
     was_training = model.training
     model.eval()
     try:
@@ -42,6 +42,10 @@ def measure(scoring: ScoringPass, sets: Mapping[str, list[Row]], folder: Path) -
                 records[name] = set_records(scoring, name, rows)
                 if accelerator.is_main_process:
                     finished.add(name, records[name])
+                wait(accelerator)
+    except Stopped as stop:
+        stop.where = f"while {folder} was measured, where what is finished is kept ({', '.join(records) or 'nothing yet'})"
+        raise
     finally:
         model.train(was_training)
     return {name: records[name] for name in sets}

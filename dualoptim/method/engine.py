@@ -20,6 +20,7 @@ class Engine:
         if accelerator.distributed_type == DistributedType.FSDP and hasattr(optimizer, "materialize"):
             optimizer.materialize()  # its checkpoints fill only the state that exists when they are loaded
         self.model.train()
+        self.asked_to_stop, self.stops = (lambda: False), False  # this process, by a signal; any, as of the last step
 
     def use_phase(self, phase: str, lr: float) -> None:
         """Choose the phase and its rate; an optimizer with a single bank takes the rate alone."""

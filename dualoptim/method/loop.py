@@ -74,9 +74,10 @@ def take_step(engine: Engine, phase: Phase, index: int, place: str) -> dict[str,
     accelerator, names = engine.accelerator, list(phase.terms)
     window = [(name, batch) for name, term in phase.terms.items() for batch in term.micro_batches(index)]
     own = [sum(phase.terms[name].objective.count(batch) for which, batch in window if which == name) for name in names]
-    # the index goes along, so that processes which are at different steps are found out
-    totals = torch.tensor([*own, index, sum(batch.num_tokens for _, batch in window)], device=accelerator.device)
-    *counted, indices, tokens = accelerator.reduce(totals, "sum").tolist()
+    # the index goes along, so that processes which are at different steps are found out, and whether a signal ends the run
+    tokens, stop = sum(batch.num_tokens for _, batch in window), engine.asked_to_stop()
+    totals = torch.tensor([*own, index, stop, tokens], device=accelerator.device)
+    *counted, indices, engine.stops, tokens = accelerator.reduce(totals, "sum").tolist()
     if indices != index * accelerator.num_processes:
         raise RuntimeError(f"{place}: the processes are at different steps; they must be started with the same arguments")
 

@@ -17,6 +17,7 @@ from dualoptim.atomic import write_json
 from dualoptim.config.args import NEWEST
 from dualoptim.errors import InputError
 from dualoptim.models.launch import decided, say
+from dualoptim.models.together import wait
 
 _READ_BYTES = 2**24
 
@@ -41,7 +42,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
         shutil.rmtree(beside, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         beside.mkdir()
-    accelerator.wait_for_everyone()
+    wait(accelerator)
     try:
         _write_state(accelerator, beside, step)
     except Exception:  # of a full disk, which libraries put into kinds of their own
@@ -52,13 +53,13 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
         os.replace(beside, target)
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+    wait(accelerator)
 
 
 def _write_state(accelerator: Accelerator, folder: Path, step: int) -> None:
     """Write the files of a checkpoint, and what they are."""
     accelerator.save_state(str(folder), **({"exclude_frozen_parameters": True} if _leaves_out_frozen(accelerator) else {}))
-    accelerator.wait_for_everyone()
+    wait(accelerator)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: _checksum(folder / name) for name in _own(accelerator, names)}
     every = dict(gather_object(list(files.items())))

@@ -7,11 +7,16 @@ from dualoptim.atomic import beside, write_json
 from dualoptim.data.prompts import PROMPT_FILE
 from dualoptim.models.launch import prepared
 from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.together import wait
 from dualoptim.models.weights import check_saved
+from dualoptim.signals import held
 
 
+@held()
 def export_model(loaded: LoadedModel, folder: Path, card: str) -> None:
     """Write what `from_pretrained` loads: safetensors weights, configuration, tokenizer and a model card.
+
+    A signal that asks the command to end waits for it.
 
     Raises:
         RuntimeError: if what was written is not that; nothing is replaced then.
@@ -34,4 +39,4 @@ def export_model(loaded: LoadedModel, folder: Path, card: str) -> None:
             loaded.tokenizer.save_pretrained(place)
             write_json(place / PROMPT_FILE, prompt)
             (place / "README.md").write_text(card, encoding="utf-8")
-    accelerator.wait_for_everyone()
+    wait(accelerator)

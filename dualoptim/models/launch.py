@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,21 +15,21 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
-    broadcast_object_list,
     compare_versions,
     disable_fsdp_ram_efficient_loading,
     is_deepspeed_available,
 )
 
+from dualoptim import signals
 from dualoptim.config.args import CommonArgs, TrainArgs
 from dualoptim.errors import InputError, reason
 from dualoptim.method.dual import MakeOptimizer
 from dualoptim.method.engine import Engine, prepare
 from dualoptim.method.groups import decay_groups
 from dualoptim.models.loaded import LoadedModel, weights_changed
+from dualoptim.models.together import shared
 
 DEEPSPEED = "0.19"  # older versions take steps with gradients that are not numbers
-_PATIENCE = timedelta(hours=12)
 
 T = TypeVar("T")
 
@@ -60,10 +59,8 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
             cpu=on_cpu and not with_deepspeed,
             # the loop owns its micro-batches; unset, a variable of the launch would divide every loss
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            # the main process may work for long while the others wait: it writes, hashes, and runs lm-eval
-            kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if on_cpu else None, timeout=_PATIENCE)]
-            if several or with_deepspeed
-            else [],
+            # elsewhere the device says which one, and how long it waits; `together` has the waits that may take longer
+            kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and (several or with_deepspeed) else [],
         )
     except (ValueError, ImportError, NotImplementedError) as error:
         raise InputError(f"Accelerate refuses the launch ({reason(error)}); mend its file or its flags") from None
@@ -124,8 +121,7 @@ def say(accelerator: Accelerator, text: str) -> None:
 
 def output_folder(args: CommonArgs, accelerator: Accelerator) -> Path:
     """Say where this run writes, the same on all processes. Nothing is created yet."""
-    names = broadcast_object_list([args.output_dir or time.strftime("runs/%Y%m%d-%H%M%S")])
-    return Path(names[0]).expanduser()
+    return Path(shared(accelerator, args.output_dir or time.strftime("runs/%Y%m%d-%H%M%S"))).expanduser()
 
 
 def decided(accelerator: Accelerator, decide: Callable[[], T]) -> T:
@@ -140,7 +136,7 @@ def decided(accelerator: Accelerator, decide: Callable[[], T]) -> T:
             found[0] = decide()
         except InputError as error:
             found[1] = str(error)
-    value, problem = broadcast_object_list(found)
+    value, problem = shared(accelerator, found)
     if problem:
         raise InputError(problem)
     return value
@@ -151,7 +147,10 @@ def decided(accelerator: Accelerator, decide: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer) -> Iterator[Engine]:
-    """Prepare a model and its optimizer for steps; both stay prepared, to be saved (`export_model`) and then released."""
+    """Prepare a model and its optimizer for steps; both stay prepared, to be saved (`export_model`) and then released.
+
+    A signal that asks the command to end waits until the end of a step, where all processes agree on it (`saving.steps_of`).
+    """
     torch.manual_seed(args.seed)
     model = loaded.model
     weights_changed(model)
@@ -159,11 +158,13 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     engine = prepare(loaded.accelerator, model, optimizer)
+    engine.asked_to_stop = lambda: bool(signals.asked())
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     # where both are one tensor, its dense gradient comes from the head, and that of the embeddings needs no second one
     embeddings.sparse = not is_sharded(loaded.accelerator) and head is not None and head.weight is embeddings.weight
     try:
-        yield engine
+        with signals.held():
+            yield engine
     finally:
         weights_changed(model)
         embeddings.sparse = False
@@ -185,7 +186,6 @@ def prepared(loaded: LoadedModel) -> Any:
 def release(loaded: LoadedModel) -> None:
     """Free what training prepared. A plain model is whole again; a sharded one (`is_sharded`) has to be loaded anew."""
     accelerator, model = loaded.accelerator, prepared(loaded)
-    accelerator.wait_for_everyone()
     if not is_sharded(accelerator):
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     accelerator.free_memory()

@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from dualoptim.config.args import CommonArgs
 from dualoptim.config.saved import to_dict
@@ -18,6 +17,7 @@ from dualoptim.data.batches import pack, pad
 from dualoptim.data.prompts import Example, Formatter
 from dualoptim.data.stream import Stream
 from dualoptim.method.scores import Batch, Reference
+from dualoptim.models.together import shared
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class LoadedModel:
 
     def weights_hash(self) -> str:
         """Hash the weights as they stand, the same on all processes; the main one computes it."""
-        return broadcast_object_list([weights_hash(self.model) if self.accelerator.is_main_process else ""])[0]
+        return shared(self.accelerator, weights_hash(self.model) if self.accelerator.is_main_process else "")
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the 16 bits of the launch, while the model is not prepared."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from dualoptim.atomic import LOCK
-from dualoptim.errors import InputError, WriteError
+from dualoptim.errors import InputError, Stopped, WriteError
 from dualoptim.models.launch import decided
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # only writing fails with these
@@ -20,15 +20,16 @@ _REMEDIES = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.ENOENT:
 
 
 @contextlib.contextmanager
-def kept_for_one_run(folder: Path, accelerator: Accelerator, go_on: str) -> Iterator[None]:
+def kept_for_one_run(folder: Path, accelerator: Accelerator, how: str) -> Iterator[None]:
     """Hold an output folder, which is made if there is none; a run that is refused leaves it, or that there is none, as it was.
 
     The main process holds a lock of the operating system's: it ends with that process, however it ends, and not with whoever
-    launched it. `go_on` says how to go on once a full disk has room again.
+    launched it. `how` is the command that goes on, after a signal or once a full disk has room again.
 
     Raises:
         InputError: if another run holds the folder, or it cannot be written to.
         WriteError: in place of what is raised inside when the folder takes nothing more.
+        Stopped: as inside, with `how`.
     """
     lock = _Lock(folder)
     decided(accelerator, lock.take)
@@ -38,9 +39,12 @@ def kept_for_one_run(folder: Path, accelerator: Accelerator, go_on: str) -> Iter
     except InputError:
         refused = True
         raise
+    except (Stopped, WriteError) as end:
+        end.how = how
+        raise
     except Exception as error:
         if what := _failed_write(error, folder):
-            raise WriteError(what, go_on) from error
+            raise WriteError(what, how) from error
         vars(error).setdefault("output_folder", folder)  # where a command puts the traceback
         raise
     finally:

@@ -32,6 +32,7 @@ from dualoptim.method.kernels import kept
 from dualoptim.method.objectives import Objective
 from dualoptim.method.scores import Batch, Reference, TokenScores, score
 from dualoptim.models.loaded import LoadedModel, autocast, weights_hash
+from dualoptim.models.together import wait
 
 _FILE_BYTES = 2**26  # as much is held in memory before it is written
 
@@ -93,7 +94,7 @@ class Frozen:
         """
         store = self._store(objective)
         missing = {key: example for example in examples if (key := text_key(example)) not in store}
-        self._accelerator.wait_for_everyone()  # all have looked before one writes
+        wait(self._accelerator)  # all have looked before one writes
         keys = list(missing)[self._accelerator.process_index :: self._accelerator.num_processes]
         texts = [missing[key] for key in keys]
         values: dict[bytes, Tensor] = {}  # not on disk yet
@@ -120,7 +121,7 @@ class Frozen:
                     write()
         if values:
             write()
-        self._accelerator.wait_for_everyone()
+        wait(self._accelerator)
 
     def reader(self, objective: Objective) -> "Reader":
         """Give an objective what reads its reference, batch by batch."""

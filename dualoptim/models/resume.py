@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 
-from dualoptim.config.args import DEMO, NEWEST, UnlearnArgs
+from dualoptim.config.args import DEMO, NEWEST, TrainArgs
 from dualoptim.config.product import single_runs
 from dualoptim.config.saved import changed_input, check_same, read_inputs
 from dualoptim.data.identity import prompts_hash, rows_hash, sets_hash
@@ -44,8 +44,8 @@ def all_inputs(job: "Job", loaded: LoadedModel) -> list[dict[str, str]]:
 
 
 @dataclass(frozen=True)
-class _Planned:
-    """Hold a task as a run will do it: its folder, its arguments as resolved, hashes of what it reads, and its last step."""
+class Planned:
+    """Hold a training as a run will do it: its folder, its arguments as resolved, hashes of what it reads, its last step."""
 
     folder: Path
     resolved: Mapping[str, Any]
@@ -60,18 +60,27 @@ def where_to_go_on(job: "Job", loaded: LoadedModel) -> dict[Path, Path]:
         InputError: if an argument, rows, prompts or weights are others than those that a task began with, if `--resume` names
             no checkpoint of these tasks, or if no checkpoint of a task will do.
     """
-    accelerator, resume = job.accelerator, str(job.args.resume)
     tasks = []
     for position, (task, inputs) in enumerate(zip(job.args.task_list, all_inputs(job, loaded), strict=True)):
         for one in single_runs(job.args):
             last_step = work_of(one, job.rows(position), loaded).plan.last_step
-            tasks.append(_Planned(replace(job, args=one).folder(task), loaded.resolved(one), inputs, last_step))
-    decided(accelerator, lambda: _check(resume, tasks))
+            tasks.append(Planned(replace(job, args=one).folder(task), loaded.resolved(one), inputs, last_step))
+    return choose_checkpoints(job.accelerator, job.args, tasks)
+
+
+def choose_checkpoints(accelerator: Accelerator, args: TrainArgs, tasks: Sequence[Planned]) -> dict[Path, Path]:
+    """Choose the checkpoint of every training that has one, by its folder; the same on all processes.
+
+    Raises:
+        InputError: as `where_to_go_on` does.
+    """
+    resume = str(args.resume)
+    decided(accelerator, lambda: _check(resume, tasks, type(args)))
     chosen = {task.folder: choose_checkpoint(accelerator, task.folder, resume, task.last_step) for task in tasks}
     return {folder: path for folder, path in chosen.items() if path}
 
 
-def _check(resume: str, tasks: Sequence[_Planned]) -> None:
+def _check(resume: str, tasks: Sequence[Planned], kind: type) -> None:
     places = [task.folder / "checkpoint" for task in tasks]
     given = Path(resume).expanduser()
     if resume != NEWEST and not (given.is_dir() and given.resolve().parent in [place.resolve() for place in places]):
@@ -83,7 +92,7 @@ def _check(resume: str, tasks: Sequence[_Planned]) -> None:
     for task in tasks:
         config = task.folder / "config.yaml"
         if config.is_file():
-            check_same(config, task.resolved, UnlearnArgs)
+            check_same(config, task.resolved, kind)
             if changed := changed_input(config, {name: task.inputs[name] for name in TRAINED_FROM if name in task.inputs}):
                 raise InputError(
                     f"--resume: the {changed} of {task.folder.name} are not those that {config} was written for; give what "
