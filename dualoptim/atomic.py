@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from dualoptim.errors import InputError, reason
 
 LOCK = ".dualoptim.lock"
 """The file in an output folder that a run holds a lock of; it says who that is, and goes when the run ends."""
@@ -63,3 +65,21 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
 def read_json_lines(path: Path) -> list[Any]:
     """Read what `write_json_lines` wrote. Lines end at \\n alone: generated texts hold other separators too."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def read_json(path: Path, kinds: Mapping[str, type], remedy: str) -> dict[str, Any]:
+    """Read an object that a program of ours wrote, whose keys of `kinds` hold values of these.
+
+    Raises:
+        InputError: if the file is missing, cut, or holds something else, with the remedy.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no object; {remedy}")
+    for name, kind in kinds.items():
+        if not isinstance(value.get(name), kind) or isinstance(value[name], bool):
+            raise InputError(f"{path}: {name} is {str(value.get(name))[:60]}; {remedy}")
+    return value

@@ -62,6 +62,16 @@ def reason(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
+_CODE = {
+    "trust_remote_code": (
+        "brings code of its own, which is never run here",
+        "give one whose kind the installed libraries know",
+    ),
+    "weights_only": ("asks in a pickle for code to be run, which is never done", None),
+}
+"""What we say, and instead of which remedy, where a library names a switch that is none of ours: it found code in a file."""
+
+
 @contextlib.contextmanager
 def blamed(flag: str, value: object, remedy: str, what: str = "cannot be loaded") -> Iterator[None]:
     """Turn whatever a library raises inside into the one line that a user reads, for kinds that differ by its version.
@@ -74,6 +84,9 @@ def blamed(flag: str, value: object, remedy: str, what: str = "cannot be loaded"
     except InputError:
         raise
     except Exception as error:
+        for switch, (said, instead) in _CODE.items():
+            if switch in str(error):
+                raise InputError(f"{flag} {value} {said}; {instead or remedy}") from None
         raise InputError(f"{flag} {value}: {what} ({reason(error)}); {remedy}") from None
 
 

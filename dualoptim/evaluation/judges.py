@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.utils import compare_versions
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from dualoptim.config.args import MeasureArgs
@@ -14,6 +15,7 @@ from dualoptim.models.loaded import weights_hash
 from dualoptim.models.weights import check_loaded, no_load_report
 
 _TEXTS_AT_ONCE = 32
+_ENCODERS = "6"
 
 ENTAILMENT_FLOOR = 0.1
 """ROUGE-L recall below which an answer counts as not entailed, whatever the model of entailment says."""
@@ -28,10 +30,15 @@ class SentenceEncoder:
         Raises:
             InputError: if that fails.
         """
+        if compare_versions("sentence-transformers", "<", _ENCODERS):
+            raise InputError(
+                f"--sentence-encoder {name} needs sentence-transformers {_ENCODERS} or newer, because older ones run code that "
+                f"lies beside a model; pip install 'sentence-transformers>={_ENCODERS}'"
+            )
         from sentence_transformers import SentenceTransformer  # seconds, and only for this
 
         with blamed("--sentence-encoder", name, "give a folder or hub id of a sentence encoder"):
-            self._model = SentenceTransformer(_path_or_id(name), device=str(device))
+            self._model = SentenceTransformer(_path_or_id(name), device=str(device), trust_remote_code=False)
         self._device, self.weights = device, weights_hash(self._model)
 
     def similarities(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -58,9 +65,11 @@ class EntailmentModel:
         self._label = _entailment_label(name, source)
         self._device = device
         with blamed(*_blame(name)):
-            self._tokenizer = AutoTokenizer.from_pretrained(source)
+            self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             with no_load_report():
-                model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True)
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    source, output_loading_info=True, trust_remote_code=False
+                )
             check_loaded(f"--entailment-model {name}", model, info)
             self._model = model.float().to(device).eval()
         self.weights = weights_hash(self._model)
@@ -113,7 +122,7 @@ def _path_or_id(name: str) -> str:
 def _entailment_label(name: str, source: str) -> int:
     """Find the number of the label `entailment`."""
     with blamed(*_blame(name)):
-        labels: dict[int, str] = AutoConfig.from_pretrained(source).id2label
+        labels: dict[int, str] = AutoConfig.from_pretrained(source, trust_remote_code=False).id2label
     for number, label in labels.items():
         if label.lower() == "entailment":
             return int(number)

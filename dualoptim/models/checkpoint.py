@@ -13,10 +13,11 @@ from typing import Any
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object, load
 
-from dualoptim.atomic import write_json
+from dualoptim.atomic import read_json, write_json
 from dualoptim.config.args import NEWEST
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, blamed
 from dualoptim.models.launch import decided, say
+from dualoptim.models.pickled import named_code, tensors_only
 from dualoptim.models.together import wait
 
 _READ_BYTES = 2**24
@@ -68,8 +69,14 @@ def _write_state(accelerator: Accelerator, folder: Path, step: int) -> None:
 
 
 def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
-    """Put what `save_checkpoint` wrote back into everything that is prepared."""
-    accelerator.load_state(str(path), **({"load_module_strict": False} if _leaves_out_frozen(accelerator) else {}))
+    """Put what `save_checkpoint` wrote back into everything that is prepared; code that it names is not run.
+
+    Raises:
+        InputError: if it does not fit.
+    """
+    options = {"load_module_strict": False} if _leaves_out_frozen(accelerator) else {}
+    with tensors_only(), blamed("--resume", path, "give another folder step-N beside it, or begin anew with --overwrite"):
+        accelerator.load_state(str(path), **options)
 
 
 def _leaves_out_frozen(accelerator: Accelerator) -> bool:
@@ -142,8 +149,10 @@ def _read_state(accelerator: Accelerator, path: Path, last_step: int) -> State |
         InputError: if no other one would do either.
     """
     try:
-        state = State(**json.loads((path / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        state = State(**{"files": None, **read_json(path / "state.json", {"step": int, "processes": int}, "")})
+        if not isinstance(state.files, dict | None):
+            return "its state.json is not what was written"
+    except (InputError, TypeError):
         return "no checkpoint there"
     if state.processes != accelerator.num_processes:
         raise InputError(
@@ -162,7 +171,8 @@ def _read_state(accelerator: Accelerator, path: Path, last_step: int) -> State |
 
 def _damage(accelerator: Accelerator, path: Path, state: State) -> str:
     """Tell what is wrong with the files of a checkpoint, nothing if they are whole; processes share them and agree."""
-    expected: dict[str, int | None] = {**(state.files or {})}
+    there = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    expected: dict[str, int | None] = dict.fromkeys(there) | (state.files or {})
     for process in range(state.processes):  # Accelerate itself says nothing of random states that it cannot read
         expected.setdefault(f"random_states_{process}.pkl")
     own = _own(accelerator, sorted(expected))
@@ -171,10 +181,12 @@ def _damage(accelerator: Accelerator, path: Path, state: State) -> str:
 
 def _wrong(file: Path, checksum: int | None) -> Iterator[str]:
     try:
-        if checksum is None:
-            load(file)
-        elif _checksum(file) != checksum:
+        if checksum is not None and _checksum(file) != checksum:
             yield f"{file.name} is not what was written"
+        elif code := named_code(file):
+            yield f"{file.name} asks for code to be run ({', '.join(code)})"
+        elif checksum is None and file.suffix == ".pkl":
+            load(file)
     except FileNotFoundError:
         yield f"{file.name} is missing"
     except Exception as error:  # pickles fail in many ways
@@ -188,7 +200,8 @@ def finished_log(task: Path, last_step: int) -> list[dict[str, Any]] | None:
         InputError: if its log.jsonl does not hold them.
     """
     trained, log = task / "trained.json", task / "log.jsonl"
-    if not trained.is_file() or json.loads(trained.read_text(encoding="utf-8"))["steps"] != last_step:
+    remedy = "remove it, and --resume goes on from the newest checkpoint"
+    if not trained.exists() or read_json(trained, {"steps": int}, remedy)["steps"] != last_step:
         return None
     records = read_log(log)
     if len(records) != last_step:
@@ -207,7 +220,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             if record["step"] != len(records) + 1:
                 break
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             break
         records.append(record)
     return records

@@ -99,7 +99,7 @@ def check_saved(model: Any, folder: Path) -> None:
         wrong = {name for name in shapes.keys() | saved.keys() if name not in saved or shapes.get(name) != saved[name].shape}
     else:
         unset_hf_deepspeed_config()
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with no_load_report():
             _, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
                 None,

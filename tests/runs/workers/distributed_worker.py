@@ -1,8 +1,9 @@
 """Started by `accelerate launch` in tests: several runs in one launch, described by one JSON argument.
 
-{"runs": [UnlearnArgs fields, ...], "sub_group_size": N or null}
+{"runs": [UnlearnArgs fields, ...], "sub_group_size": N or null, "refused": whether each is expected to be}
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -12,7 +13,7 @@ import warnings
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 
-from dualoptim import UnlearnArgs, run
+from dualoptim import InputError, UnlearnArgs, run
 from dualoptim.config.cli import main
 from dualoptim.models.launch import start_accelerator
 
@@ -26,6 +27,18 @@ def switch_fsdp_on(accelerator: Accelerator) -> None:
     state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
 
 
+@contextlib.contextmanager
+def refusal(accelerator: Accelerator):
+    """Go on after the one line that a run ends with, on all processes."""
+    try:
+        yield
+    except InputError as error:
+        print(f"process {accelerator.process_index} refused: {error}", flush=True)
+        accelerator.free_memory()
+    else:
+        raise AssertionError("not refused")
+
+
 def work(spec: dict) -> None:
     runs = [UnlearnArgs(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}) for fields in spec["runs"]]
     accelerator = start_accelerator(runs[0])
@@ -34,7 +47,10 @@ def work(spec: dict) -> None:
     if spec.get("sub_group_size"):
         accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["sub_group_size"] = spec["sub_group_size"]
     for args in runs:
-        run(args)
+        with contextlib.ExitStack() as stack:
+            if spec.get("refused"):
+                stack.enter_context(refusal(accelerator))
+            run(args)
     gc.collect()
     with warnings.catch_warnings():  # some objects warn when they are asked what they are
         warnings.simplefilter("ignore")
