@@ -1,7 +1,9 @@
 """End a command early in one of two ways, each with one line for the user."""
 
 import contextlib
+import reprlib
 from collections.abc import Iterator
+from typing import Any
 
 
 class InputError(Exception):
@@ -9,6 +11,11 @@ class InputError(Exception):
 
     Not a ValueError, because tyro would draw a box around it instead of letting the one line through.
     """
+
+    def __init__(self, line: str) -> None:
+        """Say it in one line that a terminal shows as it is, whatever stood in a file; a very long one loses its middle."""
+        line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+        super().__init__(line if len(line) <= 1000 else f"{line[:500]} ... {line[-400:]}")
 
 
 class NonFiniteError(RuntimeError):
@@ -21,6 +28,18 @@ class NonFiniteError(RuntimeError):
 def reason(error: BaseException) -> str:
     """Say what a library's error says, in one line of at most 300 characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 200, 200
+
+
+def shown(value: Any) -> str:
+    """Write a value as Python does, but no more of it than a line takes, however long, deep or large it is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes no whole number of thousands of digits
+        return "a number of thousands of digits"
 
 
 @contextlib.contextmanager

@@ -54,6 +54,7 @@ def sweep(args: SweepArgs) -> list[Line]:
                 accelerator.free_memory()
             failed = f"{type(error).__name__}: {reason(error)}"
             say(accelerator, f"{name}: FAILED, {failed}")
+            failed = failed if args.texts else type(error).__name__  # why may hold a text
             rate = f"{one.learning_rates[0]:g}"
             line = {"losses": one.forget_losses[0], "learning_rate": rate, "task": "-", "failed": failed}
             lines.append(_own(one) | line | {"folder": str(folder / name)})
