@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -147,8 +148,10 @@ def _sampled(target: Target, loaded: LoadedModel) -> Sampled:
     wanted = [continuation(loaded, row).wanted for row in rows]
     recalls = [[rouge_l_recall(answer, text) for text in drawn] for answer, drawn in zip(wanted, texts, strict=True)]
     if target.accelerator.is_main_process:
-        columns = zip(rows, wanted, texts, recalls, strict=True)
-        lines = [{"question": r.question, "answer": w, "sampled": t, "rouge_l_recall": v} for r, w, t, v in columns]
+        lines: list[dict[str, Any]] = [{"row": n, "rouge_l_recall": own} for n, own in enumerate(recalls, 1)]
+        if args.texts:
+            columns = zip(rows, wanted, texts, recalls, strict=True)
+            lines = [{"question": r.question, "answer": w, "sampled": t, "rouge_l_recall": v} for r, w, t, v in columns]
         write_json_lines(target.folder / "sample" / "forget.jsonl", lines)
     best, mean = fmean(map(max, recalls)), fmean(map(fmean, recalls))
     greedy = fmean(record.rouge_l_recall or 0.0 for record in target.records["forget"])
@@ -284,7 +287,8 @@ def _point(target: Target, lesson: Lesson, step: int, records: Records) -> Point
     """Score the attacked sets after a step, and the forget rows that the lesson does not have as a set of their own."""
     taught = {(row.question, row.answer) for row in lesson.rows}
     scores = _scores({name: records[name] for name in target.sets})
-    unseen = [record for record in records["forget"] if (record.question, record.answer) not in taught]
+    own = zip(records["forget"], target.sets["forget"], strict=False)  # records that were read may lack their texts
+    unseen = [record for record, row in own if (row.question, row.answer) not in taught]
     if 0 < len(unseen) < len(records["forget"]):
         scores["forget_unseen"] = set_scores("forget_unseen", unseen, {})
     return Point(step, scores)

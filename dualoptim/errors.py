@@ -2,8 +2,10 @@
 
 import contextlib
 import re
+import reprlib
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 
 class InputError(Exception):
@@ -11,6 +13,11 @@ class InputError(Exception):
 
     Not a ValueError, because tyro would draw a box around it instead of letting the one line through.
     """
+
+    def __init__(self, line: str) -> None:
+        """Say it in one line that a terminal shows as it is, whatever stood in a file; a very long one loses its middle."""
+        line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+        super().__init__(line if len(line) <= 1000 else f"{line[:500]} ... {line[-400:]}")
 
 
 class NonFiniteError(RuntimeError):
@@ -70,6 +77,16 @@ _CODE = {
     "weights_only": ("asks in a pickle for code to be run, which is never done", None),
 }
 """What we say, and instead of which remedy, where a library names a switch that is none of ours: it found code in a file."""
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 200, 200
+
+
+def shown(value: Any) -> str:
+    """Write a value as Python does, but no more of it than a line takes, however long, deep or large it is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes no whole number of thousands of digits
+        return "a number of thousands of digits"
 
 
 @contextlib.contextmanager

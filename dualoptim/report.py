@@ -41,6 +41,8 @@ class ReportArgs:
     """Folder that the report is written to. Default: the first RUN."""
     examples: Annotated[int, Flag("output", at_least=0)] = 3
     """Answers per evaluation set that are shown."""
+    texts: Annotated[bool, Flag("output")] = True
+    """Show them; --no-texts shows none, as --examples 0 does."""
 
     def __post_init__(self) -> None:
         if not self.runs or "" in tuple(self.runs):
@@ -60,7 +62,7 @@ def report(args: ReportArgs) -> Path:
     names = [str(run) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
     labels = names if len(runs) > 1 else [""]
     outcomes = [outcome for run, label in zip(runs, labels, strict=True) for outcome in find_outcomes(run, label)]
-    whole = describe(outcomes, ", ".join(names), args.examples)
+    whole = describe(outcomes, ", ".join(names), args.examples if args.texts else 0)
     page, figures = to_html(whole), whole.all_plots()
     folder = Path(args.output_dir).expanduser() if args.output_dir else runs[0]
     try:

@@ -119,6 +119,7 @@ def _show(args: UnlearnArgs, accelerator: Accelerator, results: Sequence[TaskRes
         write_sequence(last.folder.parent, [result for result in results if result.folder.parent == last.folder.parent])
     if last.before and last.after:
         print("\n" + score_table({"before": last.before, "after": last.after}) + "\n")
+    if last.before and last.after and args.texts:
         print(example_answers(last.folder / "eval_before", last.folder / "eval", {"forget": 2, "retain": 2}) + "\n")
     print(f"model: {last.model}")
     if args.push_to_hub:

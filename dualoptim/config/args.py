@@ -55,6 +55,9 @@ class CommonArgs:
     """Folder for everything that is written. Default: runs/<date>-<time>."""
     overwrite: Annotated[bool, Flag("output", "nothing", acts=True)] = False
     """Replace results that an earlier run left in the output folder; without it such a folder is refused."""
+    texts: Annotated[bool, Flag("output", "measures")] = True
+    """Keep questions, answers and what the model answers in the files of evaluations and attacks; --no-texts keeps their scores
+    alone, by the numbers of rows, and prints no examples."""
     threads: Annotated[int, Flag("memory", "speed", at_least=0)] = 0
     """CPU threads of each process; 0 shares the machine's cores among its processes. Ignored on a GPU."""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
 
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, shown
 
 GROUPS = ("model", "data", "objectives", "optimizer", "steps", "memory", "evaluation", "attacks", "output")
 """What flags are about, in the order in which help and reports list them."""
@@ -42,8 +42,9 @@ class Flag:
     acts: bool = False  # it deletes, goes on, uploads or only tells, in the call that it is given to: no file hands it on
 
     def holds(self, value: float) -> bool:
-        """Tell whether a number is finite and within the bounds."""
-        return math.isfinite(value) and self.above < value < self.below and self.at_least <= value <= self.at_most
+        """Tell whether a number is within the bounds, finite, and if it is whole of 64 bits."""
+        usual = abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
+        return usual and self.above < value < self.below and self.at_least <= value <= self.at_most
 
     @property
     def has_bounds(self) -> bool:
@@ -116,5 +117,5 @@ def check_bounds(args: Any) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if not flag.holds(number):
                 bounds = flag.bounds("two numbers" if name.endswith("betas") else "a number")
-                shown = f"{number:g}" if isinstance(number, float) else number
-                raise InputError(f"{flag_name(name)} {shown} is out of range; give {bounds}")
+                typed = f"{number:g}" if isinstance(number, float) else shown(number)
+                raise InputError(f"{flag_name(name)} {typed} is out of range; give {bounds}")

@@ -12,8 +12,9 @@ import yaml
 from dualoptim.atomic import write_text
 from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs, UnlearnArgs
 from dualoptim.config.flags import default_of, flag_name, flags
+from dualoptim.config.opening import read_text
 from dualoptim.config.values import field_value
-from dualoptim.errors import InputError, reason
+from dualoptim.errors import InputError, reason, shown
 
 A = TypeVar("A", bound=CommonArgs)
 
@@ -31,6 +32,22 @@ def to_plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML as runs write it: names that stand twice are mistakes, and so are aliases, a few of which can be gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "an alias, which no run writes", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in node.value if isinstance(key.value, str)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_yaml(path: str | Path, kind: type[A]) -> A:
     """Read arguments from a YAML file as `config.yaml` is written; what is under `inputs` and `environment` there is ignored.
 
@@ -40,22 +57,21 @@ def load_yaml(path: str | Path, kind: type[A]) -> A:
     Raises:
         InputError: if the file is missing or not YAML, a key is unknown, a value has the wrong type, or a flag acts.
     """
+    remedy = "give a YAML file as written to config.yaml"
+    text = read_text(f"--config {path}", path, remedy)
     try:
-        values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8-sig")) or {}
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:
-        why = error.strerror if isinstance(error, OSError) else reason(error)
-        raise InputError(f"--config {path}: {why}; give a YAML file as written to config.yaml") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+        values = yaml.load(text, _PlainLoader) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that Python has none of is a ValueError
+        raise InputError(f"--config {path} is not YAML ({reason(error)}); {remedy}") from None
     if not isinstance(values, dict):
-        raise InputError(f"--config {path} holds no `name: value` lines; give a YAML file as written to config.yaml")
+        raise InputError(f"--config {path} holds no `name: value` lines; {remedy}")
     of_a_run = wrote(values)
     for block in ("inputs", "environment"):
         values.pop(block, None)
     found = {}
     for name, value in values.items():
         if name not in flags(kind):
-            raise InputError(f"--config {path}: unknown key {name!r}; the keys are the flags of --help with _ for -")
+            raise InputError(f"--config {path}: unknown key {shown(name)}; the keys are the flags of --help with _ for -")
         found[name] = field_value(kind, name, value, f"--config {path}: {name}")
         if flags(kind)[name].acts:
             if not of_a_run and found[name] != default_of(kind, name):

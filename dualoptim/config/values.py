@@ -1,5 +1,6 @@
 """Make a field's value of what a user gives: typed, in YAML, or from Python, where notebooks have paths and numpy's numbers."""
 
+import errno
 import os
 import types
 import typing
@@ -7,7 +8,7 @@ from functools import cache
 from typing import Any, Literal
 
 from dualoptim.config.flags import Flag, default_of, flag_name, flags
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, shown
 
 
 def settle(args: Any) -> None:
@@ -31,14 +32,14 @@ def field_value(kind: Any, name: str, value: Any, place: str = "") -> Any:
     if value == () and default_of(kind, name) is None:
         raise InputError(f"{place} is empty; give a value, or leave it out")
     if isinstance(value, tuple):
-        return tuple(_text(place, one, flag) for one in value)
-    return _text(place, value, flag)
+        return tuple(_checked(place, one, flag) for one in value)
+    return _checked(place, value, flag)
 
 
 _hints = cache(typing.get_type_hints)
 
 
-def _text(place: str, value: Any, flag: Flag) -> Any:
+def _checked(place: str, value: Any, flag: Flag) -> Any:
     """Check a text, and write a path out; other values stay."""
     if not isinstance(value, str):
         return value
@@ -46,11 +47,21 @@ def _text(place: str, value: Any, flag: Flag) -> Any:
         raise InputError(f"{place} is empty; give a value, or leave it out")
     if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
         raise InputError(f"{place} {value!r} is not UTF-8 text; give one that is")
-    if not flag.path or not value.startswith("~"):
-        return value
+    if "\0" in value:
+        raise InputError(f"{place} {shown(value)} holds a NUL character; give a text without")
+    return _path(place, value) if flag.path else value
+
+
+def _path(place: str, value: str) -> str:
+    """Write `~` out, and refuse what no file can be: the system is asked, with room for the names in a folder."""
     path = os.path.expanduser(value)
-    if path == value:
+    if path.startswith("~"):
         raise InputError(f"{place} {value}: no such home folder; give the whole path, or ./{value} for a name with a ~")
+    try:
+        os.stat(os.path.join(os.path.abspath(path), "x" * 200))
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise InputError(f"{place} {value}: {error.strerror}; give another path") from None
     return path
 
 
@@ -61,6 +72,10 @@ def _convert(place: str, value: Any, hint: Any) -> Any:
         return None
     if hasattr(value, "tolist"):  # numpy's and torch's numbers and arrays
         value = value.tolist()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        value = str.__str__(value)  # of an enumeration's member, what it stands for
     target = next(option for option in options if option is not type(None))
     origin, inner = typing.get_origin(target), typing.get_args(target)
     try:
@@ -71,8 +86,6 @@ def _convert(place: str, value: Any, hint: Any) -> Any:
             return tuple(_convert(place, item, inner[0]) for item in items)
         if origin is Literal and any(value == one and type(value) is type(one) for one in inner):
             return value
-        if target is str and isinstance(value, (str, os.PathLike)):
-            return str(os.fspath(value))
         if target is float and not isinstance(value, bool):
             return float(value)
         if origin is None and type(value) is target:
@@ -80,4 +93,4 @@ def _convert(place: str, value: Any, hint: Any) -> Any:
         raise ValueError
     except (TypeError, ValueError, OverflowError):
         wanted = f"one of {', '.join(map(str, inner))}" if origin is Literal else getattr(target, "__name__", str(target))
-        raise InputError(f"{place}: {value!r} has the wrong type; give {wanted}") from None
+        raise InputError(f"{place}: {shown(value)} has the wrong type; give {wanted}") from None

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dualoptim.config.opening import decoded, read_bytes
 from dualoptim.errors import InputError, reason
 
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
@@ -30,20 +31,17 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
     line, kind = 0, kind_of(path)
     if kind not in ENDINGS:
         raise InputError(f"{path}: {kind or 'no'} ending; give a .jsonl, .json, .csv, .parquet or .txt file")
+    remedy = "give UTF-8 text, one JSON object a line, or a table"
+    content = read_bytes(str(path), path, remedy)
     try:
-        content = path.read_bytes()
         if path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
-        for line, record in _parquet(content) if kind == ".parquet" else _of_text(kind, content.decode("utf-8-sig")):
+        for line, record in _parquet(content) if kind == ".parquet" else _of_text(kind, decoded(str(path), content)):
             yield f"{path}:{line}", record
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; save the file as UTF-8") from None
     except _AtLine as error:
         raise InputError(f"{path}:{error}") from None
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:  # pyarrow's errors are ValueErrors
-        raise InputError(
-            f"{path}: cannot be read ({reason(error)}); give UTF-8 text, one JSON object a line, or a table"
-        ) from None
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)}); {remedy}") from None
     if not line:
         raise InputError(f"{path}: holds no rows; write one JSON object per line")
 
@@ -63,10 +61,11 @@ def _of_text(kind: str, text: str) -> Iterator[tuple[int, Any]]:
 
 def _lines(text: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
+        line = line.lstrip("\ufeff")  # files with marks that were joined
         if line.strip():
             try:
                 yield number, _JSON.decode(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 why = getattr(error, "msg", error)
                 raise _AtLine(f"{number}: not JSON ({why}); write one JSON object per line") from None
 
@@ -91,7 +90,7 @@ def _array(text: str) -> Iterator[tuple[int, Any]]:
             position += 1
         if text[position:].strip():
             raise json.JSONDecodeError("Extra data behind the array", text, _next(text, position))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         why, place = getattr(error, "msg", error), getattr(error, "lineno", number)
         raise _AtLine(f"{place}: not JSON ({why}); write one array of objects, or one object per line") from None
 
@@ -145,4 +144,8 @@ def _parquet(content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow  # comes with datasets
     import pyarrow.parquet
 
-    yield from enumerate(pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist(), start=1)
+    try:
+        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except Exception as error:  # it has kinds of its own, which no class has in common
+        raise ValueError(reason(error)) from None
+    yield from enumerate(rows, start=1)

@@ -72,13 +72,15 @@ class HubData:
 
 @contextmanager
 def _readable(place: str) -> Iterator[tuple[str, str | None]]:
-    """Give a folder as the library can read it, and the folder of its cache, None for the usual one.
+    """Give a folder as the library can read it, and the folder of its cache, None for the usual one of data sets of the hub.
 
-    It takes brackets in a path for a pattern and matches nothing, so such a folder is copied.
+    It would leave a copy of a folder's rows in the user's home, so theirs goes when they are read. It takes brackets in a path
+    for a pattern and matches nothing, so such a folder is copied.
     """
-    if not os.path.isdir(place) or glob.escape(os.path.abspath(place)) == os.path.abspath(place):
+    if not os.path.isdir(place):
         yield place, None
         return
     with tempfile.TemporaryDirectory() as other:
-        shutil.copytree(place, Path(other) / "data")
-        yield str(Path(other) / "data"), str(Path(other) / "cache")
+        if glob.escape(os.path.abspath(place)) != os.path.abspath(place):
+            place = str(shutil.copytree(place, Path(other) / "data"))
+        yield place, str(Path(other) / "cache")

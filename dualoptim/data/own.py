@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 
 from dualoptim.config.args import MeasureArgs
+from dualoptim.config.opening import read_text
 from dualoptim.data.prompts import Formatter
 from dualoptim.data.readers import Columns, read_named
 from dualoptim.data.rows import HOLDOUT, Row, of_task, still_known, task_numbers
@@ -98,10 +98,7 @@ def load_refusals(path: str | None) -> list[str]:
     if path is None:
         text = resources.files("dualoptim.data").joinpath("refusals.txt").read_text(encoding="utf-8")
     else:
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--idk-file {path}: {error}; give a text file with one refusal a line") from None
+        text = read_text(f"--idk-file {path}", path, "give a text file with one refusal a line")
     refusals = [line.strip() for line in text.splitlines() if line.strip()]
     if not refusals:
         raise InputError(f"--idk-file {path}: holds no lines; write one refusal a line")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, shown
 
 HOLDOUT = "holdout"
 """Name of the evaluation set of rows that no model has seen, for membership attacks."""
@@ -63,7 +63,7 @@ def parse_passage(raw: dict[str, Any], place: str, column: str = "text") -> Row:
 
 def _text(raw: dict[str, Any], name: str, place: str) -> str:
     if not isinstance(raw[name], str) or not raw[name].strip():
-        raise InputError(f"{place}: {name} is {raw[name]!r}; give a text that is not empty")
+        raise InputError(f"{place}: {name} is {shown(raw[name])}; give a text that is not empty")
     return _whole(raw[name], name, place)
 
 
@@ -82,18 +82,19 @@ def _others(raw: dict[str, Any], place: str) -> dict[str, Any]:
     if "paraphrased_answer" in given:
         found["paraphrased_answer"] = paraphrased = given["paraphrased_answer"]
         if not isinstance(paraphrased, str):
-            raise InputError(f"{place}: paraphrased_answer is {paraphrased!r}; give a text")
+            raise InputError(f"{place}: paraphrased_answer is {shown(paraphrased)}; give a text")
         _whole(paraphrased, "paraphrased_answer", place)
     if "perturbed_answer" in given:
         perturbed = given["perturbed_answer"]
         if not (isinstance(perturbed, list) and perturbed and all(isinstance(text, str) and text for text in perturbed)):
-            raise InputError(f"{place}: perturbed_answer is {perturbed!r}; give a list of texts")
+            raise InputError(f"{place}: perturbed_answer is {shown(perturbed)}; give a list of texts")
         found["perturbed_answers"] = tuple(_whole(text, "perturbed_answer", place) for text in perturbed)
     if "task_id" in given:
         task = given["task_id"]
-        if isinstance(task, bool) or not isinstance(task, (int, str)) or not str(task).isdecimal():
-            raise InputError(f"{place}: task_id is {task!r}; give a whole number")
-        found["task"] = int(task)
+        digits = "" if isinstance(task, bool) or not isinstance(task, (int, str)) else str(task)
+        if not digits.isdecimal() or len(digits) > 18:
+            raise InputError(f"{place}: task_id is {shown(task)}; give a whole number")
+        found["task"] = int(digits)
     return found
 
 

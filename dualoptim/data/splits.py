@@ -8,7 +8,10 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 
+import yaml
+
 from dualoptim.config.args import DEMO
+from dualoptim.config.opening import read_text
 from dualoptim.data import demo
 from dualoptim.data.hub import HubData
 from dualoptim.data.readers import read_rows
@@ -131,8 +134,8 @@ def open_splits(name: str) -> Splits:
 def _lists_configurations(card: Path) -> bool:
     """Say whether the YAML that a README begins with, between ---, lists configurations; one that cannot be read has none."""
     try:
-        text = card.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        front = re.match(r"---\s*\n(.*?\n)---", read_text(str(card), card, "give another"), re.DOTALL)
+        matter = yaml.safe_load(front[1]) if front else None
+    except (InputError, yaml.YAMLError, ValueError, RecursionError):
         return False
-    front = re.match(r"---\s*\n(.*?\n)---", text, re.DOTALL)
-    return front is not None and re.search(r"^configs:", front[1], re.MULTILINE) is not None
+    return isinstance(matter, dict) and bool(matter.get("configs"))

@@ -41,7 +41,7 @@ def measure(scoring: ScoringPass, sets: Mapping[str, list[Row]], folder: Path) -
             if name not in records:
                 records[name] = set_records(scoring, name, rows)
                 if accelerator.is_main_process:
-                    finished.add(name, records[name])
+                    finished.add(name, records[name], scoring.args.texts)
                 wait(accelerator)
     except Stopped as stop:
         stop.where = f"while {folder} was measured, where what is finished is kept ({', '.join(records) or 'nothing yet'})"
@@ -57,7 +57,7 @@ def fingerprints(scoring: ScoringPass, sets: Mapping[str, Sequence[Row]]) -> dic
     weights = weights_hash(loaded.model)
     shared: list[Any] = [__version__, args.max_new_tokens, end_tokens(loaded), loaded.accelerator.mixed_precision]
     shared += [args.split == "forget", *(judge and judge.weights for judge in (judges.encoder, judges.entailment))]
-    shared += [judges.refusals, suppressed_tokens(loaded)]
+    shared += [judges.refusals, suppressed_tokens(loaded), *([] if args.texts else ["no texts"])]
     found = {}
     for name, rows in sets.items():
         attacked = scoring.attacks_membership_of(name)

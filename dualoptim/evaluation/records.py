@@ -20,7 +20,7 @@ class Record:
     """
 
     question: str | None  # None for a passage
-    answer: str
+    answer: str | None  # None where texts were not kept
     # by the teacher-forced pass
     probability: float | None = None
     extraction_strength: float | None = None
@@ -52,12 +52,19 @@ class Record:
         Raises:
             ValueError: if it is no row, naming `where` it stands.
         """
-        return from_json(cls, line, where)
+        without = {"question": None, "answer": None} if isinstance(line, dict) and "row" in line else {}
+        return from_json(cls, line | without if without else line, where)
 
     def to_json(self) -> dict[str, Any]:
         """Return the line of a set's file."""
         return to_json(self)
 
+    def numbered(self, row: int) -> dict[str, Any]:
+        """Return the line of a file without texts: the number of the row, and its scores."""
+        return {"row": row} | {name: value for name, value in to_json(self).items() if name not in _TEXTS}
+
+
+_TEXTS = ("question", "answer", "generated", "refusal")
 
 Records = dict[str, list[Record]]
 """The records of sets by the sets' names."""
@@ -87,9 +94,10 @@ class Finished:
             if self._path(name).is_file() and self._recorded.get(name) == self._entry(name):
                 self.records[name] = read_records(self._path(name))
 
-    def add(self, name: str, records: Sequence[Record]) -> None:
-        """Write the records of a set, and then that it is finished."""
-        write_json_lines(self._path(name), [record.to_json() for record in records])
+    def add(self, name: str, records: Sequence[Record], texts: bool = True) -> None:
+        """Write the records of a set, with their texts or without, and then that it is finished."""
+        lines = [record.to_json() if texts else record.numbered(number) for number, record in enumerate(records, 1)]
+        write_json_lines(self._path(name), lines)
         self._recorded[name] = self._entry(name)
         write_json(self._folder / "finished.json", self._recorded)
 

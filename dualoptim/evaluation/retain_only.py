@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dualoptim.atomic import read_json_lines
-from dualoptim.errors import InputError
+from dualoptim.config.opening import read_text
+from dualoptim.errors import InputError, reason
 from dualoptim.evaluation.metrics import truth_ratio
 from dualoptim.evaluation.records import Record
 from dualoptim.evaluation.summary import RetainOnly, Summary
@@ -108,10 +109,11 @@ def _with_ratios(logs: RetainLogs) -> RetainLogs:
 
 
 def _read(path: str, place: Path) -> Any:
+    text = read_text(f"--retain-logs {path}", place, "give a whole evaluation")
     try:
-        return json.loads(place.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"--retain-logs {path}: cannot be read as JSON ({error}); give a whole evaluation") from None
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--retain-logs {path}: cannot be read as JSON ({reason(error)}); give a whole evaluation") from None
 
 
 def _by_row(values: Any) -> Mapping[str, Any]:

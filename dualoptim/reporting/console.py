@@ -55,7 +55,7 @@ def example_answers(before: Path, after: Path, counts: Mapping[str, int]) -> str
         for old_row, new_row in list(zip(read_records(old), read_records(new), strict=True))[:count]:
             lines += [
                 f"[{name}] {old_row.question or NO_QUESTION}",
-                f"  truth:  {old_row.answer}",
+                f"  truth:  {old_row.answer or '(not kept)'}",
                 f"  before: {_one_line(old_row.generated)}",
                 f"  after:  {_one_line(new_row.generated)}",
             ]

@@ -151,6 +151,8 @@ def _examples(outcome: Outcome, count: int) -> Section:
     parts = []
     for name in summary.sets if summary is not None and count else ():
         found = outcome.answers(name, count)
+        if any(row.answer is None for rows in found.values() for row in rows):
+            return Section("Example answers", notes=["Texts were not kept (--no-texts)."])
         longest: list[Record] = max(found.values(), key=len)
         answers = []
         for index, row in enumerate(longest):
