@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_to_the_same_end(args, whole
     assert line.startswith(str(tmp_path / "out"))
     assert "cannot be written (No space left on device); " in line
     assert line.endswith(f"make room, and repeat the command with --output-dir {tmp_path / 'out'} --resume")
-    assert ("; the newest checkpoint is " in line) == (tmp_path / "out" / TASK / "checkpoint" / "step-2").is_dir()
+    assert ("; the newest checkpoint is " in line) == any((tmp_path / "out" / TASK).glob("checkpoint/step-*"))
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp" or path.name == "unfinished"], "half-written"
 
     run(dataclasses.replace(args, resume="newest"))
