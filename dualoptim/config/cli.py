@@ -147,7 +147,7 @@ def _say_once(line: str) -> None:
         if torch and torch.distributed.is_initialized():
             first = torch.distributed.distributed_c10d._get_default_store().add("dualoptim/error", 1) == 1
     if first:
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        print(f"error: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
 def _program() -> str:

@@ -76,7 +76,7 @@ def load_yaml(path: str | Path, kind: type[A]) -> A:
         if flags(kind)[name].acts:
             if not of_a_run and found[name] != default_of(kind, name):
                 raise InputError(
-                    f"--config {path}: {name} acts, so that no file may ask for it; remove it there, and give {flag_name(name)}"
+                    f"--config {path}: {name} is asked for in each call, not in a file; remove it, and give {flag_name(name)}"
                 )
             del found[name]
     return kind(**found)

@@ -51,6 +51,6 @@ def _check(args: CommonArgs, target: Path) -> None:
     if target.exists() and any(target.resolve() in (source, *source.parents) for source in sources):
         raise InputError(f"--output-dir: {target} holds the model or the data of this run; give another folder")
     check_free(target)
-    check_ours([target])
+    check_ours([target], goes=args.overwrite)
     if target.exists() and not (args.overwrite or getattr(args, "resume", None)):
         raise InputError(f"--output-dir: {target} is an earlier result; give another folder, or --overwrite to replace it")

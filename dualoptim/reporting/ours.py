@@ -37,17 +37,17 @@ _BESIDE = {
 }
 
 
-def check_ours(paths: Iterable[Path]) -> None:
-    """Make sure that what is there of some files and folders was written by runs of ours.
+def check_ours(paths: Iterable[Path], goes: bool = False) -> None:
+    """Make sure that what is there of some files and folders was written by runs of ours; if it `goes`, all within as well.
 
     Raises:
         InputError: naming the first that was not.
     """
-    for other in (other for path in paths for other in _not_ours(path)):
+    for other in (other for path in paths for other in _not_ours(path, goes)):
         raise InputError(f"--output-dir: {other} was not written by dualoptim; move it away, or give another folder")
 
 
-def _not_ours(path: Path) -> Iterator[Path]:
+def _not_ours(path: Path, goes: bool) -> Iterator[Path]:
     """Find what is there under a name of ours and is not; a folder is looked at as far as its own entries."""
     if path.is_symlink() or (path.is_dir() and path.suffix):  # files of ours have endings, folders none
         yield path
@@ -60,7 +60,7 @@ def _not_ours(path: Path) -> Iterator[Path]:
         else:
             kept = _is_ours(path / "config.yaml")
             names = (*_ALWAYS, *(_EVALUATION if path.name == "eval" else _TASK))
-            yield from [entry for entry in inside if not any(fnmatch.fnmatchcase(entry.name, name) for name in names)]
+            yield from [one for one in inside if goes and not any(fnmatch.fnmatchcase(one.name, name) for name in names)]
         if inside and not kept:
             yield path
     elif path.exists() and not _is_ours(path):

@@ -1,7 +1,9 @@
 """The commands: what they print and end with, and what they take their defaults from."""
 
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from support import ROOT
 
 from dualoptim import EvalArgs, FinetuneArgs, InputError, NonFiniteError, UnlearnArgs
 from dualoptim import __main__ as command
-from dualoptim.config.cli import main, parse
+from dualoptim.config.cli import main, parse, unforeseen
+from dualoptim.errors import WriteError
 
 
 def ended(capsys, monkeypatch, *words):
@@ -97,8 +100,13 @@ def test_what_the_package_offers_is_there():
         (lambda args: "a result", 0, ""),
         (lambda args: (_ for _ in ()).throw(InputError("--x is wrong; give y")), 2, "error: --x is wrong; give y\n"),
         (lambda args: (_ for _ in ()).throw(NonFiniteError("step 3: loss nan")), 1, "error: step 3: loss nan\n"),
+        (
+            lambda args: (_ for _ in ()).throw(WriteError("x is full; make room", "repeat it")),
+            1,
+            "error: x is full; make room, and repeat it\n",
+        ),
     ],
-    ids=["nothing", "a code", "a result", "a mistake", "a run that left the numbers"],
+    ids=["nothing", "a code", "a result", "a mistake", "a run that left the numbers", "a full disk"],
 )
 def test_how_a_command_ends(action, code, line, capsys):
     with pytest.raises(SystemExit) as end:
@@ -107,9 +115,83 @@ def test_how_a_command_ends(action, code, line, capsys):
     assert capsys.readouterr().err == line
 
 
-def test_a_bug_is_not_a_mistake_of_the_users():
-    with pytest.raises(ZeroDivisionError):
-        main(UnlearnArgs, lambda args: 1 / 0, [])
+# --------------------------------------------------------------------------------------------- what nobody has foreseen
+
+
+def surprised(args):
+    raise KeyError("a\nb")
+
+
+def traceback_of(capsys, *flags, action=surprised, kind=UnlearnArgs):
+    """Where the traceback of a command lies that ends with an error that nobody has foreseen."""
+    with pytest.raises(SystemExit) as end:
+        main(kind, action, [*flags])
+    assert end.value.code == 1
+    said = re.fullmatch(r"error: (\w+): .*; nobody foresaw this, please report it with (\S+)\n", capsys.readouterr().err)
+    assert said
+    text = Path(said[2]).read_text()
+    assert text.startswith("Traceback (most recent call last)")
+    assert text.splitlines()[-1].startswith(said[1])
+    return Path(said[2])
+
+
+@pytest.mark.parametrize("folder", ["there", "not_there", "a_file"])
+def test_the_traceback_of_a_surprise_lies_in_the_output_folder_or_with_temporary_files(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "a_file").write_text("x")
+    place = traceback_of(capsys, "--output-dir", str(tmp_path / folder))
+    assert place.parent == (tmp_path / "there" if folder == "there" else tmp_path)
+    assert not (tmp_path / "not_there").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [RecursionError("deep"), MemoryError(), OSError(5, "Input/output error"), ValueError("\ud800")]
+)
+def test_a_surprise_of_any_kind_is_one_line(error, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def action(args):
+        raise error
+
+    assert traceback_of(capsys, action=action, kind=FinetuneArgs).parent == tmp_path
+
+
+def test_a_default_folder_is_known_from_the_run(capsys, tmp_path):
+    def action(args):
+        error = ValueError("x")
+        error.output_folder = tmp_path
+        raise error
+
+    assert traceback_of(capsys, action=action).parent == tmp_path
+
+
+def test_a_surprise_while_flags_are_read_is_one_line_too(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("dualoptim.config.cli.parse", surprised_by)
+    assert traceback_of(capsys).parent == tmp_path
+
+
+def surprised_by(kind, argv):
+    raise AssertionError("no such case")
+
+
+def test_where_nothing_can_be_written_the_traceback_is_on_the_screen(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(SystemExit) as end:
+        main(UnlearnArgs, surprised, [])
+    lines = capsys.readouterr().err.splitlines()
+    assert end.value.code == 1
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1].endswith("please report it with the lines above")
+
+
+def test_processes_of_a_launch_have_a_file_each(monkeypatch, tmp_path):
+    names = set()
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        names.add(unforeseen(ValueError("x"), tmp_path))
+    assert len(names) == len(list(tmp_path.iterdir())) == 2
 
 
 def test_resume_alone_means_the_newest_checkpoint():

@@ -8,9 +8,10 @@ import torch
 import yaml
 
 from dualoptim import InputError, UnlearnArgs
+from dualoptim.config.args import SweepArgs
 from dualoptim.config.cli import parse
-from dualoptim.config.flags import flags
-from dualoptim.config.saved import check_same, difference, load_yaml, to_dict, write_config
+from dualoptim.config.flags import default_of, flags
+from dualoptim.config.saved import ACTING, check_same, difference, load_yaml, to_dict, write_config
 from dualoptim.data.prompts import Tags
 from dualoptim.models.loaded import LoadedModel
 
@@ -28,7 +29,7 @@ def test_yaml_out_and_in(tmp_path):
     seed = parse(UnlearnArgs, ["--config", str(tmp_path / "config.yaml"), "--seed", "7"])
     assert seed == dataclasses.replace(args, seed=7)
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert set(to_dict(args)) < set(written)
+    assert set(written) == set(to_dict(args)) - ACTING | {"environment"}
     assert written["environment"]["versions"]["torch"] == torch.__version__
 
 
@@ -57,6 +58,61 @@ def test_bad_yaml_is_one_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message.replace("(", r"\(")) as error:
         load_yaml(tmp_path / "c.yaml", UnlearnArgs)
     assert "\n" not in str(error.value)
+
+
+# --------------------------------------------------------------------------------------------------- flags that act
+
+ACTIONS = {"overwrite": True, "resume": "newest", "push_to_hub": "me/model", "hub_public": True, "dry_run": True}
+ASKED = [{"overwrite": True}, {"resume": "newest"}, {"push_to_hub": "me/model", "hub_public": True}, {"dry_run": True}]
+
+
+def test_these_flags_act():
+    assert {name for name, flag in flags(UnlearnArgs).items() if flag.acts} == set(ACTIONS) == ACTING
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_what_a_run_was_asked_to_do_is_not_done_again_by_its_config(tmp_path, asked):
+    args = UnlearnArgs(model="org/name", output_dir="out", **asked)
+    config = written(tmp_path, args)
+    assert not set(asked) & set(yaml.safe_load(config.read_text()))
+    for kind in (UnlearnArgs, SweepArgs):
+        again = parse(kind, ["--config", str(config)])
+        assert all(getattr(again, name) == default_of(kind, name) for name in asked)
+    # an older run kept it
+    old = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump(old | asked))
+    assert load_yaml(config, UnlearnArgs) == dataclasses.replace(
+        args, **{name: default_of(UnlearnArgs, name) for name in asked}
+    )
+    # asked for in the call itself it is done
+    flag = ["--output-dir", "out", f"--{next(iter(asked)).replace('_', '-')}"]
+    value = next(iter(asked.values()))
+    assert (
+        getattr(
+            parse(UnlearnArgs, ["--config", str(config), *flag, *([value] if value is not True else [])]), next(iter(asked))
+        )
+        == value
+    )
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_file_of_the_users_own_cannot_ask_for_it_either(tmp_path, asked):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"model": "org/name", "output_dir": "out", **asked}))
+    name = next(name for name in flags(UnlearnArgs) if name in asked)
+    with pytest.raises(
+        InputError, match=rf"c.yaml: \w+ is asked .*; remove it, and give --({'|'.join(asked)})$".replace("_", ".")
+    ):
+        load_yaml(path, UnlearnArgs)
+    path.write_text(yaml.safe_dump({"model": "org/name", name: default_of(UnlearnArgs, name)}))
+    assert load_yaml(path, UnlearnArgs) == UnlearnArgs(model="org/name")
+
+
+def test_the_kind_of_a_value_is_checked_also_where_it_is_ignored(tmp_path):
+    config = written(tmp_path, ARGS)
+    config.write_text(config.read_text() + "overwrite: 'yes'\n")
+    with pytest.raises(InputError, match="overwrite: 'yes' has the wrong type; give bool"):
+        load_yaml(config, UnlearnArgs)
 
 
 def written(folder, args, **changes):

@@ -15,7 +15,7 @@ from support import ROOT, WORKERS, environment, examples
 from dualoptim import InputError, UnlearnArgs
 from dualoptim.config.optimizers import kind_of
 from dualoptim.models import launch as launching
-from dualoptim.models.launch import claim, is_sharded, output_folder, prepared, release, say, start_accelerator, training
+from dualoptim.models.launch import is_sharded, output_folder, prepared, release, say, start_accelerator, training
 from dualoptim.models.load import load_model
 
 
@@ -43,33 +43,6 @@ def test_a_folder_is_named_and_not_created(args, tmp_path, monkeypatch):
     assert re.fullmatch(r"runs/\d{8}-\d{6}", str(output_folder(nameless, accelerator)))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert output_folder(dataclasses.replace(args, output_dir="~/x"), accelerator) == tmp_path / "x"
-
-
-def test_what_is_there_is_kept_unless_told(args, tmp_path):
-    accelerator = start_accelerator(args)
-    target, beside = tmp_path / "out" / "eval", tmp_path / "out" / "notes.txt"
-    target.mkdir(parents=True)
-    (target / "summary.json").write_text("{}")
-    beside.write_text("mine")
-    with pytest.raises(InputError, match=r"--output-dir: .*eval is an earlier result; give another folder, or --overwrite"):
-        claim(args, accelerator, [tmp_path / "out" / "new", target])
-    assert (target / "summary.json").exists()
-    claim(dataclasses.replace(args, overwrite=True), accelerator, [target, tmp_path / "out" / "a" / "b.json"])
-    assert not target.exists()
-    assert (tmp_path / "out" / "a").is_dir()  # so that the file can be written
-    assert beside.read_text() == "mine"
-
-
-def test_a_target_below_a_file_or_above_the_model_is_refused(args, tmp_path):
-    accelerator = start_accelerator(args)
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match=r"--output-dir: .*file is a file; give another folder"):
-        claim(args, accelerator, [tmp_path / "file" / "task1"])
-    (tmp_path / "out" / "model").mkdir(parents=True)
-    inside = dataclasses.replace(args, model=str(tmp_path / "out" / "model"), overwrite=True)
-    with pytest.raises(InputError, match=r"--output-dir: .*out holds the model or the data of this run"):
-        claim(inside, accelerator, [tmp_path / "out"])
-    assert (tmp_path / "out" / "model").is_dir()
 
 
 def test_only_the_main_process_speaks(args, capsys):

@@ -14,6 +14,7 @@ from transformers import BertConfig, BertLMHeadModel, T5Config
 
 from dualoptim import EvalArgs, FinetuneArgs, UnlearnArgs, run
 from dualoptim.config.cli import main
+from dualoptim.config.saved import write_config
 from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
 from dualoptim.report import ReportArgs, report
@@ -82,6 +83,10 @@ def bad(tmp_path, tiny):
     (tmp_path / "a_file").write_text("x")
     (tmp_path / "used" / "ME+GD_lr1e-05" / "task1").mkdir(parents=True)
     (tmp_path / "used" / "ME+GD_lr1e-05" / "task1" / "log.jsonl").write_text("{}\n")
+    (tmp_path / "earlier" / "ME+GD_lr1e-05" / "task1").mkdir(parents=True)
+    write_config(tmp_path / "earlier" / "ME+GD_lr1e-05" / "task1" / "config.yaml", {})
+    (tmp_path / "others" / "ME+GD_lr1e-05" / "task1").mkdir(parents=True)
+    (tmp_path / "others" / "ME+GD_lr1e-05" / "task1" / "log.jsonl").write_text("{}\n")
     return tmp_path
 
 
@@ -135,7 +140,8 @@ UNLEARN = [
     ("--model {m} --data demo --idk-file {d}/none.txt", "--idk-file"),
     ("--model {m} --data demo --idk-file {d}/no_refusals.txt", "holds no lines"),
     ("--model {m} --data demo --attn-implementation flash_attention_2", "needs CUDA"),
-    ("--model {m} --data demo --output-dir {d}/used", "is an earlier result"),
+    ("--model {m} --data demo --output-dir {d}/earlier", "is an earlier result"),
+    ("--model {m} --data demo --output-dir {d}/others --overwrite", "task1 was not written by dualoptim; move it away"),
     ("--model {m} --data demo --output-dir {d}/a_file", "a_file"),
     ("--push-to-hub me/forgot", "--push-to-hub me/forgot: HF_HUB_OFFLINE is set, which forbids uploads; unset it"),
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dualoptim import InputError
+from dualoptim import InputError, unlearn
 from dualoptim import sweep as sweep_module
 from dualoptim.config.args import SweepArgs, UnlearnArgs
 from dualoptim.config.cli import parse
@@ -50,7 +50,8 @@ def test_every_combination_runs_once_and_pays_for_its_reference_once(args, tmp_p
         sweep(dataclasses.replace(args, max_steps=3))
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     started = []
-    monkeypatch.setattr(sweep_module, "run", lambda one: started.append(one) or pytest.fail("stop"))
+    monkeypatch.setattr(sweep_module, "run", unlearn.run)
+    monkeypatch.setattr(unlearn, "unlearn_tasks", lambda job, *_: started.append(job.args) or pytest.fail("stop"))
     with pytest.raises(BaseException, match="stop"):
         sweep(dataclasses.replace(args, max_steps=3, overwrite=True))
     assert started[0].overwrite
