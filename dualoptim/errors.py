@@ -120,8 +120,9 @@ def with_peers() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        text = str(error)
+    except (RuntimeError, Stopped) as error:
+        # a launcher sends SIGTERM to those that are left, which comes while they are on their way out
+        text = " ".join(map(str, _chain(error)))
         if not (_GONE.search(text) or _SILENT.search(text)):
             raise
         what = "has ended" if _GONE.search(text) else "has not answered for too long"
@@ -129,3 +130,10 @@ def with_peers() -> Iterator[None]:
             f"another process of this launch {what}; what it says itself tells why. Go on as after any interruption: training "
             "with --resume, an evaluation or a sweep with the same command"
         ) from None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Give an error and those during whose handling it came."""
+    while error:
+        yield error
+        error = error.__context__
