@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from dualoptim.attack import ATTACKED_SETS, Target, attack_answers, attack_weights, check_attacks, make_lesson
 from dualoptim.config.args import DEMO, EvalArgs, MeasureArgs
@@ -27,7 +26,7 @@ from dualoptim.evaluation.retain_only import RetainLogs, of_records, read_retain
 from dualoptim.evaluation.scoring import MEMBERSHIP_SETS, ReferenceLosses, ScoringPass
 from dualoptim.evaluation.summarize import summarize
 from dualoptim.evaluation.summary import Attacks, Summary
-from dualoptim.models.launch import claim, output_folder, say, start_accelerator
+from dualoptim.models.launch import claim, decided, output_folder, say, start_accelerator
 from dualoptim.models.load import load_config, load_model
 from dualoptim.models.loaded import LoadedModel, weights_hash
 from dualoptim.reporting.console import evaluation_tables
@@ -166,10 +165,14 @@ def _was_interrupted(folder: Path, accelerator: Accelerator, config: Mapping[str
 
     The same on all processes.
     """
-    same, path = False, folder / "config.yaml"
-    if accelerator.is_main_process and path.is_file() and not (folder / "summary.json").is_file():
-        same = difference(path, config, EvalArgs, may_change=("speed", "nothing")) is None and not changed_input(path, inputs)
-    return broadcast_object_list([same])[0]
+    path = folder / "config.yaml"
+
+    def same() -> bool:
+        if not path.exists() or (folder / "summary.json").exists():
+            return False
+        return difference(path, config, EvalArgs, may_change=("speed", "nothing")) is None and not changed_input(path, inputs)
+
+    return decided(accelerator, same)
 
 
 def _reference_losses(loaded: LoadedModel, measures: Measures, sets: Mapping[str, list[Row]]) -> ReferenceLosses:

@@ -1,15 +1,13 @@
 """Sweep: run pairs of objectives x rates x forget rates x seeds, and compare them in one table and one plot."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
-from dualoptim.atomic import write_json
+from dualoptim.atomic import read_json, write_json
 from dualoptim.config.args import DEMO, NEWEST, SweepArgs, UnlearnArgs
 from dualoptim.config.cli import main
 from dualoptim.config.flags import default_of, flags
@@ -24,6 +22,8 @@ from dualoptim.unlearn import Job, run
 
 Line = dict[str, Any]
 """A line of results.csv by its columns."""
+
+_KNOWN = ("optim", "losses", "learning_rate", "forget_lr", "seed", "task", "folder")
 
 
 def sweep(args: SweepArgs) -> list[Line]:
@@ -108,8 +108,7 @@ class _Now:
 def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
     """The lines of a run, which is taken unless it has finished before with the same settings, rows, prompts and weights."""
     path, settings, accelerator = folder / name / "finished.json", _settings(one), now.accelerator
-    found = json.loads(path.read_text(encoding="utf-8")) if accelerator.is_main_process and path.is_file() else None
-    (finished,) = broadcast_object_list([found])
+    finished = decided(accelerator, lambda: _finished(path))
     if finished:
         other = now.changed(one) if _same(finished["settings"], settings) else "settings"
         if not other:
@@ -126,6 +125,19 @@ def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
     if accelerator.is_main_process:
         write_json(path, {"settings": settings, "rows": lines})
     return lines
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    """Read what a run of a sweep left when it ended, None if it has not.
+
+    Raises:
+        InputError: if it is something else.
+    """
+    remedy = "remove it, and the run is taken again"
+    found = read_json(path, {"settings": dict, "rows": list}, remedy) if path.exists() else None
+    if found and not all(isinstance(row, dict) and {*_KNOWN} <= {*row} for row in found["rows"]):
+        raise InputError(f"{path}: rows are not those of a run; {remedy}")
+    return found
 
 
 def _own(one: UnlearnArgs) -> Line:

@@ -51,7 +51,7 @@ def choose_template(args: CommonArgs, tokenizer: Any) -> tuple[str, Tags | None]
     """
     prompt = _saved_prompt(args)
     if args.template == "auto" and not args.has_tags and prompt is not None:
-        return prompt["template"], Tags(**prompt["tags"]) if prompt["tags"] is not None else None
+        return prompt["template"], prompt["tags"]
     name = _fitting(args, tokenizer) if args.template == "auto" else args.template
     if name == "chat":
         if not tokenizer.chat_template:
@@ -72,11 +72,15 @@ def choose_template(args: CommonArgs, tokenizer: Any) -> tuple[str, Tags | None]
 def _saved_prompt(args: CommonArgs) -> dict[str, Any] | None:
     """Read how prompts were written for a model of ours, if it is one."""
     path = Path(args.model).expanduser() / PROMPT_FILE
-    if not path.is_file():
+    if not path.exists():
         return None
     with blamed("--model", args.model, "write it anew, or remove it and give --template", f"{PROMPT_FILE} cannot be read"):
         prompt: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {"template": prompt["template"], "tags": prompt["tags"], **prompt}  # both, whatever else
+        tags = None if prompt["tags"] is None else Tags(**prompt["tags"])
+        texts = [prompt.get("date_string"), prompt.get("system_prompt"), *(vars(tags).values() if tags else ())]
+        if (prompt["template"] == "chat") != (tags is None) or not all(isinstance(text, str | None) for text in texts):
+            raise ValueError("a part of it is missing, or no text")
+        return prompt | {"tags": tags}
 
 
 def _fitting(args: CommonArgs, tokenizer: Any) -> str:

@@ -45,6 +45,11 @@ def load_config(args: CommonArgs) -> tuple[Any, str, dict[str, str]]:
     name = _name(args.model, base)
     source, options = _source(base, name)
     config = _pretrained(name, AutoConfig, source, **options)
+    for size in ("num_hidden_layers", "hidden_size", "vocab_size"):
+        if (value := getattr(config.get_text_config(), size, 1)) is not None and not value > 0:
+            raise InputError(
+                f"--model {name}: {size} is {value} in its config.json; give the folder that save_pretrained wrote"
+            )
     if config.is_encoder_decoder or (
         config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     ):
