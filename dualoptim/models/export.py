@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dualoptim.atomic import write_json
-from dualoptim.data.prompts import PROMPT_FILE
+from dualoptim.data.prompt_file import PROMPT_FILE
 from dualoptim.models.launch import prepared
 from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.weights import check_saved
