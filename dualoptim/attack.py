@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from dualoptim.atomic import write_json_lines
-from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs
+from dualoptim.config.args import EvalArgs, FinetuneArgs, MeasureArgs
 from dualoptim.data.own import Source
 from dualoptim.data.prompts import Formatter
 from dualoptim.data.readers import Columns, read_own
@@ -54,6 +54,11 @@ class Lesson:
 
     rows: list[Row]
     what: str
+
+
+@dataclass(frozen=True)
+class Relearning(FinetuneArgs, MeasureArgs):
+    """Says how a model is fine-tuned that is measured on the way, so that its answers end where its positions do."""
 
 
 @dataclass(frozen=True)
@@ -268,12 +273,12 @@ def _relearn(target: Target, lesson: Lesson, model: str) -> list[Point]:
     return curve
 
 
-def _recipe(target: Target, lesson: Lesson, model: str) -> FinetuneArgs:
+def _recipe(target: Target, lesson: Lesson, model: str) -> Relearning:
     """Say how `model` is fine-tuned: for the steps of `--relearn`, at a rate that decays over the passes they take."""
     args = target.args
     per_epoch = math.ceil(len(lesson.rows) / (args.relearn_batch_size * target.accelerator.num_processes))
-    shared = {f.name: getattr(args, f.name) for f in fields(CommonArgs)} | {"model": model}
-    return FinetuneArgs(
+    shared = {f.name: getattr(args, f.name) for f in fields(MeasureArgs)} | {"model": model}
+    return Relearning(
         **shared,
         learning_rate=args.relearn_lr,
         batch_size=args.relearn_batch_size,

@@ -26,12 +26,12 @@ from dualoptim.evaluation.retain_only import RetainLogs, of_records, read_retain
 from dualoptim.evaluation.scoring import MEMBERSHIP_SETS, ReferenceLosses, ScoringPass
 from dualoptim.evaluation.summarize import summarize
 from dualoptim.evaluation.summary import Attacks, Summary
-from dualoptim.models.launch import output_folder, say, start_accelerator
+from dualoptim.models.launch import decided, output_folder, say, start_accelerator
 from dualoptim.models.load import load_config, load_model
 from dualoptim.models.loaded import LoadedModel, weights_hash
 from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.saving import how_to_go_on
-from dualoptim.models.together import shared, wait
+from dualoptim.models.together import wait
 from dualoptim.reporting.claim import claim
 from dualoptim.reporting.console import evaluation_tables
 
@@ -178,10 +178,14 @@ def _was_interrupted(folder: Path, accelerator: Accelerator, config: Mapping[str
 
     The same on all processes.
     """
-    same, path = False, folder / "config.yaml"
-    if accelerator.is_main_process and path.is_file() and not (folder / "summary.json").is_file():
-        same = difference(path, config, EvalArgs, may_change=("speed", "nothing")) is None and not changed_input(path, inputs)
-    return shared(accelerator, same)
+    path = folder / "config.yaml"
+
+    def same() -> bool:
+        if not path.exists() or (folder / "summary.json").exists():
+            return False
+        return difference(path, config, EvalArgs, may_change=("speed", "nothing")) is None and not changed_input(path, inputs)
+
+    return decided(accelerator, same)
 
 
 def _reference_losses(loaded: LoadedModel, measures: Measures, sets: Mapping[str, list[Row]]) -> ReferenceLosses:

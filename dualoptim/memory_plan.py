@@ -48,7 +48,7 @@ def shape_of(model: Any, quantize_embeddings: bool = False) -> Shape:
         frozen=total - trainable,
         layers=config.num_hidden_layers,
         hidden=hidden,
-        intermediate=intermediate,
+        intermediate=max(intermediate) if isinstance(intermediate, (list, tuple)) else intermediate,
         vocabulary=config.vocab_size,
     )
 

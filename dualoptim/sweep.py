@@ -1,7 +1,5 @@
 """Sweep: run pairs of objectives x rates x forget rates x seeds, and compare them in one table and one plot."""
 
-import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from dualoptim.atomic import write_json
+from dualoptim.atomic import read_json, write_json
 from dualoptim.config.args import DEMO, NEWEST, SweepArgs, UnlearnArgs
 from dualoptim.config.cli import main, unforeseen
 from dualoptim.config.flags import default_of, flags
@@ -28,6 +26,8 @@ from dualoptim.unlearn import Job, run
 
 Line = dict[str, Any]
 """A line of results.csv by its columns."""
+
+_KNOWN = ("optim", "losses", "learning_rate", "forget_lr", "seed", "task", "folder")
 
 
 def sweep(args: SweepArgs) -> list[Line]:
@@ -126,7 +126,7 @@ class _Now:
 def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
     """The lines of a run, which is taken unless it has finished before with the same settings, rows, prompts and weights."""
     path, settings, accelerator = folder / name / "finished.json", _settings(one), now.accelerator
-    finished = decided(accelerator, lambda: _read_finished(path))
+    finished = decided(accelerator, lambda: _finished(path))
     if finished:
         other = now.changed(one) if _same(finished["settings"], settings) else "settings"
         if not other:
@@ -146,19 +146,17 @@ def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
     return lines
 
 
-def _read_finished(path: Path) -> dict[str, Any] | None:
-    """Read what an earlier call says of a run that it has finished.
+def _finished(path: Path) -> dict[str, Any] | None:
+    """Read what a run of a sweep left when it ended, None if it has not.
 
     Raises:
-        InputError: if the file says something else.
+        InputError: if it is something else.
     """
-    if not path.exists():
-        return None
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and {"settings", "rows"} <= found.keys():
-            return found
-    raise InputError(f"--output-dir: {path} was not written by a sweep, or cut; move it away, or give another folder")
+    remedy = "remove it, and the run is taken again"
+    found = read_json(path, {"settings": dict, "rows": list}, remedy) if path.exists() else None
+    if found and not all(isinstance(row, dict) and {*_KNOWN} <= {*row} for row in found["rows"]):
+        raise InputError(f"{path}: rows are not those of a run; {remedy}")
+    return found
 
 
 def _check_begun(one: UnlearnArgs) -> None:

@@ -104,12 +104,34 @@ def earlier_value(path: Path, name: str) -> Any:
     return found.get(name) if isinstance(found, dict) else None
 
 
+_MEND = "put back what the run wrote, or begin anew with --overwrite"
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """Read a `config.yaml` that a run of ours wrote.
+
+    Raises:
+        InputError: if it is something else.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}); {_MEND}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no `name: value` lines; {_MEND}")
+    return found
+
+
 def read_inputs(path: Path) -> dict[str, str]:
-    """Read the hashes in a `config.yaml`; none if it is older than they, or not there."""
-    if not path.is_file():
-        return {}
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return found.get("inputs", {})
+    """Read the hashes in a `config.yaml`; none if it is older than they, or not there.
+
+    Raises:
+        InputError: if it is not what was written.
+    """
+    found = _written(path).get("inputs", {}) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: inputs is {str(found)[:60]}; {_MEND}")
+    return found
 
 
 def changed_input(path: Path, inputs: Mapping[str, str]) -> str | None:
@@ -145,8 +167,11 @@ def difference(path: Path, resolved: Mapping[str, Any], kind: type, may_change: 
 
     Flags whose `changes` is among `may_change` are not compared. A flag that is missing there, because the run is older than
     the flag, had its default.
+
+    Raises:
+        InputError: if the file is not what was written.
     """
-    earlier = yaml.safe_load(path.read_text(encoding="utf-8"))
+    earlier = _written(path)
     defaults = to_plain({name: default_of(kind, name) for name in flags(kind)})
     given = {name: field_value(kind, name, earlier[name], f"{path}: {name}") for name in flags(kind) if name in earlier}
     for name, flag in flags(kind).items():

@@ -1,16 +1,15 @@
 """Question and answer as a model reads them: the template around them, their tokens, and which of these are scored."""
 
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from dualoptim.config.args import DATE, CommonArgs
 from dualoptim.config.flags import flag_name
 from dualoptim.data.chat import Chat
+from dualoptim.data.prompt_file import PROMPT_FILE, saved_prompt
 from dualoptim.data.rows import Row
 from dualoptim.errors import InputError, blamed
 
@@ -36,10 +35,6 @@ TEMPLATES = {
 }
 
 
-PROMPT_FILE = "prompt.json"
-"""Name of the file beside saved weights that holds the template they were trained with, for the next command's `auto`."""
-
-
 def choose_template(args: CommonArgs, tokenizer: Any) -> tuple[str, Tags | None]:
     """Choose the template of a model: its name and its tags, None for the tokenizer's own chat template.
 
@@ -49,9 +44,9 @@ def choose_template(args: CommonArgs, tokenizer: Any) -> tuple[str, Tags | None]
     Raises:
         InputError: if `chat` is asked of a tokenizer that has no chat template.
     """
-    prompt = _saved_prompt(args)
+    prompt = saved_prompt(args.model)
     if args.template == "auto" and not args.has_tags and prompt is not None:
-        return prompt["template"], Tags(**prompt["tags"]) if prompt["tags"] is not None else None
+        return prompt["template"], None if prompt["tags"] is None else Tags(**prompt["tags"])
     name = _fitting(args, tokenizer) if args.template == "auto" else args.template
     if name == "chat":
         if not tokenizer.chat_template:
@@ -67,16 +62,6 @@ def choose_template(args: CommonArgs, tokenizer: Any) -> tuple[str, Tags | None]
         choose(args.question_end_tag, tags.question_end),
         choose(args.answer_tag, tags.answer),
     )
-
-
-def _saved_prompt(args: CommonArgs) -> dict[str, Any] | None:
-    """Read how prompts were written for a model of ours, if it is one."""
-    path = Path(args.model).expanduser() / PROMPT_FILE
-    if not path.is_file():
-        return None
-    with blamed("--model", args.model, "write it anew, or remove it and give --template", f"{PROMPT_FILE} cannot be read"):
-        prompt: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {"template": prompt["template"], "tags": prompt["tags"], **prompt}  # both, whatever else
 
 
 def _fitting(args: CommonArgs, tokenizer: Any) -> str:
@@ -124,9 +109,7 @@ class Formatter:
         """
         if row.question is not None:
             return [row]
-        offsets = self.tokenizer(row.answer, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-            "offset_mapping"
-        ]
+        _, offsets = self._encoded(row.answer, special=False)
         room = self.max_length - 2  # the end token, and a beginning that some tokenizers add
         if room < 2:
             raise InputError(f"--max-length {self.max_length} is too short for pieces of a passage; give 4 or more")
@@ -181,12 +164,18 @@ class Formatter:
         ids, start = self._known[question, answer]
         return Example(ids, 1 if score_question else max(start, 1))
 
+    def _encoded(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenize a text, with the tokens that the tokenizer adds by itself or without: ids, and the characters of each."""
+        remedy = "give the folder that save_pretrained wrote of both"
+        with blamed("--model", self.tokenizer.name_or_path, remedy, "its tokenizer fails on a text"):
+            encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
     def _tokenize(self, question: str | None, answer: str) -> tuple[list[int], int]:
         prompt = "" if question is None else self.prompt(question)
         chat = question is not None and self.tags is None  # a chat template writes its special tokens itself
         text = prompt + answer + (self.chat.space if chat else "")
-        encoded = self.tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True, verbose=False)
-        ids, spans = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        ids, spans = self._encoded(text, special=not chat)
         if ids[:2] == [self.tokenizer.bos_token_id] * 2:  # the template begins with what the tokenizer adds by itself
             ids, spans = ids[1:], spans[1:]
         while spans and spans[-1][1] == 0:  # an end token that the tokenizer added by itself has no characters
@@ -271,7 +260,7 @@ def _date_and_system_prompt(args: CommonArgs, tokenizer: Any) -> tuple[str | Non
         InputError: if a flag differs from the model's own, if there is no place for it, or if the template fails.
     """
     said = {"date_string": args.date_string, "system_prompt": args.system_prompt}
-    saved = _saved_prompt(args)
+    saved = saved_prompt(args.model)
     own = {name: value for name, value in saved.items() if name in said} if saved and saved["template"] == "chat" else {}
     for name, trained in own.items():
         given = said[name]

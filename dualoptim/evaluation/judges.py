@@ -71,6 +71,9 @@ class EntailmentModel:
                     source, output_loading_info=True, trust_remote_code=False
                 )
             check_loaded(f"--entailment-model {name}", model, info)
+            positions = getattr(model.config, "max_position_embeddings", None)
+            if positions and self._tokenizer.model_max_length > positions:  # unset; some count from 2
+                self._tokenizer.model_max_length = positions - 2
             self._model = model.float().to(device).eval()
         self.weights = weights_hash(self._model)
 

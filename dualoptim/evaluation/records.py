@@ -2,13 +2,13 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualoptim.atomic import read_json_lines, write_json, write_json_lines
+from dualoptim.atomic import read_json, read_json_lines, write_json, write_json_lines
+from dualoptim.errors import InputError
 from dualoptim.evaluation.json_form import from_json, to_json
 
 
@@ -87,8 +87,9 @@ class Finished:
         self._folder, self._fingerprints = folder, fingerprints
         self._recorded: dict[str, dict[str, str]] = {}
         self.records: Records = {}
-        with contextlib.suppress(OSError, json.JSONDecodeError):
-            self._recorded = json.loads((folder / "finished.json").read_text(encoding="utf-8")) if fingerprints else {}
+        if fingerprints:
+            with contextlib.suppress(InputError):  # sets of which nothing is known are measured anew
+                self._recorded = read_json(folder / "finished.json", {}, "")
         for name in fingerprints:
             # the file's own hash tells when a kill or an edit has left other rows than those recorded
             if self._path(name).is_file() and self._recorded.get(name) == self._entry(name):

@@ -153,7 +153,7 @@ def _read_state(accelerator: Accelerator, path: Path, last_step: int) -> State |
         if not isinstance(state.files, dict | None):
             return "its state.json is not what was written"
     except (InputError, TypeError):
-        return "no checkpoint there"
+        return "its state.json is not what was written" if (path / "state.json").exists() else "no checkpoint there"
     if state.processes != accelerator.num_processes:
         raise InputError(
             f"--resume: {path} was written by {state.processes} processes and this run has {accelerator.num_processes}; "

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dualoptim.atomic import beside, write_json
-from dualoptim.data.prompts import PROMPT_FILE
+from dualoptim.data.prompt_file import PROMPT_FILE
 from dualoptim.models.launch import prepared
 from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.together import wait

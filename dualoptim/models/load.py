@@ -45,6 +45,7 @@ def load_config(args: CommonArgs) -> tuple[Any, str, dict[str, str]]:
     name = _name(args.model, base)
     source, options = _source(base, name)
     config = _pretrained(name, AutoConfig, source, **options)
+    _check_numbers(name, config.get_text_config())
     if config.is_encoder_decoder or (
         config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     ):
@@ -53,6 +54,30 @@ def load_config(args: CommonArgs) -> tuple[Any, str, dict[str, str]]:
             "predicts the next token, such as Llama, Phi, Qwen or GPT"
         )
     return config, source, options
+
+
+def _check_numbers(name: str, config: Any) -> None:
+    """Refuse numbers of a configuration that make a model of nothing, or one that fails where it trains.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for key, value in vars(config).items():
+        is_size, is_share = key in ("num_hidden_layers", "hidden_size", "vocab_size"), "drop" in key
+        if isinstance(value, (int, float)) and ((is_size and value < 1) or (is_share and not 0 <= value <= 1)):
+            raise InputError(f"--model {name}: {key} is {value} in its config.json; give the folder that save_pretrained wrote")
+
+
+def _check_stops(name: str, settings: Any) -> None:
+    """Make sure that what a model's answers stop at and never say are token ids.
+
+    Raises:
+        InputError: naming the first setting that is not.
+    """
+    for key in ("eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
+        value = getattr(settings, key, None)
+        if not all(type(token) is int for token in (value if isinstance(value, list) else [] if value is None else [value])):
+            raise InputError(f"--model {name}: {key} is {value!r} in its generation_config.json; give token ids, or remove it")
 
 
 def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[str, Any] | None = None) -> LoadedModel:
@@ -86,6 +111,7 @@ def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[st
         name = _name(args.model, base)
         model, info = _pretrained(name, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
     check_loaded(f"--model {name}", model, info)
+    _check_stops(name, model.generation_config)
     if "gguf_file" in options:  # weights were widened to float32 on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
@@ -131,6 +157,12 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     """
     formatter, template = prompting
     positions = last_position(args, model)
+    if isinstance(args, TrainArgs) and args.gradient_checkpointing:
+        try:
+            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_disable()
+        except ValueError:
+            raise InputError(f"--gradient-checkpointing: {type(model).__name__} has none; drop it") from None
     formatter.vocabulary = model.get_input_embeddings().weight.shape[0]
     if not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):  # those lie there and cannot be moved
         model.to(accelerator.device)

@@ -31,6 +31,7 @@ from dualoptim.errors import InputError
 from dualoptim.method.kernels import kept
 from dualoptim.method.objectives import Objective
 from dualoptim.method.scores import Batch, Reference, TokenScores, score
+from dualoptim.models.launch import say
 from dualoptim.models.loaded import LoadedModel, autocast, weights_hash
 from dualoptim.models.together import wait
 
@@ -46,15 +47,21 @@ class Store:
     """Values [n, ...] of texts with n scored tokens, in the files of one folder; values are read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
-        """Read which texts the folder holds; it need not exist."""
+        """Read which texts the folder holds; it need not exist. A file that is none of a store's is `broken`, as if absent."""
         self.folder = folder
         self.files = sorted(folder.glob("*.safetensors"))
+        self.broken: list[Path] = []
         self._places: dict[bytes, tuple[Any, int, int]] = {}
         for path in self.files:
-            part = safe_open(path, framework="pt")
-            ends = [0, *part.get_tensor("ends").tolist()]
-            for key, start, end in zip(part.get_tensor("keys").numpy(), ends, ends[1:], strict=False):
-                self._places[key.tobytes()] = (part, start, end)
+            try:
+                part = safe_open(path, framework="pt")
+                keys, ends = part.get_tensor("keys"), [0, *part.get_tensor("ends").tolist()]
+                if ends != sorted(ends) or ends[-1:] != part.get_slice("values").get_shape()[:1]:
+                    raise ValueError
+                places = zip(keys.numpy(), ends, ends[1:], strict=False)
+                self._places |= {key.tobytes(): (part, start, end) for key, start, end in places}
+            except Exception:  # of the library, by its version
+                self.broken.append(path)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
@@ -93,6 +100,8 @@ class Frozen:
         Processes share the texts that are missing.
         """
         store = self._store(objective)
+        for path in store.broken:
+            say(self._accelerator, f"{path} is no part of a reference; what it may have held is scored again")
         missing = {key: example for example in examples if (key := text_key(example)) not in store}
         wait(self._accelerator)  # all have looked before one writes
         keys = list(missing)[self._accelerator.process_index :: self._accelerator.num_processes]

@@ -90,6 +90,9 @@ def _check(resume: str, tasks: Sequence[Planned], kind: type) -> None:
             + ", or --resume alone for the newest"
         )
     for task in tasks:
+        for name in ("config.yaml", "log.jsonl", "trained.json"):
+            if (task.folder / name).is_dir():
+                raise InputError(f"--resume: {task.folder / name} is a folder; remove it, or begin anew with --overwrite")
         config = task.folder / "config.yaml"
         if config.is_file():
             check_same(config, task.resolved, kind)

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from dualoptim.config.args import UnlearnArgs
 from dualoptim.config.optimizers import kind_of
 from dualoptim.data.prompts import Example
@@ -13,6 +15,7 @@ from dualoptim.errors import InputError
 from dualoptim.method.loop import Phase, Term
 from dualoptim.method.objectives import FORGET, PUBLISHED_LAYER, RETAIN, Objective, split_objectives
 from dualoptim.method.schedule import Cycle, Plan, steps_per_epoch
+from dualoptim.method.scores import score
 from dualoptim.models.loaded import LoadedModel, MicroBatches
 from dualoptim.models.reference import Frozen, check_reference
 
@@ -115,6 +118,11 @@ def check_objectives(args: UnlearnArgs, tasks: Sequence[TaskRows], loaded: Loade
                 f"--layer {layer}: {pair} takes one of the model's layers 0 to {layers - 2} (of the last one's output only the "
                 "final norm is seen)"
             )
+        if any(objective.needs_layer for objective in objectives) and not _hands_on(loaded, layer):
+            raise InputError(
+                f"--forget-losses {pair}: {type(loaded.model).__name__} hands on no states of its layers, token by token; "
+                "choose a pair without RMU and EMBED"
+            )
         check_reference(loaded, objectives, reference_folder(args))
         texts = {text for objective in objectives for text in objective.texts}
         if texts - {"answer"} and has_passages:
@@ -128,6 +136,16 @@ def check_objectives(args: UnlearnArgs, tasks: Sequence[TaskRows], loaded: Loade
             )
         if (len(objectives) > 1 or "mismatch" in texts) and not all(rows.retain for rows in tasks):
             raise InputError(f"--forget-losses {pair} needs rows to keep; give --retain-file, or a pair such as NPO+none")
+
+
+def _hands_on(loaded: LoadedModel, layer: int) -> bool:
+    """Tell whether a model gives a state [H] of each token at a layer; some keep several, or none."""
+    try:
+        with torch.no_grad(), loaded.autocast():
+            states = score(loaded.model, loaded.batch([Example([1, 2, 3], 1)]), layer).hidden
+    except Exception:  # models that are not ours raise anything
+        return False
+    return states is not None and states.ndim == 2
 
 
 def _either(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """A file of a checkpoint that asks for code to be run is found, and none of it is run."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -113,7 +114,7 @@ def test_a_value_within_a_divided_checkpoint_is_looked_at_too(tmp_path, marker):
 def test_the_variables_of_the_environment_are_as_before(monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
-    with pytest.raises(KeyError), tensors_only():
+    with contextlib.suppress(KeyError), tensors_only():
         assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
         raise KeyError
     assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"

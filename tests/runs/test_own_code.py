@@ -1,5 +1,6 @@
 """What a folder brings of code is never run, whatever loads it and whatever standard input says."""
 
+import ast
 import builtins
 import json
 import shutil
@@ -213,3 +214,15 @@ def test_a_data_set_with_a_script_is_not_run(tiny, tmp_path, marker):
     with pytest.raises(InputError, match="--data"):
         run(short(tiny, tmp_path / "out", data=str(tmp_path / "data")))
     assert not marker.exists()
+
+
+def test_every_load_says_that_no_code_is_run():
+    """Those of PEFT and of a class that is already imported have nothing to say it to."""
+    silent = []
+    for file in (ROOT / "dualoptim").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            loads = name.endswith(("from_pretrained", "SentenceTransformer")) and not name.startswith(("Peft", "MODEL_FOR"))
+            if loads and "trust_remote_code=False" not in [ast.unparse(word) for word in node.keywords]:
+                silent.append(f"{file.name}:{node.lineno} {name}")
+    assert silent == []
