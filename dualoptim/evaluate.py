@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from dualoptim.attack import ATTACKED_SETS, Target, attack_answers, attack_weights, check_attacks, make_lesson
 from dualoptim.config.args import DEMO, EvalArgs, MeasureArgs
 from dualoptim.config.saved import changed_input, difference, write_config
+from dualoptim.config.values import expect
 from dualoptim.data.identity import sets_hash
 from dualoptim.data.own import OwnFiles, Source, open_source
 from dualoptim.data.rows import HOLDOUT, Row
@@ -86,6 +87,7 @@ def evaluate(args: EvalArgs) -> Summary:
     Raises:
         InputError: for anything that is wrong with the arguments, the data or the model.
     """
+    expect(args, EvalArgs)
     if args.model == DEMO:
         raise InputError("--model demo has no weights on disk; give a folder, such as the model/ that a demo run wrote")
     accelerator = start_accelerator(args)

@@ -13,6 +13,7 @@ from typing import Any
 from dualoptim.config.args import CommonArgs, FinetuneArgs, TrainArgs
 from dualoptim.config.cli import main
 from dualoptim.config.saved import write_config
+from dualoptim.config.values import expect
 from dualoptim.data.rows import Row
 from dualoptim.data.stream import ExampleBuilder, Stream
 from dualoptim.data.tofu import tofu_source
@@ -47,6 +48,7 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
         NonFiniteError: if a loss or gradient is not finite; the weights before that step are in `model/`.
     """
     # ---- read and check everything, before anything is written
+    expect(args, FinetuneArgs)
     accelerator = start_accelerator(args)
     folder = output_folder(args, accelerator)
     rows = rows_to_learn(args)

@@ -15,6 +15,7 @@ from dualoptim.config.cli import main
 from dualoptim.config.flags import default_of, flags
 from dualoptim.config.product import single_runs
 from dualoptim.config.saved import changed_input, to_dict, to_plain
+from dualoptim.config.values import expect
 from dualoptim.errors import InputError, NonFiniteError, reason
 from dualoptim.models.launch import decided, say, start_accelerator
 from dualoptim.models.load import load_model
@@ -35,6 +36,7 @@ def sweep(args: SweepArgs) -> list[Line]:
     Raises:
         InputError: without an output folder, or if every run is refused, with the first one's reason; nothing is written then.
     """
+    expect(args, SweepArgs)
     if args.output_dir is None:
         raise InputError("a sweep needs a folder that a second call finds again; give --output-dir")
     accelerator = start_accelerator(args)

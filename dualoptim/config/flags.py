@@ -41,8 +41,8 @@ class Flag:
     shown: bool = False  # a reader of results asks for it first
 
     def holds(self, value: float) -> bool:
-        """Tell whether a number is within the bounds, finite, and if it is whole of 64 bits."""
-        usual = abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
+        """Tell whether a number is within the bounds, finite, and if it is whole of 32 bits."""
+        usual = abs(value) < 2**32 if isinstance(value, int) else math.isfinite(value)
         return usual and self.above < value < self.below and self.at_least <= value <= self.at_most
 
     @property
