@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from dualoptim.attack import ATTACKED_SETS, Target, attack_answers, attack_weights, check_attacks, make_lesson
 from dualoptim.config.args import DEMO, EvalArgs, MeasureArgs
 from dualoptim.config.saved import changed_input, difference, write_config
+from dualoptim.config.values import expect
 from dualoptim.data.identity import sets_hash
 from dualoptim.data.own import OwnFiles, Source, open_source
 from dualoptim.data.rows import HOLDOUT, Row
@@ -90,6 +91,7 @@ def evaluate(args: EvalArgs) -> Summary:
         InputError: for anything that is wrong with the arguments, the data or the model.
         WriteError: if the disk is full or the folder goes meanwhile; the same evaluation goes on then.
     """
+    expect(args, EvalArgs)
     if args.model == DEMO:
         raise InputError("--model demo has no weights on disk; give a folder, such as the model/ that a demo run wrote")
     accelerator = start_accelerator(args)

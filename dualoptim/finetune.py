@@ -16,6 +16,7 @@ from dualoptim.atomic import write_json
 from dualoptim.config.args import CommonArgs, FinetuneArgs, TrainArgs
 from dualoptim.config.cli import main
 from dualoptim.config.saved import write_config
+from dualoptim.config.values import expect
 from dualoptim.data.identity import prompts_hash, rows_hash
 from dualoptim.data.rows import Row
 from dualoptim.data.stream import ExampleBuilder, Stream
@@ -60,6 +61,7 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
         WriteError: if the disk is full or the folder goes while the run writes to it.
         Stopped: where a signal asks for it, with a checkpoint if a step was being taken.
     """
+    expect(args, FinetuneArgs)
     accelerator = start_accelerator(args)
     folder = output_folder(args, accelerator)
     with kept_for_one_run(folder, accelerator, how_to_go_on(args, folder, "--resume")):

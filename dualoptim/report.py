@@ -16,7 +16,7 @@ import tyro
 from dualoptim.atomic import write_bytes, write_text
 from dualoptim.config.cli import main
 from dualoptim.config.flags import Flag, check_bounds
-from dualoptim.config.values import settle
+from dualoptim.config.values import expect, field_value, settle
 from dualoptim.errors import InputError
 from dualoptim.evaluation.summary import Summary
 from dualoptim.reporting import tables
@@ -45,7 +45,8 @@ class ReportArgs:
     """Show them; --no-texts shows none, as --examples 0 does."""
 
     def __post_init__(self) -> None:
-        if not self.runs or "" in tuple(self.runs):
+        object.__setattr__(self, "runs", field_value(ReportArgs, "runs", self.runs, "RUN"))
+        if not self.runs:
             raise InputError("no RUN is given; name the output folder of a run, such as runs/demo")
         settle(self)
         check_bounds(self)
@@ -57,6 +58,7 @@ def report(args: ReportArgs) -> Path:
     Raises:
         InputError: if a RUN holds nothing to report on or cannot be read, or the folder cannot be written.
     """
+    expect(args, ReportArgs)
     runs = list({path.resolve(): path for path in (Path(run).expanduser() for run in args.runs)}.values())
     names = [run.resolve().name for run in runs]
     names = [str(run) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]

@@ -13,6 +13,7 @@ from dualoptim.config.cli import main, unforeseen
 from dualoptim.config.flags import default_of, flags
 from dualoptim.config.product import single_runs
 from dualoptim.config.saved import changed_input, earlier_value, to_dict, to_plain
+from dualoptim.config.values import expect
 from dualoptim.errors import InputError, NonFiniteError, WriteError, reason
 from dualoptim.models.launch import decided, say, start_accelerator
 from dualoptim.models.load import load_model
@@ -40,6 +41,7 @@ def sweep(args: SweepArgs) -> list[Line]:
         InputError: without an output folder, or if every run is refused, with the first one's reason; nothing is written then.
         WriteError: if the disk is full or the folder goes meanwhile.
     """
+    expect(args, SweepArgs)
     if args.output_dir is None:
         raise InputError("a sweep needs a folder that a second call finds again; give --output-dir")
     accelerator = start_accelerator(args)

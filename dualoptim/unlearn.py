@@ -9,11 +9,12 @@ from typing import Any
 from accelerate import Accelerator
 
 from dualoptim.atomic import write_json, write_text
-from dualoptim.config.args import DEMO, UnlearnArgs
+from dualoptim.config.args import DEMO, SweepArgs, UnlearnArgs
 from dualoptim.config.cli import main
 from dualoptim.config.optimizers import kind_of
 from dualoptim.config.product import single_runs
 from dualoptim.config.saved import write_config
+from dualoptim.config.values import expect
 from dualoptim.data.own import OwnFiles, Source, load_refusals, open_source
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.evaluate import Measures, evaluate_model
@@ -64,6 +65,9 @@ def run(args: UnlearnArgs) -> RunResult:
         WriteError: if the disk is full or the folder goes while the run writes to it; `--resume` goes on then.
         Stopped: where a signal asks for it, with a checkpoint if a step was being taken.
     """
+    expect(args, UnlearnArgs)
+    if isinstance(args, SweepArgs):
+        raise InputError("SweepArgs are for many runs; call dualoptim.sweep.sweep(args), or give UnlearnArgs(...)")
     if args.dry_run:
         raise InputError("dry_run trains nothing; call dualoptim.memory_plan.dry_run(args), or run without it")
     accelerator = start_accelerator(args)

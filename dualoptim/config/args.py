@@ -58,7 +58,7 @@ class CommonArgs:
     texts: Annotated[bool, Flag("output", "measures")] = True
     """Keep questions, answers and what the model answers in the files of evaluations and attacks; --no-texts keeps their scores
     alone, by the numbers of rows, and prints no examples."""
-    threads: Annotated[int, Flag("memory", "speed", at_least=0)] = 0
+    threads: Annotated[int, Flag("memory", "speed", at_least=0, below=2**10)] = 0
     """CPU threads of each process; 0 shares the machine's cores among its processes. Ignored on a GPU."""
 
     def __post_init__(self) -> None:
@@ -138,9 +138,9 @@ class TrainArgs(CommonArgs):
     """Passes over the forget set (fine-tuning: over all rows). 5 as published."""
     max_steps: Annotated[int, Flag("steps", "measures", at_least=0, shown=True)] = 0
     """Stop after so many optimizer steps of all phases; 0 runs all epochs. The rate still decays over all epochs' steps."""
-    batch_size: Annotated[int, Flag("steps", at_least=1, shown=True)] = 4
+    batch_size: Annotated[int, Flag("steps", at_least=1, below=2**16, shown=True)] = 4
     """Examples per process and micro-batch."""
-    gradient_accumulation_steps: Annotated[int, Flag("steps", at_least=1, shown=True)] = 1
+    gradient_accumulation_steps: Annotated[int, Flag("steps", at_least=1, below=2**16, shown=True)] = 1
     """Micro-batches per optimizer step; every one of a step belongs to the same phase."""
     weight_decay: Annotated[float, Flag("optimizer", at_least=0, shown=True)] = 0.01
     """Decoupled weight decay of weights (never of biases and norms). 0.01 as published."""
@@ -159,7 +159,7 @@ class TrainArgs(CommonArgs):
     """With --optim-bits 8, keep the states of embeddings in 8 bits as well. They are the least stable ones."""
     use_lora: Annotated[bool, Flag("memory", shown=True)] = False
     """Train a low-rank adapter instead of the weights, and save it alone."""
-    lora_rank: Annotated[int, Flag("memory", at_least=1, shown=True)] = 8
+    lora_rank: Annotated[int, Flag("memory", at_least=1, below=2**16, shown=True)] = 8
     """Rank of a new adapter. 8 as in TOFU."""
     lora_alpha: Annotated[int, Flag("memory", at_least=1, shown=True)] = 32
     """The adapter's output is scaled by this over the rank. 32 as in TOFU."""

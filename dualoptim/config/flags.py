@@ -42,8 +42,8 @@ class Flag:
     acts: bool = False  # it deletes, goes on, uploads or only tells, in the call that it is given to: no file hands it on
 
     def holds(self, value: float) -> bool:
-        """Tell whether a number is within the bounds, finite, and if it is whole of 64 bits."""
-        usual = abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
+        """Tell whether a number is within the bounds, finite, and if it is whole of 32 bits."""
+        usual = abs(value) < 2**32 if isinstance(value, int) else math.isfinite(value)
         return usual and self.above < value < self.below and self.at_least <= value <= self.at_most
 
     @property

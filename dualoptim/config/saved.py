@@ -60,7 +60,7 @@ def load_yaml(path: str | Path, kind: type[A]) -> A:
     remedy = "give a YAML file as written to config.yaml"
     text = read_text(f"--config {path}", path, remedy)
     try:
-        values = yaml.load(text, _PlainLoader) or {}
+        values = yaml.load(text, _PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that Python has none of is a ValueError
         raise InputError(f"--config {path} is not YAML ({reason(error)}); {remedy}") from None
     if not isinstance(values, dict):

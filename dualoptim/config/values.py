@@ -1,5 +1,6 @@
 """Make a field's value of what a user gives: typed, in YAML, or from Python, where notebooks have paths and numpy's numbers."""
 
+import contextlib
 import errno
 import os
 import types
@@ -9,6 +10,16 @@ from typing import Any, Literal
 
 from dualoptim.config.flags import Flag, default_of, flag_name, flags
 from dualoptim.errors import InputError, shown
+
+
+def expect(args: Any, kind: type) -> None:
+    """Make sure that a function of the Python interface gets the arguments that are its own.
+
+    Raises:
+        InputError: naming what it got and what it takes.
+    """
+    if not isinstance(args, kind):
+        raise InputError(f"{shown(args)} is not what this function takes; give {kind.__name__}(...)")
 
 
 def settle(args: Any) -> None:
@@ -49,18 +60,18 @@ def _checked(place: str, value: Any, flag: Flag) -> Any:
         raise InputError(f"{place} {value!r} is not UTF-8 text; give one that is")
     if "\0" in value:
         raise InputError(f"{place} {shown(value)} holds a NUL character; give a text without")
-    return _path(place, value) if flag.path else value
+    return _path(place, value, flag.group == "output") if flag.path else value
 
 
-def _path(place: str, value: str) -> str:
-    """Write `~` out, and refuse what no file can be: the system is asked, with room for the names in a folder."""
+def _path(place: str, value: str, is_folder: bool) -> str:
+    """Write `~` out, and refuse what no file can be, or no folder: the system is asked, with room for the names in a folder."""
     path = os.path.expanduser(value)
     if path.startswith("~"):
         raise InputError(f"{place} {value}: no such home folder; give the whole path, or ./{value} for a name with a ~")
     try:
         os.stat(os.path.join(os.path.abspath(path), "x" * 200))
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+        if error.errno != errno.ENOENT and (is_folder or error.errno != errno.ENOTDIR):
             raise InputError(f"{place} {value}: {error.strerror}; give another path") from None
     return path
 
@@ -71,7 +82,8 @@ def _convert(place: str, value: Any, hint: Any) -> Any:
     if value is None and type(None) in options:
         return None
     if hasattr(value, "tolist"):  # numpy's and torch's numbers and arrays
-        value = value.tolist()
+        with contextlib.suppress(Exception):  # it then has the wrong type
+            value = value.tolist()
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str):

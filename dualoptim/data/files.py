@@ -64,7 +64,7 @@ def _lines(text: str) -> Iterator[tuple[int, Any]]:
         line = line.lstrip("\ufeff")  # files with marks that were joined
         if line.strip():
             try:
-                yield number, _JSON.decode(line)
+                yield number, JSON.decode(line)
             except (ValueError, RecursionError) as error:
                 why = getattr(error, "msg", error)
                 raise _AtLine(f"{number}: not JSON ({why}); write one JSON object per line") from None
@@ -80,7 +80,7 @@ def _array(text: str) -> Iterator[tuple[int, Any]]:
             if after == "[" and text[start : start + 1] == "]":
                 position, after = start + 1, "]"
                 break
-            value, end = _JSON.raw_decode(text, start)
+            value, end = JSON.raw_decode(text, start)
             yield number, value
             position = _next(text, end)
             number += text.count("\n", start, position)
@@ -108,7 +108,8 @@ def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_no_name_twice)
+JSON = json.JSONDecoder(object_pairs_hook=_no_name_twice)
+"""Reads JSON in which no name stands twice in one object, where one of the values would be lost."""
 
 
 def _table(text: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -97,7 +97,9 @@ class _CutFromFull:
     def _cut(self, start: int, end: int) -> list[Row]:
         full = self.splits.rows("full")
         if len(full) < end:
-            raise InputError(f"--data {self.splits.name}: full has {len(full)} rows, the published tasks are cut from 4000")
+            raise InputError(
+                f"--data {self.splits.name}: full has {len(full)} rows, the published tasks are cut from 4000; give them all"
+            )
         return full[start:end]
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from dualoptim.atomic import read_json_lines
 from dualoptim.config.opening import read_text
-from dualoptim.errors import InputError, reason
+from dualoptim.data.files import JSON
+from dualoptim.errors import InputError, reason, shown
 from dualoptim.evaluation.metrics import truth_ratio
 from dualoptim.evaluation.records import Record
 from dualoptim.evaluation.summary import RetainOnly, Summary
@@ -47,7 +48,11 @@ def read_retain_logs(path: str) -> RetainLogs:
             raise InputError(f"--retain-logs {path}: the folder has no summary.json; give one that eval_tofu.py wrote")
         found = _read(path, folder / "summary.json")
         try:
+            json.dumps(found, allow_nan=False)
             summary = Summary.from_json(found)
+        except ValueError as error:
+            raise InputError(f"--retain-logs {path}: its summary.json is none ({error}); evaluate that model again") from None
+        try:
             rows = enumerate(read_json_lines(folder / "forget.jsonl"))
             ratios = _ratios(path, {number: row["truth_ratio"] for number, row in rows if "truth_ratio" in row})
             return _with_ratios(RetainLogs(path, ratios, summary.privacy.get("mia_min_k"), summary if found else None))
@@ -58,22 +63,20 @@ def read_retain_logs(path: str) -> RetainLogs:
     log = _read(path, place)
     if isinstance(log, dict) and "eval_log_forget.json" in log:  # TOFU
         rows = log["eval_log_forget.json"]
-        try:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
             right, wrong = (_by_row(rows[name]) for name in ("avg_paraphrased_loss", "average_perturb_loss"))
-            ratios = _ratios(path, {row: truth_ratio(right[row], wrong[row]) for row in right})
-            return _with_ratios(RetainLogs(path, ratios))
-        except (KeyError, TypeError, ValueError):
-            raise InputError(
-                f"--retain-logs {path}: its forget rows have no losses of paraphrased and perturbed answers"
-            ) from None
+            return _with_ratios(RetainLogs(path, _ratios(path, {row: _ratio(path, row, right, wrong) for row in right})))
+        raise InputError(
+            f"--retain-logs {path}: its forget rows have no losses of paraphrased and perturbed answers; give a whole log"
+        )
     if isinstance(log, dict):  # OpenUnlearning; the spelling of the key differs between its versions
         by_name = {name.lower(): value for name, value in log.items()}
         with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):
             by_row = _by_row(by_name["forget_truth_ratio"]["value_by_index"])
-            ratios = _ratios(path, {number: row["score"] for number, row in by_row.items()})
+            ratios = _ratios(path, {number: row and row["score"] for number, row in by_row.items()})
             auc = by_name.get("mia_min_k") or {}
             auc = auc.get("agg_value", auc.get("auc"))
-            return _with_ratios(RetainLogs(path, ratios, None if auc is None else _number(path, "mia_min_k is", auc)))
+            return _with_ratios(RetainLogs(path, ratios, None if auc is None else _number(path, "mia_min_k is", auc, 0, 1)))
     raise InputError(
         f"--retain-logs {path}: no truth ratios of a forget set; give a folder that eval_tofu.py wrote, TOFU's "
         "eval_log_aggregated.json or OpenUnlearning's TOFU_EVAL.json"
@@ -86,19 +89,36 @@ def of_records(forget: Sequence[Record], summary: Summary, source: str) -> Retai
     return RetainLogs(source, ratios, summary.privacy.get("mia_min_k"), summary)
 
 
+def _ratio(path: str, row: str, right: Mapping[str, Any], wrong: Mapping[str, Any]) -> float | None:
+    """Compute the truth ratio of a row of TOFU's log; None if it has no losses."""
+    losses = wrong.get(row)
+    if right[row] is None or losses is None:
+        return None
+    what = f"row {row} has the loss"
+    return truth_ratio(_number(path, what, right[row]), [_number(path, what, loss) for loss in losses])
+
+
 def _ratios(path: str, scores: Mapping[Any, Any]) -> list[float]:
     """Take the truth ratios that are there: OpenUnlearning writes null for a row that it leaves out.
 
     Raises:
-        InputError: naming the first row whose ratio is no number.
+        InputError: naming the first row whose ratio is none.
     """
-    return [_number(path, f"row {row} has the truth ratio", score) for row, score in scores.items() if score is not None]
+    return [
+        _number(path, f"row {row} has the truth ratio", score, 0, math.inf)
+        for row, score in scores.items()
+        if score is not None
+    ]
 
 
-def _number(path: str, what: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-        raise InputError(f"--retain-logs {path}: {what} {value!r}, which is no number; give an evaluation of finite losses")
-    return value
+def _number(path: str, what: str, value: Any, least: float = -1e300, most: float = 1e300) -> float:
+    """Take a number from `least` to `most`."""
+    with contextlib.suppress(OverflowError):  # a whole number that no float is
+        if not isinstance(value, bool) and isinstance(value, (int, float)) and least <= float(value) <= most:
+            return float(value)
+    raise InputError(
+        f"--retain-logs {path}: {what} {shown(value)}, which is no number that it can be; give an evaluation of finite losses"
+    )
 
 
 def _with_ratios(logs: RetainLogs) -> RetainLogs:
@@ -111,7 +131,7 @@ def _with_ratios(logs: RetainLogs) -> RetainLogs:
 def _read(path: str, place: Path) -> Any:
     text = read_text(f"--retain-logs {path}", place, "give a whole evaluation")
     try:
-        return json.loads(text)
+        return JSON.decode(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"--retain-logs {path}: cannot be read as JSON ({reason(error)}); give a whole evaluation") from None
 
