@@ -1,6 +1,6 @@
 """Started by `accelerate launch` in tests: several runs in one launch, described by one JSON argument.
 
-{"runs": [UnlearnArgs fields, ...], "sub_group_size": N or null}
+{"runs": [UnlearnArgs fields, ...], "sub_group_size": N or null, "demo_recipe": changes of how the demo is taught}
 """
 
 import gc
@@ -14,6 +14,7 @@ from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlu
 
 from dualoptim import UnlearnArgs, run
 from dualoptim.config.cli import main
+from dualoptim.finetune import DEMO_RECIPE
 from dualoptim.models.launch import start_accelerator
 
 
@@ -33,6 +34,7 @@ def work(spec: dict) -> None:
         switch_fsdp_on(accelerator)
     if spec.get("sub_group_size"):
         accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["sub_group_size"] = spec["sub_group_size"]
+    DEMO_RECIPE.update(spec.get("demo_recipe", {}))
     for args in runs:
         run(args)
     gc.collect()
