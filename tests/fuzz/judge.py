@@ -289,10 +289,12 @@ def bounded_work(args: Any) -> Any:
 
 
 def _check_said(case: Case, said: str) -> None:
-    """One line, or the box that tyro draws around flags that do not parse."""
-    lines = [line for line in said.splitlines() if line.startswith("error:")]
-    box = "--help" in said
-    if "Traceback" in said or not (len(lines) == 1 or (box and not lines)):
+    """Make sure that the last thing said is one line, or the box that tyro draws around flags that do not parse."""
+    lines = said.rstrip("\n").split("\n")
+    errors = [line for line in lines if line.startswith("error:")]
+    one_line = len(errors) == 1 and lines[-1] == errors[0] and len(errors[0]) <= LONGEST_LINE
+    box = not errors and "--help" in said
+    if "Traceback" in said or not (one_line or box):
         raise Failure(case, f"exit 2 without one line: {said[-1500:]}", "no line")
 
 

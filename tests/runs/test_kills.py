@@ -118,7 +118,7 @@ class Killed:
         launch(self.config, {"runs": [dataclasses.asdict(dataclasses.replace(self.args, resume="newest"))]}, self.processes)
         self.note_where_it_went_on(before, since)
         for row in self.table:
-            print("| " + " | ".join(map(str, row)) + " |")
+            print("| " + " | ".join(map(str, row)) + " |", flush=True)
         same_end(whole, self.task.parents[1])
         for name in ("eval_before", "eval") if self.args.eval else ():
             one, other = whole / FOLDER / name, self.task / name
