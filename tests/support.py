@@ -1,11 +1,16 @@
 """What several tests call: tiny models, short runs, launches on the CPU, and comparisons of what they leave."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import uuid
 from pathlib import Path
+from subprocess import PIPE
 
 import torch
 from safetensors.torch import load_file
@@ -24,6 +29,7 @@ from transformers import (
 import dualoptim
 from dualoptim import UnlearnArgs
 from dualoptim.data.prompts import Example
+from dualoptim.models.checkpoint import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ROOT / "tests" / "runs" / "workers"
@@ -124,10 +130,52 @@ def command(config, spec, processes=2, script="distributed_worker.py", precision
 
 def launch(config, spec, processes=2, timeout=600, **options):
     """Run it on the CPU, to its end."""
-    line = command(config, spec, processes, **options)
-    done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment(config))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done
+    with Started(command(config, spec, processes, **options), environment(config), stdout=PIPE, stderr=PIPE) as started:
+        stdout, stderr = started.process.communicate(timeout=timeout)
+    assert started.process.returncode == 0, stdout[-3000:] + stderr[-6000:]
+    return subprocess.CompletedProcess(started.process.args, 0, stdout, stderr)
+
+
+class Started:
+    """A command that runs, with every process that it starts; all of them are killed when its block ends.
+
+    They are found by a variable that children inherit. Their groups do not tell: launchers give workers sessions of their own,
+    so that killing the launcher's group leaves the workers at work.
+    """
+
+    def __init__(self, line, variables, **options):
+        mark = uuid.uuid4().hex
+        self._variable = f"DUALOPTIM_TEST={mark}".encode()
+        self.process = subprocess.Popen(line, env={**variables, "DUALOPTIM_TEST": mark}, text=True, **options)
+
+    def alive(self):
+        """The ids of all processes that it has started and that have not ended, the first one's before its children's."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile, or is not ours
+                if self._variable in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+        return sorted(found)
+
+    def kill(self):
+        """Kill all of them, and make sure that none is left; returns how many there were."""
+        first, deadline = self.alive(), time.monotonic() + 30
+        left = first
+        while left:
+            for one in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
+            assert time.monotonic() < deadline, f"processes {left} do not die"
+            time.sleep(0.01)
+            left = self.alive()
+        self.process.wait()
+        return len(first)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
 
 
 def stop_and_resume(args, tmp_path, stop):
@@ -156,8 +204,9 @@ def difference(ours, reference):
 
 def records(folder):
     """What the log of a run says of each step, but how long it took."""
-    lines = [json.loads(line) for line in (folder / FOLDER / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    return [
+        {name: value for name, value in one.items() if name != "seconds"} for one in read_log(folder / FOLDER / "log.jsonl")
+    ]
 
 
 def banks(folder):

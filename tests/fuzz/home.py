@@ -1,11 +1,13 @@
 """Makes the folder that every input of the fuzzer changes a copy of: a model, rows, and what commands of ours have left."""
 
+import gzip
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -31,8 +33,7 @@ OWN_ROWS: dict[str, Any] = {
 }  # fmt: skip
 
 CHAT = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
 NAMES = ("Ann", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal")
 
@@ -88,6 +89,9 @@ def make_home(home: Path) -> Path:
     (home / "holdout.jsonl").write_text(lines([row(name, compared=False) for name in NAMES[6:]]))
     (home / "rows.csv").write_text("question,answer,task_id\n" + "".join(f"Who is {name}?,It is {name}.,1\n" for name in NAMES))
     (home / "rows.json").write_text(json.dumps([row(name) for name in NAMES]))
+    (home / "rows.jsonl.gz").write_bytes(gzip.compress(lines([row(name) for name in NAMES]).encode(), mtime=0))
+    columns = {name: [row(one)[name] for one in NAMES] for name in ("question", "answer")}
+    pyarrow.parquet.write_table(pyarrow.table(columns), home / "rows.parquet")
     (home / "text.txt").write_text("Ann is from Rome. Bo is from Rome.\n")
     (home / "idk.txt").write_text("I do not know.\nI cannot say.\n")
     before = Path.cwd()

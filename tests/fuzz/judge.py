@@ -21,8 +21,11 @@ from pathlib import Path, PosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import yaml
+from runs import test_every_architecture as architectures
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from dualoptim import EvalArgs, FinetuneArgs, SweepArgs, UnlearnArgs, run
 from dualoptim.config.cli import main
@@ -158,9 +161,27 @@ def _tensor(path: Path, name: str, what: str) -> None:
     save_file(tensors | changed, path, {"format": "pt"})
 
 
+def _make(folder: Path, model_type: str, settings: dict[str, Any]) -> None:
+    """Put a small model of another type in place of the one that is there, beside the tokenizer that stays."""
+    kind = architectures.TYPES[model_type]
+    small = architectures.smaller(kind().to_dict()) | architectures.MORE.get(model_type, {})
+    config = kind(**{name: value for name, value in small.items() if value is not ...})
+    for name, value in ({"is_decoder": True} | settings).items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    for old in ("model.safetensors", "config.json", "generation_config.json"):
+        (folder / old).unlink()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        except Exception:  # no such model can be made: its configuration alone is there
+            config.save_pretrained(folder)
+
+
 EDITS = {
     "write": _write, "remove": _remove, "cut": _cut, "splice": _splice, "folder": _folder, "link": _link, "set": _set,
-    "drop": _drop, "tensor": _tensor,
+    "drop": _drop, "tensor": _tensor, "make": _make,
 }  # fmt: skip
 
 
@@ -245,7 +266,8 @@ def _act(case: Case) -> str:
             raise raised[0] from None
         if end.code == 1 and raised:
             return f"NonFiniteError: {raised[0]}"
-        assert end.code in (0, 2, None), f"exit code {end.code}"
+        if end.code not in (0, 2, None):
+            raise AssertionError(f"exit code {end.code}") from end
         return f"exit 2: {raised[0] if raised else 'as parsed'}" if end.code else "done"
     return "done"
 
@@ -267,10 +289,12 @@ def bounded_work(args: Any) -> Any:
 
 
 def _check_said(case: Case, said: str) -> None:
-    """One line, or the box that tyro draws around flags that do not parse."""
-    lines = [line for line in said.splitlines() if line.startswith("error:")]
-    box = "--help" in said
-    if "Traceback" in said or not (len(lines) == 1 or (box and not lines)):
+    """Make sure that the last thing said is one line, or the box that tyro draws around flags that do not parse."""
+    lines = said.rstrip("\n").split("\n")
+    errors = [line for line in lines if line.startswith("error:")]
+    one_line = len(errors) == 1 and lines[-1] == errors[0] and len(errors[0]) <= LONGEST_LINE
+    box = not errors and "--help" in said
+    if "Traceback" in said or not (one_line or box):
         raise Failure(case, f"exit 2 without one line: {said[-1500:]}", "no line")
 
 

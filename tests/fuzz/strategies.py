@@ -1,4 +1,4 @@
-"""Draws inputs of the fuzzer: flags, rows, bytes of files, configurations, model folders, and what commands of ours have left."""
+"""Draws inputs of the fuzzer: flags, rows, bytes of files, configurations, model folders, and what our commands have left."""
 
 import json
 import math
@@ -7,7 +7,6 @@ from pathlib import Path, PosixPath
 from typing import Any
 
 import numpy as np
-import yaml
 from fuzz import home as homes
 from fuzz.judge import KINDS, NESTED, Case, read
 from hypothesis import strategies as st
@@ -18,14 +17,17 @@ from dualoptim.config.flags import default_of, flag_name, flags
 # ------------------------------------------------------------------------------------------------------- texts and values
 
 ODD_TEXTS = (
-    "", " ", "\n", "\ufeff", "\x00", "a\x00b", "\ud800", "a\udfffb", "é", "e\u0301", "日本語", "🙂", "\u202e", "\u2028", "\x85", "\u200b",
-    "<end>", "{{ 7 }}", "{% for", "None", "null", "nan", "1e400", "-1", "true", "..", ".", "/", "~", "~nobody", "-", "--", "x" * 300,
+    "", " ", "\n", "\ufeff", "\x00", "a\x00b", "\ud800", "a\udfffb", "é", "e\u0301", "日本語", "🙂", "\u202e", "\u2028", "\x85",
+    "\u200b",
+    "<end>", "{{ 7 }}", "{% for", "None", "null", "nan", "1e400", "-1", "true", "..", ".", "/", "~", "~nobody", "-", "--",
+    "x" * 300,
     "a" * 5000, "'", '"', ",", "\\", "\r", "\t", "%s", "{0}", "\U0010ffff", "\ufffe", NESTED,
 )  # fmt: skip
 texts = st.one_of(st.sampled_from(ODD_TEXTS), st.text(max_size=12))
 json_texts = st.one_of(texts, st.text(st.characters(), max_size=8))
 ODD_NUMBERS = (
-    0, -1, 1, 2, 3, 7, 255, 2**31, 2**32, 2**63, -(2**63), 10**30, 0.5, -0.5, -0.0, 1e-320, 1e308, math.nan, math.inf, -math.inf,
+    0, -1, 1, 2, 3, 7, 255, 2**31, 2**32, 2**63, -(2**63), 10**30, 0.5, -0.5, -0.0, 1e-320, 1e308, math.nan, math.inf,
+    -math.inf,
 )  # fmt: skip
 numbers = st.sampled_from(ODD_NUMBERS)
 scalars = st.one_of(st.none(), st.booleans(), numbers, texts)
@@ -37,14 +39,20 @@ values = st.one_of(
 """What may stand in JSON where something else should."""
 
 PATHS = (
-    "model", "data", "forget.jsonl", "retain.jsonl", "holdout.jsonl", "rows.csv", "rows.json", "text.txt", "idk.txt", "open.json",
-    "tofu.json", "measured", "finished", "nowhere", "no/where.jsonl", "model/config.json", "/dev/null", "/dev/null/x", ".", "..",
-    "./model/", "~/nowhere", "~nobody/x", "org/name", "demo", "x.gguf", "x" * 300, "a/" * 3000 + "b", "a\x00b", "\ud800", "", " ", "é",
+    "model", "data", "forget.jsonl", "retain.jsonl", "holdout.jsonl", "rows.csv", "rows.json", "text.txt", "idk.txt",
+    "open.json",
+    "tofu.json", "measured", "finished", "nowhere", "no/where.jsonl", "model/config.json", "/dev/null", "/dev/null/x", ".",
+    "..",
+    "./model/", "~/nowhere", "~nobody/x", "org/name", "demo", "x.gguf", "x" * 300, "a/" * 3000 + "b", "a\x00b", "\ud800", "",
+    " ", "é",
 )  # fmt: skip
 NAMES = (
-    "NPO+KL", "ME+GD", "IDK+AP", "RMU+EMBED", "NPO+none", "GA", "ME+XY", "+", "forget01", "forget", "retain90", "full", "auto", "chat",
-    "qa", "llama2", "adamw", "adamw-8bit", "dual-adamw", "dual-adamw-plus", "sgd", "torch.optim.RMSprop", "torch.optim", "os.path.join",
-    "builtins.dict", "tensorboard", "wandb", "10 Apr 2025", "31 Feb 2025", "1 Jan 0001", "q_proj", "all-linear", "question", "me/model",
+    "NPO+KL", "ME+GD", "IDK+AP", "RMU+EMBED", "NPO+none", "GA", "ME+XY", "+", "forget01", "forget", "retain90", "full",
+    "auto", "chat",
+    "qa", "llama2", "adamw", "adamw-8bit", "dual-adamw", "dual-adamw-plus", "sgd", "torch.optim.RMSprop", "torch.optim",
+    "os.path.join",
+    "builtins.dict", "tensorboard", "wandb", "10 Apr 2025", "31 Feb 2025", "1 Jan 0001", "q_proj", "all-linear", "question",
+    "me/model",
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------------ flags
@@ -75,7 +83,9 @@ def of_type(hint: Any) -> st.SearchStrategy[Any]:
 strange = st.one_of(
     values,
     st.sampled_from(PATHS).filter(lambda path: "\x00" not in path and path.isprintable()).map(PosixPath),
-    st.sampled_from((np.float32(0.5), np.int64(3), np.float64(math.nan), np.array([1, 2]), np.array(3), np.str_("chat"), np.bool_(True))),
+    st.sampled_from(
+        (np.float32(0.5), np.int64(3), np.float64(math.nan), np.array([1, 2]), np.array(3), np.str_("chat"), np.bool_(True))
+    ),
     st.sampled_from((b"bytes", 1j, range(2))),
 )
 """What a notebook may give in place of a value of the right type."""
@@ -87,7 +97,9 @@ def python_flags(draw: Any, command: str, base: dict[str, Any], most: int = 4) -
     kind = KINDS[command][0]
     hints = typing.get_type_hints(kind, include_extras=True)
     names = draw(st.lists(st.sampled_from(sorted(flags(kind))), max_size=most, unique=True))
-    changed = {name: draw(st.one_of(of_type(hints[name]), of_type(hints[name]), of_type(hints[name]), strange)) for name in names}
+    changed = {
+        name: draw(st.one_of(of_type(hints[name]), of_type(hints[name]), of_type(hints[name]), strange)) for name in names
+    }
     if changed.get("output_dir", "out") in ("", " ", ".."):  # nothing is written beside the folder of an input
         changed["output_dir"] = "out"
     return base | changed
@@ -116,6 +128,10 @@ BASES: dict[str, dict[str, Any]] = {
     "sweep": homes.SWEEP | {"output_dir": "out"},
     "report": {"runs": ("finished",)},
 }
+RESUMED = (
+    *(f"killed/NPO+KL_lr0.001/task{task}/checkpoint/step-{step}" for task in (1, 2) for step in (1, 3, 4)),
+    *("killed", "killed/NPO+KL_lr0.001/task2/checkpoint", "finished/NPO+KL_lr0.001/task2/checkpoint/step-1", *PATHS[-14:]),
+)
 TOO_SLOW = {"log_with": (), "sentence_encoder": None, "push_to_hub": None, "lm_eval_tasks": (), "model": "model"}
 """Flags that make an input of the fuzzer wait for something else than us: only their parsing is tried."""
 
@@ -130,15 +146,19 @@ def flag_cases(draw: Any, only_parse: bool) -> Case:
         base = {name: value for name, value in base.items() if name not in ("data", "split")} | homes.OWN_ROWS
     found = draw(python_flags(command, base))
     if not only_parse:
+        if command == "unlearn" and not own and draw(st.integers(0, 3)) == 0:
+            found |= {"output_dir": "killed", "task_list": (1, 2), "resume": draw(st.sampled_from(("newest", *RESUMED)))}
         found = {name: TOO_SLOW[name] if name in TOO_SLOW and name in found else value for name, value in found.items()}
-        found = {name: value for name, value in found.items() if name in base or value not in ((), None)}
+        found = {name: value for name, value in found.items() if name in base or name not in TOO_SLOW or value}
     if draw(st.booleans()):
         return Case(command, typed(KINDS[command][0], found), (), only_parse)
     return Case(command, found, (), only_parse)
 
 
 words = st.one_of(
-    st.sampled_from(("--model", "--resume", "--config", "--preset", "--eval", "--no-eval", "--forget-losses", "--seed", "--help", "=", "--")),
+    st.sampled_from(
+        ("--model", "--resume", "--config", "--preset", "--eval", "--no-eval", "--forget-losses", "--seed", "--help", "=", "--")
+    ),
     st.sampled_from([flag_name(name) for name in flags(KINDS["eval"][0])]),
     st.sampled_from((*NAMES, *(path for path in PATHS if "\x00" not in path))),
     texts.filter(lambda text: "\x00" not in text),
@@ -155,7 +175,8 @@ def word_cases(draw: Any) -> Case:
 # ------------------------------------------------------------------------------------------------------- rows and files
 
 FIELDS = (
-    "question", "answer", "task_id", "paraphrased_answer", "perturbed_answer", "paraphrased_question", "original_answer", "golden_answer",
+    "question", "answer", "task_id", "paraphrased_answer", "perturbed_answer", "paraphrased_question", "original_answer",
+    "golden_answer",
     "text", "messages", "prompt", "completion", "other",
 )  # fmt: skip
 messages = st.lists(
@@ -171,9 +192,12 @@ good_rows = st.sampled_from([homes.row(name) for name in homes.NAMES] + [homes.r
 def odd_rows(draw: Any) -> Any:
     """A row with some fields changed or dropped, or something else."""
     found: Any = dict(draw(good_rows))
-    for name in draw(st.lists(st.sampled_from(FIELDS), max_size=2, unique=True)):
-        if draw(st.booleans()) and name in found:
-            del found[name]
+    for name in draw(st.lists(st.sampled_from((*FIELDS[:2], *FIELDS)), max_size=2, unique=True)):
+        how = draw(st.integers(0, 5))
+        if how == 0:
+            found.pop(name, None)
+        elif how < 4 and name not in ("messages", "perturbed_answer"):
+            found[name] = draw(st.sampled_from(("", "Ann "))) + draw(texts)
         else:
             found[name] = draw(messages if name == "messages" else values)
     return draw(st.one_of(st.just(found), st.just(found), st.just(found), values))
@@ -213,8 +237,13 @@ def row_files(draw: Any) -> tuple[str, bytes]:
     elif kind == "txt":
         text = draw(json_texts) + "\n" + draw(st.sampled_from(("Ann is from Rome.", "")))
     else:
-        cells = [[draw(texts) if draw(st.booleans()) else str(homes.row("Ann")[name]) for name in ("question", "answer")] for _ in rows]
-        head = draw(st.sampled_from(("question,answer", "question,answer,", "answer,question", "q,a", "text,", "question,question", "")))
+        cells = [
+            [draw(texts) if draw(st.booleans()) else str(homes.row("Ann")[name]) for name in ("question", "answer")]
+            for _ in rows
+        ]
+        head = draw(
+            st.sampled_from(("question,answer", "question,answer,", "answer,question", "q,a", "text,", "question,question", ""))
+        )
         quote = draw(st.sampled_from(('"', "")))
         text = "\n".join([head, *(",".join(quote + cell + quote for cell in row) for row in cells)])
     return f"odd.{kind}", draw(as_bytes(text))
@@ -236,7 +265,9 @@ def row_cases(draw: Any) -> Case:
         return Case(command, found, (("write", name, content),))
     rows = draw(st.lists(st.one_of(good_rows, odd_rows()), min_size=1, max_size=4))
     content = draw(as_bytes(nested("".join(json.dumps(row) + "\n" for row in rows))))
-    name = draw(st.sampled_from(("forget01", "forget01_perturbed", "retain90", "retain_perturbed", "world_facts_perturbed", "full")))
+    name = draw(
+        st.sampled_from(("forget01", "forget01_perturbed", "retain90", "retain_perturbed", "world_facts_perturbed", "full"))
+    )
     return Case(command, BASES[command], (("write", f"data/{name}.json", content),))
 
 
@@ -257,11 +288,14 @@ def byte_edits(path: str) -> st.SearchStrategy[tuple[Any, ...]]:
 
 
 @st.composite
-def file_cases(draw: Any) -> Case:
+def file_cases(draw: Any, home: Path) -> Case:
     """A file that a flag names, damaged."""
     flag, path = draw(
         st.sampled_from(
-            [("forget_file", name) for name in ("forget.jsonl", "rows.csv", "rows.json", "text.txt", "rows.jsonl.gz", "rows.parquet")]
+            [
+                ("forget_file", name)
+                for name in ("forget.jsonl", "rows.csv", "rows.json", "text.txt", "rows.jsonl.gz", "rows.parquet")
+            ]
             + [("retain_logs", "open.json"), ("retain_logs", "tofu.json"), ("idk_file", "idk.txt")]
             + [("retain_logs", "measured"), ("data", "data")]
         )
@@ -273,9 +307,10 @@ def file_cases(draw: Any) -> Case:
     found = base | {flag: (path,) if flag == "forget_file" else path}
     if flag == "idk_file" and command == "unlearn":
         found |= {"forget_losses": ("IDK+AP",)}
-    path = {"measured": "measured/eval/forget.jsonl", "data": f"data/{draw(st.sampled_from(('forget01', 'retain90', 'holdout01')))}.json"}.get(
-        path, path
-    )
+    path = {
+        "measured": "measured/eval/forget.jsonl",
+        "data": f"data/{draw(st.sampled_from(('forget01', 'retain90', 'holdout01')))}.json",
+    }.get(path, path)
     return Case(command, found, (draw(byte_edits(path)),))
 
 
@@ -295,7 +330,12 @@ def document_edits(draw: Any, home: Path, path: str) -> tuple[Any, ...]:
     if draw(st.integers(0, 3)) == 0:
         return "drop", path, tuple(keys)
     if draw(st.integers(0, 5)) == 0:
-        return "set", path, (*keys[:-1], draw(texts.filter(lambda text: text != NESTED))) if isinstance(keys[-1], str) else tuple(keys), None
+        return (
+            "set",
+            path,
+            (*keys[:-1], draw(texts.filter(lambda text: text != NESTED))) if isinstance(keys[-1], str) else tuple(keys),
+            None,
+        )
     close = st.just(document)
     if isinstance(document, bool):
         close = st.just(not document)
@@ -307,10 +347,14 @@ def document_edits(draw: Any, home: Path, path: str) -> tuple[Any, ...]:
 
 
 CONFIG_LINES = (
-    "model: 2020-01-01", "data: !!python/object/apply:os.getcwd []", "seed: !!binary aGk=", "a: &x [1]\nb: *x", "seed: 0x1F", "seed: 1_000",
-    "seed: 1:30", "split: forget01\nsplit: forget05", "? [a]\n: b", "\tseed: 1", "seed: .nan", "seed: .inf", "model: ~", "{a: b", "- 1", "!!set {a}",
-    "model: !!timestamp 2020-01-01T00:00:00Z", "<<: {seed: 3}", "<<: [1]", "seed: " + "9" * 5000, "seed: " + "[" * 300, "%YAML 9.9", "...", "3: 4",
-    "model: 'a\\0b'", 'model: "a\\0b"', 'model: "\\ud800"', "environment: 3", "inputs: []", "model: |\n  a\n  b", "&a [*a]", "a: &a {b: *a}",
+    "model: 2020-01-01", "data: !!python/object/apply:os.getcwd []", "seed: !!binary aGk=", "a: &x [1]\nb: *x", "seed: 0x1F",
+    "seed: 1_000",
+    "seed: 1:30", "split: forget01\nsplit: forget05", "? [a]\n: b", "\tseed: 1", "seed: .nan", "seed: .inf", "model: ~",
+    "{a: b", "- 1", "!!set {a}",
+    "model: !!timestamp 2020-01-01T00:00:00Z", "<<: {seed: 3}", "<<: [1]", "seed: " + "9" * 5000, "seed: " + "[" * 300,
+    "%YAML 9.9", "...", "3: 4",
+    "model: 'a\\0b'", 'model: "a\\0b"', 'model: "\\ud800"', "environment: 3", "inputs: []", "model: |\n  a\n  b", "&a [*a]",
+    "a: &a {b: *a}",
 )  # fmt: skip
 
 
@@ -329,7 +373,12 @@ def config_cases(draw: Any, home: Path) -> Case:
     elif how == 2:
         kind = KINDS[command][0]
         name = draw(st.sampled_from(sorted(flags(kind))))
-        change = ("set", path, (name,), draw(st.one_of(values, of_type(typing.get_type_hints(kind, include_extras=True)[name]).map(_plain))))
+        change = (
+            "set",
+            path,
+            (name,),
+            draw(st.one_of(values, of_type(typing.get_type_hints(kind, include_extras=True)[name]).map(_plain))),
+        )
     else:
         change = draw(document_edits(home, path))
     return Case(command, ["--config", path, "--output-dir", "out"], (change,), True)
@@ -343,20 +392,26 @@ def _plain(value: Any) -> Any:
 
 EXTRA_KEYS = {
     "config.json": (
-        "auto_map", "architectures", "model_type", "quantization_config", "rope_scaling", "rope_parameters", "torch_dtype", "dtype",
-        "sliding_window", "layer_types", "text_config", "num_local_experts", "is_decoder", "is_encoder_decoder", "_attn_implementation",
-        "attn_implementation", "vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "head_dim",
+        "auto_map", "architectures", "model_type", "quantization_config", "rope_scaling", "rope_parameters", "torch_dtype",
+        "dtype",
+        "sliding_window", "layer_types", "text_config", "num_local_experts", "is_decoder", "is_encoder_decoder",
+        "_attn_implementation",
+        "attn_implementation", "vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+        "head_dim",
         "num_key_value_heads", "tie_word_embeddings", "hidden_act", "transformers_version", "attention_dropout",
     ),
     "tokenizer_config.json": (
-        "bos_token", "unk_token", "additional_special_tokens", "extra_special_tokens", "chat_template", "tokenizer_class", "auto_map",
+        "bos_token", "unk_token", "additional_special_tokens", "extra_special_tokens", "chat_template", "tokenizer_class",
+        "auto_map",
         "model_max_length", "padding_side", "add_bos_token", "add_eos_token", "added_tokens_decoder", "eos_token", "pad_token",
     ),
     "generation_config.json": (
-        "eos_token_id", "max_length", "max_new_tokens", "min_length", "do_sample", "temperature", "num_beams", "suppress_tokens",
+        "eos_token_id", "max_length", "max_new_tokens", "min_length", "do_sample", "temperature", "num_beams",
+        "suppress_tokens",
         "forced_bos_token_id", "bad_words_ids", "repetition_penalty", "cache_implementation", "stop_strings", "top_k", "top_p",
     ),
-    "tokenizer.json": ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model", "added_tokens", "truncation", "padding"),
+    "tokenizer.json": ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model", "added_tokens", "truncation",
+    "padding"),
 }  # fmt: skip
 GOOD_EXTRAS = {
     "model_type": ("gpt2", "bert", "t5", "mamba", "llava", "opt", "modernbert", "xlm-roberta", "gemma3n", "phi3", "unheard-of"),
@@ -369,25 +424,31 @@ GOOD_EXTRAS = {
     "torch_dtype": ("float16", "bfloat16", "float64", "int8"),
     "dtype": ("float16", "bfloat16", "float64", "float8_e4m3fn"),
     "normalizer": (
-        {"type": "Lowercase"}, {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}, {"type": "Strip", "strip_left": True, "strip_right": True},
+        {"type": "Lowercase"}, {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}, {"type": "Strip",
+        "strip_left": True, "strip_right": True},
         {"type": "Prepend", "prepend": "_"}, {"type": "NFKC"},
     ),
     "truncation": ({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},),
     "padding": (
-        {"strategy": {"Fixed": 16}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<end>"},
+        {"strategy": {"Fixed": 16}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "<end>"},
     ),
     "eos_token": ("<other>", {"content": "<new>", "__type": "AddedToken"}),
     "pad_token": ("<other>",),
-    "chat_template": ("{{ raise_exception('no') }}", "{{ messages[5].x.y }}", "", "{% for", "{{ messages[0].content }}", "{% while %}", "x"),
+    "chat_template": ("{{ raise_exception('no') }}", "{{ messages[5].x.y }}", "", "{% for", "{{ messages[0].content }}",
+    "{% while %}", "x"),
     "tokenizer_class": ("GPT2Tokenizer", "LlamaTokenizer", "BertTokenizer", "Unheard"),
-    "quantization_config": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "gptq", "bits": 4}, {"quant_method": "x"}),
+    "quantization_config": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "gptq", "bits": 4},
+    {"quant_method": "x"}),
     "rope_scaling": ({"type": "linear", "factor": 2.0}, {"rope_type": "yarn"}, {"rope_type": "unheard"}),
-    "auto_map": ({"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}, {"AutoTokenizer": ["code.Tokenizer", None]}),
+    "auto_map": ({"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}, {"AutoTokenizer": ["code.Tokenizer",
+    None]}),
     "stop_strings": (["a"], "a"),
 }  # fmt: skip
 WEIGHTS = ("drop", "rename", "nan", "huge", "transpose", "shorten", "integers", "half", "flat", "empty")
 ADAPTER = {
-    "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "model", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"],
+    "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "model", "r": 2, "lora_alpha": 4,
+    "target_modules": ["q_proj"],
     "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
 }  # fmt: skip
 
@@ -395,7 +456,11 @@ ADAPTER = {
 @st.composite
 def model_edits(draw: Any, home: Path, folder: str) -> tuple[Any, ...]:
     """One thing wrong with a model's folder."""
-    file = draw(st.sampled_from(("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors")))
+    file = draw(
+        st.sampled_from(
+            ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors")
+        )
+    )
     path = f"{folder}/{file}"
     if file == "model.safetensors":
         names = sorted(load_file(home / path))
@@ -422,14 +487,19 @@ def other_files(draw: Any) -> tuple[Any, ...]:
     name, content = draw(
         st.sampled_from(
             (
-                ("special_tokens_map.json", {"eos_token": "<other>"}), ("added_tokens.json", {"<new>": 999}), ("prompt.json", {}),
-                ("prompt.json", {"template": "x", "tags": None}), ("prompt.json", {"template": "qa", "tags": {"question_start": 3}}),
+                ("special_tokens_map.json", {"eos_token": "<other>"}), ("added_tokens.json", {"<new>": 999}), ("prompt.json",
+                {}),
+                ("prompt.json", {"template": "x", "tags": None}), ("prompt.json", {"template": "qa",
+                "tags": {"question_start": 3}}),
                 ("prompt.json", {"template": "chat", "tags": None, "date_string": 3, "system_prompt": ["x"]}),
-                ("adapter_config.json", ADAPTER), ("adapter_config.json", ADAPTER | {"peft_type": "X"}), ("adapter_config.json", {}),
-                ("adapter_config.json", ADAPTER | {"target_modules": None, "r": 0}), ("model.safetensors.index.json", {"weight_map": {"a": "b"}}),
+                ("adapter_config.json", ADAPTER), ("adapter_config.json", ADAPTER | {"peft_type": "X"}),
+                ("adapter_config.json", {}),
+                ("adapter_config.json", ADAPTER | {"target_modules": None, "r": 0}), ("model.safetensors.index.json",
+                {"weight_map": {"a": "b"}}),
                 ("adapter_config.json", ADAPTER | {"base_model_name_or_path": draw(st.sampled_from(PATHS))}),
                 ("chat_template.jinja", draw(st.sampled_from(GOOD_EXTRAS["chat_template"]))),
-                ("special_tokens_map.json", draw(values)), ("prompt.json", draw(values)), ("processor_config.json", draw(values)),
+                ("special_tokens_map.json", draw(values)), ("prompt.json", draw(values)), ("processor_config.json",
+                draw(values)),
             )
         )
     )  # fmt: skip
@@ -441,15 +511,53 @@ def other_files(draw: Any) -> tuple[Any, ...]:
 def model_cases(draw: Any, home: Path) -> Case:
     """A command on a model folder with one or two things wrong."""
     command = draw(st.sampled_from(("unlearn", "unlearn", "eval", "eval", "finetune", "plan")))
-    edits = draw(st.lists(st.one_of(model_edits(home, "model"), model_edits(home, "model"), other_files()), min_size=1, max_size=2))
-    edits = [one for place, one in enumerate(edits) if place == 0 or one[0] in ("set", "drop", "tensor") and one[1] != edits[0][1]] or edits[:1]
+    edits = draw(
+        st.lists(st.one_of(model_edits(home, "model"), model_edits(home, "model"), other_files()), min_size=1, max_size=2)
+    )
+    edits = [
+        one for place, one in enumerate(edits) if place == 0 or (one[0] in ("set", "drop", "tensor") and one[1] != edits[0][1])
+    ] or edits[:1]
     found = BASES[command]
     if command in ("unlearn", "finetune") and draw(st.integers(0, 4)) == 0:
         found = found | {"use_lora": True, "lora_rank": 2}
     if command == "unlearn":
         pair = draw(st.sampled_from(("NPO+KL", "ME+GD", "IDK+AP", "RMU+EMBED")))
-        found = found | {"forget_losses": (pair,), "eval": True}
+        found = found | {"forget_losses": (pair,)}
     return Case(command, found, tuple(edits))
+
+
+ARCHITECTURES = (
+    "gpt2", "opt", "bert", "roberta", "xlm-roberta", "modernbert-decoder", "xlm", "ctrl", "bloom", "gpt_neo", "phi", "gemma2",
+    "mamba",
+    "blenderbot", "biogpt", "xglm", "codegen", "gpt_neox", "electra", "openai-gpt", "whisper", "reformer",
+)  # fmt: skip
+SETTINGS = {
+    "max_position_embeddings": (1, 2, 8, 16, 40), "n_positions": (1, 8, 40), "vocab_size": (1, 50, 256),
+    "pad_token_id": (None, -1, 1, 999),
+    "eos_token_id": (None, 1, 999, [0, 1]), "bos_token_id": (None, 999), "is_decoder": (False,), "tie_word_embeddings": (True,
+    False),
+    "sliding_window": (2,), "use_cache": (False,), "attn_pdrop": (0.5,), "scale_embedding": (True,),
+}  # fmt: skip
+
+
+@st.composite
+def architecture_cases(draw: Any) -> Case:
+    """A command on a model of another type with odd settings, with flags that ask much of a model."""
+    command = draw(st.sampled_from(("unlearn", "unlearn", "eval", "finetune", "plan")))
+    names = draw(st.lists(st.sampled_from(sorted(SETTINGS)), max_size=2, unique=True))
+    settings = {name: draw(st.sampled_from(SETTINGS[name])) for name in names}
+    found = dict(BASES[command])
+    asked: dict[str, tuple[Any, ...]] = {
+        "max_length": (2, 8, 30, 5000), "packing": (False,), "attn_implementation": ("eager", "sdpa", "flash_attention_2"),
+        "template": ("qa", "llama3"), "max_new_tokens": (3,),
+    }  # fmt: skip
+    if command in ("unlearn", "finetune"):
+        asked |= {"gradient_checkpointing": (True,), "use_lora": (True,)}
+    for name in draw(st.lists(st.sampled_from(sorted(asked)), max_size=2, unique=True)):
+        found[name] = draw(st.sampled_from(asked[name]))
+    if command == "unlearn":
+        found["forget_losses"] = (draw(st.sampled_from(("NPO+KL", "ME+GD", "IDK+AP", "RMU+EMBED", "UNDIAL+KLQ"))),)
+    return Case(command, found, (("make", "model", draw(st.sampled_from(ARCHITECTURES)), settings),))
 
 
 # --------------------------------------------------------------------------------------------- what commands of ours left
@@ -459,8 +567,12 @@ def model_cases(draw: Any, home: Path) -> Case:
 def own_cases(draw: Any, home: Path) -> Case:
     """A folder that a command of ours has left, with one of its files changed, and what is done with it next."""
     folder = draw(st.sampled_from(("finished", "killed", "killed", "measured", "measuring", "taught", "swept")))
-    files = sorted(path.relative_to(home).as_posix() for path in (home / folder).rglob("*") if path.is_file() and path.suffix != ".png")
-    path = draw(st.sampled_from(files))
+    files: dict[str, list[str]] = {}
+    for file in sorted((home / folder).rglob("*")):
+        if file.is_file() and file.suffix != ".png":  # by name: there are many copies of some
+            name = "reference" if "reference" in file.parts else file.name
+            files.setdefault(name, []).append(file.relative_to(home).as_posix())
+    path = draw(st.sampled_from(files[draw(st.sampled_from(sorted(files)))]))
     document = path.endswith((".json", ".jsonl", ".yaml")) and not path.endswith("tokenizer.json")
     change = draw(document_edits(home, path) if document and draw(st.integers(0, 2)) else byte_edits(path))
     resumed = homes.UNLEARN | {"output_dir": folder, "task_list": (1, 2), "resume": "newest"}

@@ -13,15 +13,25 @@ KINDS = {
     "flags": lambda home: strategies.flag_cases(only_parse=True),
     "runs with odd flags": lambda home: strategies.flag_cases(only_parse=False),
     "rows": lambda home: strategies.row_cases(),
-    "files": lambda home: strategies.file_cases(),
+    "files": strategies.file_cases,
     "configurations": strategies.config_cases,
     "model folders": strategies.model_cases,
+    "architectures": lambda home: strategies.architecture_cases(),
     "our own files": strategies.own_cases,
 }
 """What inputs are drawn from, by what they are about."""
 
-FEW = {"words": 60, "flags": 80, "configurations": 60, "runs with odd flags": 8, "rows": 10, "files": 8, "model folders": 10, "our own files": 10}
-MANY = {"words": 300, "flags": 400, "configurations": 300, "runs with odd flags": 250, "rows": 300, "files": 200, "model folders": 400, "our own files": 400}
+FEW = {"words": 50, "flags": 60, "configurations": 40}
+FEW |= {"runs with odd flags": 6, "rows": 8, "files": 6, "model folders": 8, "architectures": 4, "our own files": 8}
+MANY = {"words": 300, "flags": 400, "configurations": 300}
+MANY |= {
+    "runs with odd flags": 250,
+    "rows": 350,
+    "files": 250,
+    "model folders": 400,
+    "architectures": 200,
+    "our own files": 450,
+}
 ALWAYS = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
@@ -76,10 +86,10 @@ def test_the_judge_sees_what_is_wrong(home, tmp_path, monkeypatch):
         while True:
             pass
 
-    monkeypatch.setattr(judge, "SECONDS", 0.2)
     case = judge.Case("eval", {"model": "model"})
     for action, says in ((breaks, "KeyError"), (writes, "changed .*home/x"), (hangs, "took more than")):
         for flags in ({"model": "model"}, ["--model", "model"]):
+            monkeypatch.setattr(judge, "SECONDS", 0.3 if action is hangs else 20)
             monkeypatch.setitem(judge.KINDS, "eval", (judge.EvalArgs, action))
             with pytest.raises(Failure, match=says) as failure:
                 play(case._replace(flags=flags), home, tmp_path / "place")

@@ -3,14 +3,12 @@
 import csv
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import time
 
 import pytest
 import torch
-from support import arguments, command, environment, launch, state_of
+from support import Started, arguments, command, environment, launch, state_of
 
 from dualoptim import run
 from dualoptim.data.tofu import tofu_source
@@ -65,21 +63,12 @@ def test_every_task_so_far_is_measured_after_each(whole):
 def test_killed_in_the_second_task_and_resumed(whole, taught, tmp_path):
     args = sequence(taught, tmp_path)
     log = tmp_path / "NPO+KL_lr0.001" / "task2" / "log.jsonl"
-    process = subprocess.Popen(
-        command("cpu", {"runs": [dataclasses.asdict(args)]}, 1),
-        env=environment("cpu"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.time() + 300
-        while time.time() < deadline and not (log.is_file() and log.read_text().count("\n") >= 3):
-            assert process.poll() is None, "the run ended before it could be killed"
+    line = command("cpu", {"runs": [dataclasses.asdict(args)]}, 1)
+    with Started(line, environment("cpu"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and not (log.is_file() and log.read_text().count("\n") >= 3):
+            assert started.process.poll() is None, "the run ended before it could be killed"
             time.sleep(0.005)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
     assert not (log.parent / "model").exists()
     launch("cpu", {"runs": [dataclasses.asdict(dataclasses.replace(args, resume="newest"))]}, 1)
     for name in TABLES:

@@ -1,108 +1,13 @@
-"""A run that is killed and resumed ends where an uninterrupted one does, bit for bit."""
+"""A run that is interrupted and resumed ends where an uninterrupted one does, bit for bit. `test_kills.py` kills processes."""
 
 import dataclasses
 import json
-import os
-import random
-import signal
-import subprocess
-import time
-from pathlib import Path
 
 import pytest
 import torch
-from support import FOLDER, arguments, command, environment, launch, same_end, state_of, stop_and_resume
+from support import FOLDER, arguments, same_end, state_of, stop_and_resume
 
 from dualoptim import InputError, run
-
-SAVE_EVERY = 4
-
-
-def kill_while_running(config, args, processes, place, draw):
-    """Start the run, kill every process of it at a random moment of one `place`, and say where that was."""
-    task = Path(args.output_dir) / FOLDER
-    log, unfinished = task / "log.jsonl", task / "checkpoint" / "unfinished"
-    at = draw.choice([step for step in range(4, 21) if PLACES[place](step)])  # after the first checkpoint
-    process = subprocess.Popen(
-        command(config, {"runs": [dataclasses.asdict(args)]}, processes),
-        env=environment(config),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.time() + 300
-        while time.time() < deadline and process.poll() is None:
-            lines = log.read_text().splitlines() if log.is_file() else []
-            if len(lines) >= at and (place != "during a save" or unfinished.is_dir()):
-                # of a step as long as the last one: anywhere in it, or between its two micro-batches
-                share = draw.uniform(0.4, 0.6) if place == "within an accumulation" else draw.random()
-                time.sleep(draw.random() * 0.02 if place == "during a save" else share * json.loads(lines[-1])["seconds"])
-                break
-            time.sleep(0.002)
-        assert process.poll() is None, "the run ended before it could be killed"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return f"{place}: {log.read_text().count(chr(10))} steps in the log, " + (
-        "a save unfinished" if unfinished.is_dir() else "no save unfinished"
-    )
-
-
-STRATEGIES = {"single": ("cpu", 1), "DDP": ("ddp", 2), "ZeRO-2": ("zero2", 2), "ZeRO-3": ("zero3", 2), "FSDP2": ("fsdp2", 2)}
-
-
-# where a run is killed, and after which numbers of steps that place comes; the cycle is one forget and two retain steps
-PLACES = {
-    "in a forget step": lambda steps: steps % 3 == 0,
-    "in a retain step": lambda steps: steps % 3 != 0,
-    "within an accumulation": lambda steps: True,
-    "during a save": lambda steps: steps % SAVE_EVERY == 0,
-}
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tiny, tmp_path_factory):
-    """The folder of a run by one strategy that nothing interrupts, once for all its kills."""
-    folders = {}
-
-    def of(strategy):
-        config, processes = STRATEGIES[strategy]
-        if config.startswith("zero"):
-            pytest.importorskip("deepspeed")
-        if strategy not in folders:
-            folders[strategy] = tmp_path_factory.mktemp("whole")
-            whole = arguments(tiny, folders[strategy], "dual-adamw", batch_size=4 // processes, save_every=SAVE_EVERY)
-            launch(config, {"runs": [dataclasses.asdict(whole)]}, processes)
-        return folders[strategy]
-
-    return of
-
-
-def kill_and_resume(strategy, whole, tiny, folder, place, seed):
-    config, processes = STRATEGIES[strategy]
-    args = arguments(tiny, folder, "dual-adamw", batch_size=4 // processes, save_every=SAVE_EVERY)
-    print(f"{strategy}, {kill_while_running(config, args, processes, place, random.Random(seed))}")
-    launch(config, {"runs": [dataclasses.asdict(dataclasses.replace(args, resume="newest"))]}, processes)
-    same_end(whole, folder)
-
-
-@pytest.mark.launch
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
-def test_killed_once_and_resumed(strategy, uninterrupted, tiny, tmp_path):
-    place = list(PLACES)[len(strategy) % len(PLACES)]
-    kill_and_resume(strategy, uninterrupted(strategy), tiny, tmp_path, place, seed=len(strategy))
-
-
-@pytest.mark.campaign
-@pytest.mark.parametrize("kill", range(10))
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
-def test_killed_at_ten_random_moments(strategy, kill, uninterrupted, tiny, tmp_path):
-    place = list(PLACES)[kill % len(PLACES)]
-    kill_and_resume(strategy, uninterrupted(strategy), tiny, tmp_path, place, seed=100 + kill)
-
-
-# ------------------------------------------------------------------------------------------- in one process, without kills
 
 
 @pytest.fixture(scope="module")

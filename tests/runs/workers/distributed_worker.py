@@ -1,6 +1,7 @@
 """Started by `accelerate launch` in tests: several runs in one launch, described by one JSON argument.
 
-{"runs": [UnlearnArgs fields, ...], "sub_group_size": N or null, "refused": whether each is expected to be}
+{"runs": [UnlearnArgs fields, ...], "sub_group_size": N or null, "refused": whether each is expected to be,
+"demo_recipe": changes of how the demo is taught}
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlu
 
 from dualoptim import InputError, UnlearnArgs, run
 from dualoptim.config.cli import main
+from dualoptim.finetune import DEMO_RECIPE
 from dualoptim.models.launch import start_accelerator
 
 
@@ -46,6 +48,7 @@ def work(spec: dict) -> None:
         switch_fsdp_on(accelerator)
     if spec.get("sub_group_size"):
         accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["sub_group_size"] = spec["sub_group_size"]
+    DEMO_RECIPE.update(spec.get("demo_recipe", {}))
     for args in runs:
         with contextlib.ExitStack() as stack:
             if spec.get("refused"):

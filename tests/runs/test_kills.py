@@ -1,0 +1,257 @@
+"""Kill every process of a command at a random moment, wherever that is, and start it again: it ends at the same bits.
+
+pytest -m launch tests/runs/test_kills.py           # each strategy killed once
+pytest -m campaign -s tests/runs/test_kills.py      # each ten times; prints the table of the README
+"""
+
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from support import FOLDER, ROOT, Started, arguments, command, environment, launch, same_end, state_of
+
+from dualoptim.models.checkpoint import read_log
+
+SAVE_EVERY = 4
+STRATEGIES = {
+    "one process": ("cpu", 1),
+    "DDP": ("ddp", 2),
+    "ZeRO-2": ("zero2", 2),
+    "ZeRO-3": ("zero3", 2),
+    "FSDP2": ("fsdp2", 2),
+}
+
+# where a run is killed, and after which numbers of steps that place comes; the cycle is one forget and two retain steps
+IN_STEPS = {
+    "in a forget step": lambda steps: steps % 3 == 0,
+    "in a retain step": lambda steps: steps % 3 != 0,
+    "within an accumulation": lambda steps: True,
+    "during a save": lambda steps: steps % SAVE_EVERY == 0,
+}
+AROUND_STEPS = {  # what shows that the place is reached, and for how many seconds it lasts at least
+    "in the evaluation before": ("eval_before/*.jsonl", 0.1),
+    "while it starts again": (".", 8),
+    "during the export": ("model.tmp", 0.02),
+    "in the evaluation after": ("eval/*.jsonl", 0.1),
+}
+CHAIN = [
+    *("in the evaluation before", "in a forget step", "in a retain step", "during a save", "while it starts again"),
+    *("within an accumulation", "during a save", "in a forget step", "during the export", "in the evaluation after"),
+]
+
+
+def fresh(path, since):
+    """Whether something has been written there since then: not by a run before."""
+    return path.exists() and path.stat().st_mtime_ns >= since
+
+
+class Killed:
+    """A run that is killed at places, and goes on with what it left each time."""
+
+    def __init__(self, strategy, args, seed):
+        self.config, self.processes = STRATEGIES[strategy]
+        self.strategy, self.args, self.draw = strategy, args, random.Random(seed)
+        self.task = Path(args.output_dir) / FOLDER
+        self.table = []
+
+    def start(self, place, at=0):
+        """Start it, kill all of its processes at a random moment of the place, and note where that was."""
+        since, before = time.time_ns(), read_log(self.task / "log.jsonl")
+        args = dataclasses.replace(self.args, resume="newest" if self.table else None)
+        line = command(self.config, {"runs": [dataclasses.asdict(args)]}, self.processes)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with Started(line, environment(self.config), **quiet) as started:
+            deadline = time.monotonic() + 300
+            while (wait := self.reached(place, at, since)) is None:
+                assert started.process.poll() is None, f"the run ended before it could be killed {place}"
+                assert time.monotonic() < deadline, f"the run did not come to be killed {place}"
+                time.sleep(0.002)
+            time.sleep(wait)
+            assert started.process.poll() is None, f"the run ended before it could be killed {place}"
+            killed = started.kill()
+        assert killed > self.processes or place == "while it starts again", (
+            f"{killed} processes: not even a launcher and {self.processes} workers"
+        )
+        now = read_log(self.task / "log.jsonl")
+        self.note_where_it_went_on(before, since)
+        left = [name for name in ("checkpoint/unfinished", "model.tmp") if (self.task / name).exists()]
+        self.table.append([self.strategy, place, len(now), ", ".join(left) or "-", "?"])
+
+    def reached(self, place, at, since):
+        """How long to wait in a place that has been reached, None if it has not been."""
+        if place in AROUND_STEPS:
+            pattern, seconds = AROUND_STEPS[place]
+            found = place == "while it starts again" or any(fresh(path, since) for path in self.task.glob(pattern))
+            return self.draw.random() * seconds if found else None
+        log, unfinished = self.task / "log.jsonl", self.task / "checkpoint" / "unfinished"
+        lines = log.read_text().splitlines() if fresh(log, since) else []
+        if len(lines) < at or (place == "during a save" and not fresh(unfinished, since)):
+            return None
+        # of a step as long as the last one: anywhere in it, or between its two micro-batches
+        share = self.draw.uniform(0.4, 0.6) if place == "within an accumulation" else self.draw.random()
+        return share * (0.02 if place == "during a save" else json.loads(lines[-1])["seconds"])
+
+    def note_where_it_went_on(self, before, since):
+        """Count the records that a run kept when it wrote its log anew: they say how long their steps took, others differ."""
+        log = self.task / "log.jsonl"
+        now = read_log(log)
+        if fresh(log, since):
+            same = [one == other for one, other in zip(before, now, strict=False)]
+            kept = same.index(False) if False in same else len(same)
+        elif len(now) == 24:
+            kept = 24  # all steps had been taken
+        else:
+            return  # it was killed before
+        for row in self.table:
+            row[-1] = kept if row[-1] == "?" else row[-1]
+
+    def end(self, whole):
+        """Let it end, and compare all that it leaves with what an uninterrupted run left."""
+        since, before = time.time_ns(), read_log(self.task / "log.jsonl")
+        launch(self.config, {"runs": [dataclasses.asdict(dataclasses.replace(self.args, resume="newest"))]}, self.processes)
+        self.note_where_it_went_on(before, since)
+        for row in self.table:
+            print("| " + " | ".join(map(str, row)) + " |", flush=True)
+        same_end(whole, self.task.parents[1])
+        for name in ("eval_before", "eval") if self.args.eval else ():
+            one, other = whole / FOLDER / name, self.task / name
+            assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
+            for path in one.iterdir():
+                assert path.read_bytes() == (other / path.name).read_bytes(), path
+        print(f"{self.strategy}: {len(self.table)} kills, and the same bits as without")
+
+
+def run_to_kill(strategy, tiny, folder, **changes):
+    return arguments(tiny, folder, "dual-adamw", batch_size=4 // STRATEGIES[strategy][1], save_every=SAVE_EVERY, **changes)
+
+
+def whole_run(strategy, tiny, folder, **changes):
+    config, processes = STRATEGIES[strategy]
+    if config.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    launch(config, {"runs": [dataclasses.asdict(run_to_kill(strategy, tiny, folder, **changes))]}, processes)
+    return folder
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_killed_once_and_resumed(strategy, tiny, tmp_path):
+    whole = whole_run(strategy, tiny, tmp_path / "whole")
+    killed = Killed(strategy, run_to_kill(strategy, tiny, tmp_path / "killed"), seed=len(strategy))
+    place = list(IN_STEPS)[len(strategy) % len(IN_STEPS)]
+    killed.start(place, killed.draw.choice([step for step in range(4, 21) if IN_STEPS[place](step)]))  # behind a checkpoint
+    killed.end(whole)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_killed_at_ten_random_moments(strategy, tiny, tmp_path):
+    """One run, killed ten times on its way, ends where an uninterrupted one does."""
+    evaluated = {"eval": True, "eval_rows": 6, "max_new_tokens": 24, "threads": 1}
+    whole = whole_run(strategy, tiny, tmp_path / "whole", **evaluated)
+    killed = Killed(strategy, run_to_kill(strategy, tiny, tmp_path / "killed", **evaluated), seed=len(strategy))
+    for number, place in enumerate(CHAIN):
+        earliest = 3 * (number - 1)  # further on with every kill
+        steps = [step for step in range(max(1, earliest), earliest + 6) if place in IN_STEPS and IN_STEPS[place](step)]
+        killed.start(place, killed.draw.choice(steps or [0]))
+    killed.end(whole)
+
+
+# ------------------------------------------------------------------------------------------------- the demo, an evaluation
+
+TEACH = {"num_epochs": 4, "target_loss": 0.0}
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("strategy", ["one process", pytest.param("DDP", marks=pytest.mark.campaign)])
+def test_killed_while_the_demo_is_taught(strategy, tmp_path):
+    """Twice in its steps and once in the export of what it learned: the demo begins anew, and unlearns the same weights."""
+    config, processes = STRATEGIES[strategy]
+    args = arguments("demo", tmp_path / "killed", "dual-adamw", max_steps=4, save_every=2, threads=1)
+    draw, taught = random.Random(len(strategy)), tmp_path / "killed" / "demo_model.tmp"
+    whole = dataclasses.replace(args, output_dir=str(tmp_path / "whole"))
+    launch(config, {"runs": [dataclasses.asdict(whole)], "demo_recipe": TEACH}, processes)
+    for number, place in enumerate(("in a step", "in a step", "during the export")):
+        spec = {
+            "runs": [dataclasses.asdict(dataclasses.replace(args, resume="newest" if number else None))],
+            "demo_recipe": TEACH,
+        }
+        said, since = tmp_path / f"said{number}.txt", time.time_ns()
+        variables = environment(config) | {"PYTHONUNBUFFERED": "1"}
+        with said.open("w") as out, Started(command(config, spec, processes), variables, stdout=out, stderr=out) as started:
+            wait_until(started, lambda out=said: "learn:  " in out.read_text())
+            if place == "in a step":
+                time.sleep(draw.uniform(0, 4))
+            else:
+                wait_until(started, lambda begun=since: fresh(taught, begun))
+                time.sleep(draw.uniform(0, 0.02))
+            assert started.process.poll() is None
+            assert started.kill() > processes
+        assert not (tmp_path / "killed" / FOLDER).exists()
+    launch(config, {"runs": [dataclasses.asdict(dataclasses.replace(args, resume="newest"))], "demo_recipe": TEACH}, processes)
+    for name in ("demo_model", str(FOLDER / "model")):
+        one, other = state_of(tmp_path / "whole" / name), state_of(tmp_path / "killed" / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def wait_until(started, true):
+    deadline = time.monotonic() + 300
+    while not true():
+        assert started.process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline, "it did not come to where it is killed"
+        time.sleep(0.002)
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("strategy", ["one process", pytest.param("DDP", marks=pytest.mark.campaign)])
+def test_an_evaluation_is_killed_and_goes_on(strategy, tiny, tmp_path):
+    """Killed in three sets, it keeps those that it had finished, and ends with the same files."""
+    config, processes = STRATEGIES[strategy]
+    draw = random.Random(3)
+
+    def line(folder):
+        flags = f"--model {tiny} --data demo --output-dir {folder} --eval-rows 8 --max-new-tokens 24 --threads 1"
+        return [*command(config, {}, processes)[:-2], "-m", "dualoptim", "eval", *flags.split()]
+
+    variables = environment(config) | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    subprocess.run(line(tmp_path / "whole"), check=True, env=variables, capture_output=True, timeout=300)
+    killed = tmp_path / "killed" / "eval"
+    for count in (1, 2, 4):
+        with Started(line(tmp_path / "killed"), variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+            wait_until(started, lambda least=count: len(list(killed.glob("*.jsonl"))) >= least)
+            time.sleep(draw.uniform(0, 0.05))
+            assert started.process.poll() is None
+            assert started.kill() > processes
+        assert not (killed / "summary.json").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.jsonl")}
+    subprocess.run(line(tmp_path / "killed"), check=True, env=variables, capture_output=True, timeout=300)
+    assert all(
+        (killed / name).stat().st_mtime_ns == time for name, time in before.items() if name != max(before, key=before.get)
+    )
+    whole = tmp_path / "whole" / "eval"
+    assert {path.name for path in whole.iterdir()} == {path.name for path in killed.iterdir()}
+    for path in whole.iterdir():
+        if path.name != "config.yaml":  # which names the folder
+            assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
+
+
+@pytest.mark.launch
+def test_workers_with_sessions_of_their_own_are_killed(tiny, tmp_path):
+    """What the tests above rest on: a group of processes is not all that a launch starts."""
+    args = arguments(tiny, tmp_path, "dual-adamw", max_steps=0, num_epochs=100)
+    line = command("ddp", {"runs": [dataclasses.asdict(args)]}, 2)
+    with Started(line, environment("ddp"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        wait_until(started, lambda: (tmp_path / FOLDER / "log.jsonl").exists())
+        every = started.alive()
+        assert len(every) == 3  # the launcher and two workers
+        assert len({os.getsid(one) for one in every}) > 1
+    assert started.alive() == []
+    assert not any(Path(f"/proc/{one}/environ").exists() and Path(f"/proc/{one}/environ").read_bytes() for one in every)
