@@ -146,8 +146,8 @@ def test_a_sweep_ends_at_once_and_goes_on_when_it_is_called_again(args, tmp_path
 
 
 @pytest.mark.parametrize("name", ["report.md", "report.html", "scores.png"])
-def test_a_report_is_told_the_same(evaluated, tmp_path, name):
-    given = ReportArgs(runs=(str(evaluated[0]),), output_dir=str(tmp_path / "out"))
+def test_a_report_is_told_the_same(whole, tmp_path, name):
+    given = ReportArgs(runs=(str(whole),), output_dir=str(tmp_path / "out"))
     with pytest.MonkeyPatch.context() as patch:
         names = [path.name for path in (report(given) / "report").iterdir()]
         fill(patch, names[0] if name == "scores.png" else name)
