@@ -1,6 +1,7 @@
 """Write files so that a reader never sees half of one: beside the target, then renamed."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,9 @@ from dualoptim.errors import InputError, reason
 
 LOCK = ".dualoptim.lock"
 """The file in an output folder that a run holds a lock of; it says who that is, and goes when the run ends."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What only writing fails with: a full disk, a quota, a file that may not grow, a file system that is read only."""
 
 
 @contextlib.contextmanager

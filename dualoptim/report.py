@@ -13,11 +13,11 @@ from typing import Annotated
 
 import tyro
 
-from dualoptim.atomic import write_bytes, write_text
+from dualoptim.atomic import NO_ROOM, write_bytes, write_text
 from dualoptim.config.cli import main
 from dualoptim.config.flags import Flag, check_bounds
 from dualoptim.config.values import expect, field_value, settle
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, WriteError
 from dualoptim.evaluation.summary import Summary
 from dualoptim.reporting import tables
 from dualoptim.reporting.ours import check_ours
@@ -57,6 +57,7 @@ def report(args: ReportArgs) -> Path:
 
     Raises:
         InputError: if a RUN holds nothing to report on or cannot be read, or the folder cannot be written.
+        WriteError: if the disk is full.
     """
     expect(args, ReportArgs)
     runs = list({path.resolve(): path for path in (Path(run).expanduser() for run in args.runs)}.values())
@@ -75,6 +76,9 @@ def report(args: ReportArgs) -> Path:
         for figure in figures:
             write_bytes(folder / "report" / figure.file, figure.picture.png)
     except OSError as error:
+        if error.errno in NO_ROOM:
+            what = f"{error.filename or folder} cannot be written ({error.strerror}); make room"
+            raise WriteError(what, "repeat the command") from None
         raise InputError(f"--output-dir: {error.filename} cannot be written ({error.strerror}); give another folder") from None
     print(f"{len(outcomes)} results, {len(figures)} plots: {folder / 'report.html'}, {folder / 'report.md'}")
     return folder

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from dualoptim.atomic import LOCK
+from dualoptim.atomic import LOCK, NO_ROOM
 from dualoptim.errors import InputError, Stopped, WriteError
 from dualoptim.models.launch import decided
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # only writing fails with these
 _REMEDIES = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.ENOENT: "put it back"}
 
 
@@ -170,7 +169,7 @@ def _failed_write(error: BaseException, folder: Path) -> str:
         inside = isinstance(name, (str, os.PathLike)) and folder.absolute() in Path(name).absolute().parents
         nameless = number == errno.EIO and name is None
         # the other files that were looked for in vain on the way to an error explain nothing
-        if number in _FULL or nameless or (inside and found is error):
+        if number in NO_ROOM or nameless or (inside and found is error):
             remedy = _REMEDIES.get(number, "mend that")
             return f"{name or folder} cannot be written ({os.strerror(number)}); {_newest_checkpoint(folder)}{remedy}"
         found = found.__cause__ or found.__context__

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dualoptim.atomic import write_json_lines
+from dualoptim.atomic import NO_ROOM, write_json_lines
 from dualoptim.errors import InputError, reason
 from dualoptim.evaluation.metrics import AGGREGATES
 from dualoptim.evaluation.summary import Summary
@@ -105,6 +105,8 @@ def trackers(accelerator: Accelerator, folder: Path, name: str, config: Mapping[
         plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
         accelerator.init_trackers("dualoptim", plain, options)
     except Exception as error:  # every tracker has kinds of its own
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         raise InputError(f"--log-with {' '.join(asked)}: cannot start ({reason(error)}); log in, or drop it") from None
     try:
         yield

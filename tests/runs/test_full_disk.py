@@ -19,6 +19,7 @@ from dualoptim.config.args import SweepArgs
 from dualoptim.errors import WriteError
 from dualoptim.evaluate import evaluate
 from dualoptim.models import reference
+from dualoptim.report import ReportArgs, report
 from dualoptim.reporting.log import StepLog
 from dualoptim.sweep import sweep
 
@@ -142,6 +143,20 @@ def test_a_sweep_ends_at_once_and_goes_on_when_it_is_called_again(args, tmp_path
             sweep(given)
     assert "_seed2" not in capsys.readouterr().out
     assert len(sweep(given)) == 2
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.html", "scores.png"])
+def test_a_report_is_told_the_same(whole, tmp_path, name):
+    given = ReportArgs(runs=(str(whole),), output_dir=str(tmp_path / "out"))
+    with pytest.MonkeyPatch.context() as patch:
+        names = [path.name for path in (report(given) / "report").iterdir()]
+        fill(patch, names[0] if name == "scores.png" else name)
+        with pytest.raises(
+            WriteError, match=r"cannot be written \(No space left on device\); make room, and repeat the command$"
+        ):
+            report(given)
+    assert not list(tmp_path.rglob("*.tmp"))
+    report(given)
 
 
 # ---------------------------------------------------------------------------------------------------- a folder that goes
