@@ -183,7 +183,7 @@ def _was_interrupted(folder: Path, accelerator: Accelerator, config: Mapping[str
     path = folder / "config.yaml"
 
     def same() -> bool:
-        if not path.exists() or (folder / "summary.json").exists():
+        if not path.exists() or (folder / "summary.json").exists() or any(file.is_dir() for file in folder.glob("*.json*")):
             return False
         return difference(path, config, EvalArgs, may_change=("speed", "nothing")) is None and not changed_input(path, inputs)
 

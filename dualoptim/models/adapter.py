@@ -35,7 +35,7 @@ def base_of(name: str) -> str:
         )
     base = config.base_model_name_or_path
     place = f"base_model_name_or_path of {folder / 'adapter_config.json'}"
-    if not base:
+    if not (base and isinstance(base, str)):
         raise InputError(
             f"--model {name}: the adapter does not say which model it is of; write that model's folder or hub id into {place}"
         )

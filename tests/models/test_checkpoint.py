@@ -70,9 +70,10 @@ def test_what_is_no_checkpoint_or_of_another_launch_is_refused(engine, tmp_path)
     for text in (None, "{", "[]", '{"step": 3}'):
         if text:
             (folder / "state.json").write_text(text)
-        with pytest.raises(InputError, match=r"--resume: .*step-3: no checkpoint there, and there is no other one"):
+        said = "its state.json is not what was written" if text else "no checkpoint there"
+        with pytest.raises(InputError, match=rf"--resume: .*step-3: {said}, and there is no other one"):
             choose_checkpoint(engine.accelerator, tmp_path, "newest", 9)
-        with pytest.raises(InputError, match=r"--resume .*step-3: no checkpoint there; give another folder step-N beside it"):
+        with pytest.raises(InputError, match=rf"--resume .*step-3: {said}; give another folder step-N beside it"):
             choose_checkpoint(engine.accelerator, tmp_path, str(folder), 9)
     (folder / "state.json").write_text(json.dumps({"step": 3, "processes": 2}))
     with pytest.raises(InputError, match=r"was written by 2 processes and this run has 1; start 2"):

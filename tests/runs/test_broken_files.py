@@ -137,10 +137,13 @@ def measured(tiny, tmp_path_factory) -> Path:
 def test_an_evaluation_measures_anew_what_is_not_what_it_wrote(name, way, measured, tiny, tmp_path):
     folder = shutil.copytree(measured, tmp_path / "run") / "eval"
     (folder / "summary.json").unlink()  # as if it had been interrupted
-    if way == "a folder" and name == "forget.jsonl":
-        return
     spoil(folder / name, way)
-    evaluate(EvalArgs(model=str(tiny), output_dir=str(tmp_path / "run"), **MEASURED))
+    args = EvalArgs(model=str(tiny), output_dir=str(tmp_path / "run"), **MEASURED)
+    if way == "a folder":
+        with pytest.raises(InputError, match="is an earlier result; give another folder, or --overwrite to replace it"):
+            evaluate(args)
+        args = dataclasses.replace(args, overwrite=True)
+    evaluate(args)
     assert (folder / "forget.jsonl").read_bytes() == (measured / "eval" / "forget.jsonl").read_bytes()
     assert (folder / "summary.json").read_bytes() == (measured / "eval" / "summary.json").read_bytes()
 
