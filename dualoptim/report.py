@@ -67,8 +67,9 @@ def report(args: ReportArgs) -> Path:
     page, figures = to_html(whole), whole.all_plots()
     folder = Path(args.output_dir).expanduser() if args.output_dir else runs[0]
     try:
-        write_text(folder / "report.md", to_markdown(whole))
-        write_text(folder / "report.html", page)
+        for name, text in (("report.md", to_markdown(whole)), ("report.html", page)):
+            # names of folders, and what a model answers, may hold halves of characters, which no file of text takes
+            write_text(folder / name, text.encode(errors="backslashreplace").decode())
         for figure in figures:
             (folder / "report").mkdir(exist_ok=True)
             (folder / "report" / figure.file).write_bytes(figure.picture.png)
