@@ -14,7 +14,7 @@ from dualoptim.config.flags import flags
 from dualoptim.config.opening import read_text, read_yaml
 from dualoptim.config.saved import to_dict
 from dualoptim.config.values import field_value
-from dualoptim.errors import InputError, reason
+from dualoptim.errors import InputError
 from dualoptim.evaluation.records import Record
 from dualoptim.evaluation.summary import Summary
 from dualoptim.reporting.plots import Points
@@ -147,7 +147,7 @@ def _read_log(path: Path) -> Training:
     try:
         return Training.of_records(records)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: not a log of steps ({reason(error)}); repeat that run, or restore the file") from None
+        raise InputError(f"{path}: not a log of steps ({error!r}); repeat that run, or restore the file") from None
 
 
 def _read_records(path: Path, count: int) -> list[Record]:
