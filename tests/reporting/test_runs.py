@@ -71,7 +71,7 @@ def test_a_broken_file_is_named(file, text, message, run, made):
 
 
 def test_names_that_are_long_or_half_characters_are_shown(write_task, tmp_path, made, after):
-    after = {**after, "sets": {**after["sets"], "\ud83d": {"probability": 0.5}}}
+    after = {**after, "retain_only": {**after["retain_only"], "from": "\ud83d"}}
     write_task(tmp_path / ("x" * 240) / "task1", after=after)
     write_task(tmp_path / ("y\n|<b>" * 30) / "task1", after=after)
     markdown, html = made(tmp_path)
