@@ -71,8 +71,9 @@ def report(args: ReportArgs) -> Path:
     try:
         check_ours([folder / name for name in ("report.md", "report.html", "report")])
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "report.md", to_markdown(whole))
-        write_text(folder / "report.html", page)
+        for name, text in (("report.md", to_markdown(whole)), ("report.html", page)):
+            # names of folders, and what a model answers, may hold halves of characters, which no file of text takes
+            write_text(folder / name, text.encode(errors="backslashreplace").decode())
         for figure in figures:
             write_bytes(folder / "report" / figure.file, figure.picture.png)
     except OSError as error:

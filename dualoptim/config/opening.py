@@ -3,6 +3,9 @@
 import os
 import stat
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dualoptim.errors import InputError, reason
 
@@ -50,3 +53,32 @@ def decoded(what: str, content: bytes) -> str:
         line = content.count(b"\n", 0, place) + 1
         raise InputError(f"{what}:{line}: not UTF-8 text (byte {content[place]:#04x}); save the file as UTF-8")
     return text.lstrip("\ufeff")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML as runs write it: names that stand twice are mistakes, and so are aliases, a few of which can be gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "an alias, which no run writes", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in node.value if isinstance(key.value, str)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(what: str, path: str | Path, remedy: str) -> Any:
+    """Read what a YAML file holds. Arguments are those of `read_bytes`.
+
+    Raises:
+        InputError: as `read_text` does, or if it is not YAML as runs write it.
+    """
+    text = read_text(what, path, remedy)
+    try:
+        return yaml.load(text, _PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that Python has none of is a ValueError
+        raise InputError(f"{what} is not YAML ({reason(error)}); {remedy}") from None

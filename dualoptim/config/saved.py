@@ -12,9 +12,9 @@ import yaml
 from dualoptim.atomic import write_text
 from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs, UnlearnArgs
 from dualoptim.config.flags import default_of, flag_name, flags
-from dualoptim.config.opening import read_text
+from dualoptim.config.opening import read_yaml
 from dualoptim.config.values import field_value
-from dualoptim.errors import InputError, reason, shown
+from dualoptim.errors import InputError, shown
 
 A = TypeVar("A", bound=CommonArgs)
 
@@ -32,22 +32,6 @@ def to_plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Reads YAML as runs write it: names that stand twice are mistakes, and so are aliases, a few of which can be gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "an alias, which no run writes", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value if isinstance(key.value, str)]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def load_yaml(path: str | Path, kind: type[A]) -> A:
     """Read arguments from a YAML file as `config.yaml` is written; what is under `inputs` and `environment` there is ignored.
 
@@ -58,11 +42,7 @@ def load_yaml(path: str | Path, kind: type[A]) -> A:
         InputError: if the file is missing or not YAML, a key is unknown, a value has the wrong type, or a flag acts.
     """
     remedy = "give a YAML file as written to config.yaml"
-    text = read_text(f"--config {path}", path, remedy)
-    try:
-        values = yaml.load(text, _PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that Python has none of is a ValueError
-        raise InputError(f"--config {path} is not YAML ({reason(error)}); {remedy}") from None
+    values = read_yaml(f"--config {path}", path, remedy)
     if not isinstance(values, dict):
         raise InputError(f"--config {path} holds no `name: value` lines; {remedy}")
     of_a_run = wrote(values)

@@ -48,6 +48,8 @@ def _checked(kind: type, value: Any, where: str) -> Any:
     """Return a value if it is of this kind; whole numbers are numbers as well."""
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise ValueError(f"{where.lstrip('.') or 'the whole'} is not {_NAMES[kind]}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{where.lstrip('.')} has more digits than a score can have")
     return value
 
 

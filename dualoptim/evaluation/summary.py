@@ -124,7 +124,7 @@ class Summary(dict[str, Any]):
             return cls.from_json(value)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}: not JSON ({error.msg}); repeat that run, or restore the file") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: no summary of an evaluation ({error}); repeat that run, or restore the file") from None
 
     @classmethod

@@ -125,6 +125,9 @@ def check_objectives(args: UnlearnArgs, tasks: Sequence[TaskRows], loaded: Loade
             )
         check_reference(loaded, objectives, reference_folder(args))
         texts = {text for objective in objectives for text in objective.texts}
+        if "refusal" in texts and args.idk_file:
+            asked = next(row for rows in tasks for row in rows.forget)
+            loaded.formatter.check(replace(asked, answer=one, place=f"--idk-file {args.idk_file}") for one in tasks[0].refusals)
         if texts - {"answer"} and has_passages:
             forget, retain = (
                 [name for name, objective in table.items() if not objective or objective.texts == {"answer"}]

@@ -30,7 +30,8 @@ class Plot:
     @property
     def file(self) -> str:
         """The name of its PNG."""
-        return re.sub(r"[^\w.+-]+", "-", self.name) + ".png"
+        name = re.sub(r"[^\w.+-]+", "-", self.name)
+        return f"{name if len(name) <= 120 else f'{name[:60]}-{name[-60:]}'}.png"
 
     def svg(self, number: int) -> Markup:
         """Return the SVG element of the page's figure `number`, whose ids no other figure has."""

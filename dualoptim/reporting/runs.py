@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dualoptim.config.args import EvalArgs, MeasureArgs, UnlearnArgs
+from dualoptim.config.flags import flags
+from dualoptim.config.opening import read_text, read_yaml
 from dualoptim.config.saved import to_dict
+from dualoptim.config.values import field_value
 from dualoptim.errors import InputError
 from dualoptim.evaluation.records import Record
 from dualoptim.evaluation.summary import Summary
@@ -31,6 +32,8 @@ class Training:
     @classmethod
     def of_records(cls, records: Sequence[Mapping[str, Any]]) -> "Training":
         """Gather the curves of a log; values that are not finite are left out."""
+        if any(not 0 <= record["step"] < 2**63 for record in records):
+            raise ValueError("a step has no number")
         losses = {name: [(record["step"], _loss(record, name)) for record in records] for name in ("forget", "retain")}
         norms: dict[str, list[tuple[int, float]]] = {}
         for record in records:
@@ -99,7 +102,7 @@ def find_outcomes(run: Path, name: str = "") -> list[Outcome]:
     found = [_read_task(folder, run, name) for folder in folders]
     found.sort(key=lambda outcome: (_natural(str(outcome.folder.parent)), _position(outcome)))
     if run not in folders and (run / "eval" / "summary.json").is_file():
-        settings, summary = _read_settings(run / "eval" / "config.yaml"), Summary.read(run / "eval" / "summary.json")
+        settings, summary = _read_settings(run / "eval" / "config.yaml", EvalArgs), Summary.read(run / "eval" / "summary.json")
         found.append(Outcome(name or run.resolve().name, run, settings, after=summary))
     if not found:
         raise InputError(
@@ -121,7 +124,7 @@ def _read_task(folder: Path, run: Path, name: str) -> Outcome:
     return Outcome(
         f"{name}/{label}" if name and folder != run else name or label,
         folder,
-        _read_settings(folder / "config.yaml"),
+        _read_settings(folder / "config.yaml", UnlearnArgs),
         int(whole.name.removeprefix("task")),
         _read_log(folder / "log.jsonl"),
         Summary.read(before) if before.is_file() else None,
@@ -143,7 +146,7 @@ def _read_log(path: Path) -> Training:
     records = _read_objects(path)
     try:
         return Training.of_records(records)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: not a log of steps ({error!r}); repeat that run, or restore the file") from None
 
 
@@ -158,24 +161,25 @@ def _read_records(path: Path, count: int) -> list[Record]:
 def _read_objects(path: Path) -> list[dict[str, Any]]:
     """Read JSON objects, one a line, naming the line that is none."""
     rows = []
-    text = path.read_text(encoding="utf-8").removesuffix("\n")
+    text = read_text(str(path), path, "restore the file").removesuffix("\n")
     for number, line in enumerate(text.split("\n") if text else [], 1):  # generated texts hold other separators too
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error.msg}); repeat that run, or restore the file") from None
+        except (ValueError, RecursionError) as error:
+            why = getattr(error, "msg", error)
+            raise InputError(f"{path}:{number}: not JSON ({why}); repeat that run, or restore the file") from None
         if not isinstance(rows[-1], dict):
             raise InputError(f"{path}:{number}: not a JSON object; repeat that run, or restore the file")
     return rows
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path, kind: type[MeasureArgs]) -> dict[str, Any]:
+    """Read a `config.yaml`, whose values are those that flags of `kind` take."""
     if not path.is_file():
         return {}
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())}); restore the file") from None
+    value = read_yaml(str(path), path, "restore the file")
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds no `name: value` lines; restore the file")
+    for name in flags(kind).keys() & value.keys():
+        field_value(kind, name, value[name], f"{path}: {name}")
     return value

@@ -209,7 +209,7 @@ def setting_table(settings: Mapping[str, Any], kind: type[CommonArgs]) -> Table:
     unread: set[str] = set()
     if "use_lora" in values and not values["use_lora"]:
         unread |= {"lora_rank", "lora_alpha"}
-    if "optim" in values and values["optim"] in OPTIMIZERS:
+    if str(values.get("optim")) in OPTIMIZERS:
         unread |= {name for optimizer in OPTIMIZERS.values() for name in optimizer.reads}
         unread -= set(OPTIMIZERS[values["optim"]].reads)
     rows = []

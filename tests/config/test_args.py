@@ -11,7 +11,7 @@ from dualoptim.config.cli import parse
 from dualoptim.config.flags import flag_name
 
 COMMON = """model data template question_start_tag question_end_tag answer_tag date_string system_prompt max_length packing
-attn_implementation output_dir overwrite threads""".split()
+attn_implementation output_dir overwrite texts threads""".split()
 MEASURE = """split forget_file retain_file holdout_file question_column answer_column text_column sentence_encoder
 entailment_model idk_file retain_logs mia_gradnorm lm_eval_tasks lm_eval_path eval_rows eval_batch_size
 max_new_tokens""".split()

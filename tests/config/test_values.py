@@ -1,12 +1,15 @@
 """Values as users give them: typed, in YAML, or from Python."""
 
+from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
-from dualoptim import EvalArgs, FinetuneArgs, InputError, SweepArgs, UnlearnArgs
+from dualoptim import EvalArgs, FinetuneArgs, InputError, SweepArgs, UnlearnArgs, run
 from dualoptim.config.cli import parse
 from dualoptim.config.flags import default_of, flag_name, flags
 from dualoptim.config.saved import difference, load_yaml, to_dict
@@ -38,7 +41,11 @@ def test_empty_values_are_mistakes_where_they_are_typed(tmp_path):
     (tmp_path / "c.yaml").write_text("model: m\ndata: ''\n")
     with pytest.raises(InputError, match=r"--config .*: data is empty; give a value"):
         load_yaml(tmp_path / "c.yaml", UnlearnArgs)
-    for changes, message in (({"runs": ("",)}, "no RUN is given"), ({"runs": "a", "output_dir": ""}, "--output-dir is empty")):
+    for changes, message in (
+        ({"runs": ("",)}, "RUN is empty; give"),
+        ({"runs": ()}, "no RUN is given"),
+        ({"runs": "a", "output_dir": ""}, "--output-dir is empty"),
+    ):
         with pytest.raises(InputError, match=message):
             ReportArgs(**changes)
 
@@ -78,6 +85,11 @@ def test_python_takes_paths_numpy_and_single_values():
         ({"model": 7}, "--model: 7 has the wrong type; give str"),
         ({"model": b"m"}, "--model: b'm' has the wrong type"),
         ({"forget_lr": 10**400}, "has the wrong type; give float"),
+        ({"seed": 10**5000}, "--seed a number of thousands of digits is out of range"),
+        ({"num_epochs": -(10**400)}, "is out of range; give 1 or more"),
+        ({"seed": torch.empty(1, device="meta")}, "has the wrong type; give int"),
+        ({"forget_file": [["a.csv"]]}, "--forget-file: ['a.csv'] has the wrong type"),
+        ({"model": type("P", (), {"__fspath__": lambda self: b"x"})()}, "--model: b'x' has the wrong type"),
         ({"model": "m", "answer_tag": "a\udcff"}, "--answer-tag 'a\\udcff' is not UTF-8 text"),
     ],
 )
@@ -86,6 +98,33 @@ def test_a_value_of_another_type_is_one_line(changes, message):
         UnlearnArgs(**changes)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+class Name(str, Enum):
+    """What notebooks have in place of texts."""
+
+    PAIR = "NPO+none"
+    QA = "qa"
+
+
+def test_members_of_enumerations_are_the_texts_that_they_stand_for():
+    args = UnlearnArgs(forget_losses=Name.PAIR, template=Name.QA, beta=Decimal("0.5"), forget_lr=torch.tensor(0.5))
+    assert args == UnlearnArgs(forget_losses=("NPO+none",), template="qa", beta=0.5, forget_lr=0.5)
+    assert yaml.safe_load(yaml.safe_dump(to_dict(args))) == to_dict(args)
+
+
+@pytest.mark.parametrize("given", [None, {}, "m", UnlearnArgs, FinetuneArgs(model="m")])
+def test_functions_take_their_own_arguments_alone(given):
+    from dualoptim.evaluate import evaluate
+    from dualoptim.finetune import finetune
+    from dualoptim.report import report
+    from dualoptim.sweep import sweep
+
+    for call in (run, evaluate, sweep, report, *([] if isinstance(given, FinetuneArgs) else [finetune])):
+        with pytest.raises(InputError, match=r"is not what this function takes; give \w+Args\("):
+            call(given)
+    with pytest.raises(InputError, match=r"call dualoptim\.sweep\.sweep"):
+        run(SweepArgs(model="m", output_dir="x", seeds=(1, 2)))
 
 
 PATHS = [(kind, name) for kind in (*KINDS, ReportArgs) for name, flag in flags(kind).items() if flag.path]

@@ -21,6 +21,7 @@ ROWS = [Row("Who?", "Me."), Row("Where?", "Here.")]
         ("rows.jsonl", LINES),
         ("rows.json", LINES.replace(b"\n", b"\r\n")),
         ("rows.jsonl", b"\xef\xbb\xbf" + LINES),
+        ("rows.jsonl", b"\n".join(b"\xef\xbb\xbf" + line for line in LINES.split(b"\n"))),  # files that were joined
         ("rows.json", b"\xef\xbb\xbf  [" + LINES.strip().replace(b"\n", b",\n") + b"]\n"),
         ("rows.json", json.dumps([json.loads(line) for line in LINES.split(b"\n") if line], indent=4).encode()),
         ("rows.jsonl", b"[" + LINES.strip().replace(b"\n", b",") + b"]"),
@@ -89,6 +90,12 @@ def test_records_of_an_array_stand_at_their_lines(tmp_path):
         ("rows.jsonl", b'{"question": "\\udc00?", "answer": "b"}', ":1: question holds half a character"),
         ("rows.jsonl", b'{"question": "a", "answer": "b", "perturbed_answer": ["\\ude00"]}', ":1: perturbed_answer holds half"),
         ("rows.jsonl", b'{"text": "a \\ud83d"}', ":1: text holds half a character"),
+        ("rows.jsonl", b'{"question": "a", "answer": "b", "task_id": "' + b"9" * 5000 + b'"}', ":1: task_id is '999"),
+        ("rows.jsonl", b'{"question": "a", "answer": ' + b"9" * 5000 + b"}", ":1: not JSON (Exceeds the limit"),
+        ("rows.jsonl", b'\n{"question": ' + b"[" * 900 + b"]" * 900 + b', "answer": "b"}', ":2: question is [[["),
+        ("rows.jsonl", b'{"k\\n": 1, "\\ud83d": 2}', r":1: no column 'question'; it has k\n, \ud83d; name it"),
+        ("rows.txt", "Plain.".encode("utf-16-le"), ":1: not UTF-8 text (byte 0x00)"),
+        ("rows.csv", TABLE.replace(b"M", b"\0"), ":2: not UTF-8 text (byte 0x00)"),
     ],
 )
 def test_what_would_be_lost_is_named_with_its_line(name, content, message, tmp_path):

@@ -1,6 +1,7 @@
 """Data sets in the hub's layout as own data, here as folders, which the library reads in the same way."""
 
 import json
+import os
 
 import pytest
 
@@ -82,6 +83,30 @@ def test_an_id_that_cannot_be_reached_is_one_line(monkeypatch, tmp_path):
     assert len(read_named("--holdout-file", "a:b.jsonl", Columns())) == 1
 
 
+def test_a_readme_that_is_no_file_is_none_and_code_beside_rows_never_runs(tmp_path):
+    write(tmp_path, "forget01.json", 1)
+    (tmp_path / f"{tmp_path.name}.py").write_text("raise SystemExit('it ran')")
+    (tmp_path / "dataset_infos.json").write_text("{")
+    os.mkfifo(tmp_path / "README.md")
+    assert tofu_source(str(tmp_path))._splits.has("forget01")
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "README.md").symlink_to("nowhere")
+    assert tofu_source(str(tmp_path))._splits.has("forget01")
+
+
+def test_rows_of_a_folder_leave_no_copy_in_the_home(tmp_path, monkeypatch):
+    import datasets
+
+    caches, load = [], datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **more: caches.append(more["cache_dir"]) or load(*args, **more))
+    write(tmp_path, "few.json", 2)
+    write(tmp_path, "full.json", 5)
+    (tmp_path / "README.md").write_text(CARD)
+    tofu_source(str(tmp_path)).rows("full")
+    assert caches
+    assert not any(cache is None or os.path.exists(cache) for cache in caches)
+
+
 def test_a_readme_is_a_card_only_where_it_begins_with_configurations(tmp_path):
     for number, (text, rows) in enumerate(
         (
@@ -90,6 +115,10 @@ def test_a_readme_is_a_card_only_where_it_begins_with_configurations(tmp_path):
             (b"---\ntitle: x\n---\n\nconfigs:\n- none\n", 1),
             (b"---\nmine:\n  configs:\n  - none\n---\n", 1),
             (b"\n---\nconfigs:\n---\n", 1),
+            (b"---\nconfigs: []\n---\n", 1),
+            (b"---\nconfigs: [\n---\n", 1),
+            (b"---\nmine: |\n  x\n  configs:\n---\n", 1),
+            (b"---\nconfigs: [a]\nmine: \xe9\n---\n", 1),
             (b"\xef\xbb\xbf" + CARD.replace("\n", "\r\n").encode(), 2),
         )
     ):

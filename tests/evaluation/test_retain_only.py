@@ -113,6 +113,19 @@ def test_an_older_summary_has_no_privacy(evaluated, tmp_path):
     assert read_retain_logs(str(tmp_path / "TOFU_EVAL.json")).min_k_auc is None
 
 
+def test_rows_without_losses_are_left_out_and_rows_that_stand_twice_refused(tmp_path):
+    losses = {"avg_paraphrased_loss": {"0": 1.0, "1": None, "2": 3.0}, "average_perturb_loss": {"0": [1.0], "1": [2.0]}}
+    (tmp_path / "log.json").write_text(json.dumps({"eval_log_forget.json": losses}))
+    assert read_retain_logs(str(tmp_path / "log.json")).truth_ratios == [1.0]
+    (tmp_path / "log.json").write_text('{"forget_truth_ratio": {"value_by_index": {"0": {"score": 1}, "0": {"score": 2}}}}')
+    with pytest.raises(InputError, match="'0' stands twice in one object"):
+        read_retain_logs(str(tmp_path / "log.json"))
+    (tmp_path / "summary.json").write_text('{"privacy": {"mia_min_k": NaN}}')
+    (tmp_path / "forget.jsonl").write_text('{"truth_ratio": 0.5}')
+    with pytest.raises(InputError, match=r"its summary\.json is none .*; evaluate that model again"):
+        read_retain_logs(str(tmp_path))
+
+
 def test_a_folder_without_a_summary_is_refused(evaluated, tmp_path):
     args, _ = evaluated
     with pytest.raises(InputError, match=r"has no summary\.json"):
@@ -138,6 +151,13 @@ def test_rows_without_a_score_are_left_out(tmp_path):
     [
         (ratio_log(0.5, math.nan), "row 1 has the truth ratio nan, which is no number"),
         (ratio_log(0.5, 0.5, "0.6"), "row 2 has the truth ratio '0.6', which is no number"),
+        (ratio_log(0.5, -1), "row 1 has the truth ratio -1"),
+        (ratio_log(10**4000), "row 0 has the truth ratio 1000"),
+        (ratio_log(0.5) | {"mia_min_k": {"auc": 7.0}}, "mia_min_k is 7.0"),
+        (
+            {"eval_log_forget.json": {"avg_paraphrased_loss": [1.0], "average_perturb_loss": [[True]]}},
+            "row 0 has the loss True",
+        ),
         (ratio_log(True), "row 0 has the truth ratio True"),
         (ratio_log([0.5]), r"row 0 has the truth ratio \[0.5\]"),
         (ratio_log(None, None), "no truth ratios of a forget set"),
@@ -145,11 +165,11 @@ def test_rows_without_a_score_are_left_out(tmp_path):
         (ratio_log(0.5) | {"mia_min_k": {"auc": math.nan}}, "mia_min_k is nan, which is no number"),
         (
             {"eval_log_forget.json": {"avg_paraphrased_loss": {"a": math.nan}, "average_perturb_loss": {"a": [1.0]}}},
-            "row a has the truth ratio nan",
+            "row a has the loss nan",
         ),
         (
             {"eval_log_forget.json": {"avg_paraphrased_loss": [1.0], "average_perturb_loss": [[1.0, math.nan]]}},
-            "row 0 has the truth ratio nan",
+            "row 0 has the loss nan",
         ),
         (
             {"eval_log_forget.json": {"avg_paraphrased_loss": [None], "average_perturb_loss": [[1.0]]}},

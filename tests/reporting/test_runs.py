@@ -49,7 +49,17 @@ def test_a_task_folder_a_sweep_and_an_evaluation_are_runs(
         ("eval/summary.json", '{"sets": 1}', "summary.json: no summary of an evaluation"),
         ("eval/forget.jsonl", "{}}\n", "forget.jsonl:1: not JSON"),
         ("eval/forget.jsonl", "{}\n", "forget.jsonl:1 has no question; repeat that evaluation"),
-        ("config.yaml", "a: [", "config.yaml: not YAML"),
+        ("config.yaml", "a: [", "config.yaml is not YAML"),
+        ("log.jsonl", "[" * 100_000, "log.jsonl:1: not JSON (maximum recursion"),
+        ("log.jsonl", f'{{"step": 1{"0" * 400}, "phase": "forget", "loss": 1, "grad_norm": 1, "seconds": 1}}', "not a log of"),
+        ("log.jsonl", "\x00", "log.jsonl:1: not UTF-8 text"),
+        ("eval/summary.json", "[" * 100_000, "summary.json: no summary of an evaluation (maximum recursion"),
+        ("eval/summary.json", f'{{"model_utility": 1{"0" * 400}}}', "model_utility has more digits than a score can have"),
+        ("config.yaml", "seed: 2025-13-40", "config.yaml is not YAML (month must be"),
+        ("config.yaml", "seed: " + "9" * 5000, "config.yaml is not YAML (Exceeds"),
+        ("config.yaml", "a: &a [x]\nb: *a", "config.yaml is not YAML (an alias"),
+        ("config.yaml", "forget_losses: 5", "config.yaml: forget_losses: 5 has the wrong type"),
+        ("config.yaml", "optim: [1]", "config.yaml: optim: [1] has the wrong type"),
         ("config.yaml", "text", "config.yaml: holds no `name: value` lines"),
     ],
 )
@@ -58,6 +68,25 @@ def test_a_broken_file_is_named(file, text, message, run, made):
     with pytest.raises(InputError, match=re.escape(message)):
         made(run)
     assert not (run / "report.md").exists()
+
+
+def test_names_that_are_long_or_half_characters_are_shown(write_task, tmp_path, made, after):
+    after = {**after, "retain_only": {**after["retain_only"], "from": "\ud83d"}}
+    write_task(tmp_path / ("x" * 240) / "task1", after=after)
+    write_task(tmp_path / ("y\n|<b>" * 30) / "task1", after=after)
+    markdown, html = made(tmp_path)
+    assert "\\ud83d" in html
+    assert "<b>" not in html
+    assert max(len(name) for name in re.findall(r"report/(.+?)\)", markdown)) < 130
+
+
+def test_an_evaluation_without_texts_says_so(write_task, tmp_path, made, after):
+    for part in ("eval_before", "eval"):
+        path = write_task(tmp_path / part / "task1", after=after)
+        (path / "eval" / "forget.jsonl").write_text('{"row": 1, "probability": 0.5}\n')
+    markdown, html = made(tmp_path)
+    assert "Texts were not kept" in html
+    assert "no-texts" in markdown
 
 
 def test_joint_steps_have_both_losses(log):
