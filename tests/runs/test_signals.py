@@ -249,7 +249,7 @@ def test_fine_tuning_goes_on_with_the_same_alone(lesson, tiny, tmp_path, capsys,
     for changes, line in (
         ({"seed": 5}, "--resume: --seed was 1001 in .*config.yaml and is 5; give the same value"),
         ({"learning_rate": 1e-3}, "--resume: --learning-rate was 0.003 in .* and is 0.001"),
-        ({"splits": ("retain90",)}, "--resume: --splits was .* give the same value"),
+        ({"splits": ("retain50",)}, "--resume: --splits was .* give the same value"),
         ({"model": str(other)}, "--resume: (--model was|the weights of) "),
         ({"resume": str(tmp_path)}, "no checkpoint of this run; give a folder step-N in "),
         ({"resume": None}, "is an earlier result; give another folder, or --overwrite"),
