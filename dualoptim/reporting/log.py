@@ -14,6 +14,7 @@ from dualoptim.atomic import write_json_lines
 from dualoptim.errors import InputError, reason
 from dualoptim.evaluation.metrics import AGGREGATES
 from dualoptim.evaluation.summary import Summary
+from dualoptim.models.together import wait
 
 
 class StepLog:
@@ -92,6 +93,7 @@ def trackers(accelerator: Accelerator, folder: Path, name: str, config: Mapping[
         accelerator.init_trackers("dualoptim", plain, options)
     except Exception as error:  # every tracker has kinds of its own
         raise InputError(f"--log-with {' '.join(asked)}: cannot start ({reason(error)}); log in, or drop it") from None
+    wait(accelerator)  # some ask a server first
     try:
         yield
     finally:

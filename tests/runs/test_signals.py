@@ -413,7 +413,16 @@ def start(args, processes, place):
 
 
 def ended(started):
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
+    """Wait for forked processes, two minutes at most, and give their exit codes."""
+    codes, deadline = {}, time.time() + 120
+    while len(codes) < len(started):
+        for pid in set(started) - set(codes):
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            elif time.time() > deadline:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return [codes[pid] for pid in started]
 
 
 @pytest.fixture(scope="module")
