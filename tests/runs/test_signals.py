@@ -293,14 +293,19 @@ def test_an_evaluation_goes_on_with_the_same_command(taught, tmp_path, capsys, s
 # ---------------------------------------------------------------------------------------------- from outside, and launches
 
 
+def does_the_work(process):
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.Error:  # it has ended meanwhile, as what the launcher asks for versions does
+        return False
+    return "distributed_worker.py" in line and "accelerate_configs" not in line
+
+
 def workers_of(launcher, count):
     """The processes of a launch that do its work; they have sessions of their own."""
     deadline = time.time() + 120
     while time.time() < deadline:
-        every = psutil.Process(launcher.pid).children(recursive=True)
-        found = [
-            one for one in every if "distributed_worker.py" in " ".join(one.cmdline()) and "accelerate" not in one.cmdline()[1]
-        ]
+        found = [one for one in psutil.Process(launcher.pid).children(recursive=True) if does_the_work(one)]
         if len(found) == count:
             return found
         time.sleep(0.05)
