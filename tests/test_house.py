@@ -20,7 +20,7 @@ from dualoptim.errors import InputError
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dualoptim"
 ROOMS = ("method", "config", "data", "models", "evaluation", "reporting")
-FLOORS = (("errors", "atomic", "__init__"), *((room,) for room in ROOMS))  # the commands stand above all of them
+FLOORS = (("errors", "atomic", "signals", "__init__"), *((room,) for room in ROOMS))  # the commands stand above all of them
 EVENING = ("dual", "objectives", "schedule", "scores", "loop", "engine")
 PYTHON = sorted(PACKAGE.rglob("*.py"))
 

@@ -14,7 +14,7 @@ from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs, UnlearnArg
 from dualoptim.config.flags import default_of, flag_name, flags
 from dualoptim.config.opening import read_yaml
 from dualoptim.config.values import field_value
-from dualoptim.errors import InputError, shown
+from dualoptim.errors import InputError, reason, shown
 
 A = TypeVar("A", bound=CommonArgs)
 

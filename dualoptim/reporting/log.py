@@ -16,6 +16,7 @@ from dualoptim.atomic import NO_ROOM, write_json_lines
 from dualoptim.errors import InputError, reason
 from dualoptim.evaluation.metrics import AGGREGATES
 from dualoptim.evaluation.summary import Summary
+from dualoptim.models.together import wait
 
 
 class StepLog:
@@ -108,6 +109,7 @@ def trackers(accelerator: Accelerator, folder: Path, name: str, config: Mapping[
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise
         raise InputError(f"--log-with {' '.join(asked)}: cannot start ({reason(error)}); log in, or drop it") from None
+    wait(accelerator)  # some ask a server first
     try:
         yield
     finally:

@@ -121,6 +121,16 @@ def test_the_rest_of_a_plan_goes_on_as_if_nothing_had_been_between():
     assert without_time(parts) == without_time(whole)
 
 
+def test_whether_a_signal_ends_the_run_goes_along_with_the_counts():
+    engine, phases = bare_phases()
+    before = take_step(engine, phases["retain"], 0, "")
+    assert not engine.stops
+    engine, phases = bare_phases()
+    engine.asked_to_stop = lambda: True
+    assert take_step(engine, phases["retain"], 0, "") == before
+    assert engine.stops
+
+
 def test_a_spoiled_loss_is_named_and_moves_nothing():
     engine, phases = bare_phases()
     term = phases["forget"].terms["own"]

@@ -2,12 +2,13 @@
 
 # ruff: noqa: PT012 (a signal is raised, and what follows is what is tested)
 
+import re
 import signal
 import subprocess
 
 import pytest
 from accelerate import Accelerator
-from support import command, environment
+from support import ROOT, command, environment
 
 from dualoptim.errors import Stopped
 from dualoptim.models.together import shared, stop_together, wait
@@ -19,6 +20,14 @@ def test_one_process_waits_for_nobody():
     wait(accelerator)
     assert shared(accelerator, {"a": 1}) == {"a": 1}
     stop_together(accelerator, "here")
+
+
+def test_every_wait_of_the_package_is_one_of_these():
+    """The others would keep torch's patience, after which a long upload of the main process would end a run."""
+    for path in (ROOT / "dualoptim").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        allowed = path.name in ("together.py", "cli.py")  # what a command ends with follows a `wait`
+        assert allowed or not re.search("wait_for_everyone|broadcast_object_list|main_process_first|barrier", text), path
 
 
 def test_one_process_stops_where_it_says():
