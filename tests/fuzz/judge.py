@@ -167,8 +167,9 @@ def _make(folder: Path, model_type: str, settings: dict[str, Any]) -> None:
     small = architectures.smaller(kind().to_dict()) | architectures.MORE.get(model_type, {})
     config = kind(**{name: value for name, value in small.items() if value is not ...})
     for name, value in ({"is_decoder": True} | settings).items():
-        if hasattr(config, name):
-            setattr(config, name, value)
+        with contextlib.suppress(Exception):  # some types check what they are given, and it stays
+            if hasattr(config, name):
+                setattr(config, name, value)
     for old in ("model.safetensors", "config.json", "generation_config.json"):
         (folder / old).unlink()
     with torch.random.fork_rng(devices=[]):
@@ -176,7 +177,7 @@ def _make(folder: Path, model_type: str, settings: dict[str, Any]) -> None:
         try:
             AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         except Exception:  # no such model can be made: its configuration alone is there
-            config.save_pretrained(folder)
+            (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
 
 
 EDITS = {
@@ -221,6 +222,8 @@ def play(case: Case, home: Path, place: Path) -> str:
     try:
         with _bounded(place), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             outcome = _act(case)
+    except KeyboardInterrupt:
+        raise
     except Hang:
         raise Failure(case, f"took more than {SECONDS} seconds", "hang") from None
     except BaseException as error:

@@ -549,7 +549,7 @@ def architecture_cases(draw: Any) -> Case:
     found = dict(BASES[command])
     asked: dict[str, tuple[Any, ...]] = {
         "max_length": (2, 8, 30, 5000), "packing": (False,), "attn_implementation": ("eager", "sdpa", "flash_attention_2"),
-        "template": ("qa", "llama3"), "max_new_tokens": (3,),
+        "template": ("qa", "llama3"),
     }  # fmt: skip
     if command in ("unlearn", "finetune"):
         asked |= {"gradient_checkpointing": (True,), "use_lora": (True,)}

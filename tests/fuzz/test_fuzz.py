@@ -63,10 +63,12 @@ def test_many_inputs_end_in_success_or_in_one_line(name, home, tmp_path):
             outcome = play(case, home, tmp_path / "place")
             outcomes["done" if outcome == "done" else "not finite" if outcome.startswith("NonFinite") else "refused"] += 1
         except Failure as failure:
+            if failure.place not in failures:
+                print(f"{name}: {failure.place}: {failure}", flush=True)
             failures[failure.place].append(failure)
 
     inputs(home, name, MANY[name], tried)
-    print(f"{name}: {dict(outcomes)}, {sum(map(len, failures.values()))} failed in {len(failures)} ways")
+    print(f"{name}: {dict(outcomes)}, {sum(map(len, failures.values()))} failed in {len(failures)} ways", flush=True)
     told = [f"{len(found)} x {place}\n{min(found, key=lambda one: len(repr(one.case)))}" for place, found in failures.items()]
     assert not told, "\n\n".join(told)
 
