@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from dualoptim.atomic import write_json, write_text
+from dualoptim.atomic import remove, write_json, write_text
 from dualoptim.config.args import DEMO, UnlearnArgs
 from dualoptim.config.cli import main
 from dualoptim.config.optimizers import kind_of
@@ -80,7 +80,7 @@ def _run(args: UnlearnArgs, accelerator: Accelerator) -> RunResult:
         args = replace(args, model=str(taught), data=DEMO)
     job = Job.read(args, accelerator)
     models = [load_model(args, accelerator)]
-    args = replace(args, **adapter_settings(models[0].model))
+    args = replace(args, **adapter_settings(models[0].model), save_dtype=models[0].saved_type(args))
     job = replace(job, args=args)
     job.check(models[0])
     if args.resume:
@@ -125,6 +125,8 @@ def _show(args: UnlearnArgs, accelerator: Accelerator, results: Sequence[TaskRes
     if args.push_to_hub:
         print(push(last.model, repositories(args)[last.losses, last.learning_rate, last.task], args.hub_public))
 
+
+MASTERS = "masters"
 
 # ------------------------------------------------------------------------------------- what is read before anything is written
 
@@ -192,6 +194,10 @@ class Job:
         args = self.args
         return Path(str(args.output_dir)) / f"{args.forget_losses[0]}_lr{args.learning_rates[0]:g}" / f"task{task}"
 
+    def masters(self, position: int) -> Path:
+        """Say where the weights of a task lie as they were trained until the next one has been, if those saved are rounded."""
+        return self.folder(self.args.task_list[position]) / MASTERS
+
     def targets(self) -> list[Path]:
         """List the files and folders that the run is going to write, and must not find."""
         args = self.args
@@ -242,9 +248,14 @@ def unlearn_tasks(job: Job, loaded: LoadedModel, known: TaskResult | None) -> It
             if log is not None:
                 released = True  # what lies on disk is further than the model in memory
             else:
+                if position and (masters := job.masters(position - 1)).is_dir():
+                    del loaded  # what was saved and measured is rounded, and training goes on from what was trained
+                    loaded = load_model(replace(args, model=str(masters)), accelerator)
                 frozen = first or freeze([work], args, loaded)
                 log = _train(job, loaded, work.with_reference(frozen) if frozen else work, (folder, what, before))
-                released = is_sharded(accelerator)
+                released = is_sharded(accelerator) or args.save_dtype != "float32"
+            if position and accelerator.is_main_process:
+                remove(job.masters(position - 1))
             if released and (measures or position + 1 < len(args.task_list)):
                 del loaded  # before another is loaded
                 loaded = load_model(replace(args, model=str(model)), accelerator)
@@ -276,12 +287,14 @@ def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[Path, str, Sum
             ):
                 for record in steps_of(engine, work, saving):
                     log.add(record)
-            export_model(loaded, folder / "model", model_card(args, what, before))
+            export_model(loaded, folder / "model", model_card(args, what, before), args.save_dtype)
+            if args.save_dtype != "float32" and folder != job.folder(args.task_list[-1]):
+                export_model(loaded, folder / MASTERS, model_card(args, f"{what}, for the next task"))
             if accelerator.is_main_process:
                 write_json(folder / "trained.json", {"steps": len(log.records)})
             stop_together(accelerator, f"with {folder / 'model'} written")
     except NonFiniteError as error:
-        export_model(loaded, folder / "model", model_card(args, f"{what}, stopped at {error}"))
+        export_model(loaded, folder / "model", model_card(args, f"{what}, stopped at {error}"), args.save_dtype)
         raise NonFiniteError(f"{error}. The weights before this step are in {folder / 'model'}") from None
     finally:
         release(loaded)

@@ -31,8 +31,7 @@ OWN_ROWS: dict[str, Any] = {
 }  # fmt: skip
 
 CHAT = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
 NAMES = ("Ann", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal")
 

@@ -75,7 +75,9 @@ def of_type(hint: Any) -> st.SearchStrategy[Any]:
 strange = st.one_of(
     values,
     st.sampled_from(PATHS).filter(lambda path: "\x00" not in path and path.isprintable()).map(PosixPath),
-    st.sampled_from((np.float32(0.5), np.int64(3), np.float64(math.nan), np.array([1, 2]), np.array(3), np.str_("chat"), np.bool_(True))),
+    st.sampled_from(
+        (np.float32(0.5), np.int64(3), np.float64(math.nan), np.array([1, 2]), np.array(3), np.str_("chat"), np.bool_(True))
+    ),
     st.sampled_from((b"bytes", 1j, range(2))),
 )
 """What a notebook may give in place of a value of the right type."""
@@ -87,7 +89,9 @@ def python_flags(draw: Any, command: str, base: dict[str, Any], most: int = 4) -
     kind = KINDS[command][0]
     hints = typing.get_type_hints(kind, include_extras=True)
     names = draw(st.lists(st.sampled_from(sorted(flags(kind))), max_size=most, unique=True))
-    changed = {name: draw(st.one_of(of_type(hints[name]), of_type(hints[name]), of_type(hints[name]), strange)) for name in names}
+    changed = {
+        name: draw(st.one_of(of_type(hints[name]), of_type(hints[name]), of_type(hints[name]), strange)) for name in names
+    }
     if changed.get("output_dir", "out") in ("", " ", ".."):  # nothing is written beside the folder of an input
         changed["output_dir"] = "out"
     return base | changed
@@ -138,7 +142,9 @@ def flag_cases(draw: Any, only_parse: bool) -> Case:
 
 
 words = st.one_of(
-    st.sampled_from(("--model", "--resume", "--config", "--preset", "--eval", "--no-eval", "--forget-losses", "--seed", "--help", "=", "--")),
+    st.sampled_from(
+        ("--model", "--resume", "--config", "--preset", "--eval", "--no-eval", "--forget-losses", "--seed", "--help", "=", "--")
+    ),
     st.sampled_from([flag_name(name) for name in flags(KINDS["eval"][0])]),
     st.sampled_from((*NAMES, *(path for path in PATHS if "\x00" not in path))),
     texts.filter(lambda text: "\x00" not in text),
@@ -213,8 +219,13 @@ def row_files(draw: Any) -> tuple[str, bytes]:
     elif kind == "txt":
         text = draw(json_texts) + "\n" + draw(st.sampled_from(("Ann is from Rome.", "")))
     else:
-        cells = [[draw(texts) if draw(st.booleans()) else str(homes.row("Ann")[name]) for name in ("question", "answer")] for _ in rows]
-        head = draw(st.sampled_from(("question,answer", "question,answer,", "answer,question", "q,a", "text,", "question,question", "")))
+        cells = [
+            [draw(texts) if draw(st.booleans()) else str(homes.row("Ann")[name]) for name in ("question", "answer")]
+            for _ in rows
+        ]
+        head = draw(
+            st.sampled_from(("question,answer", "question,answer,", "answer,question", "q,a", "text,", "question,question", ""))
+        )
         quote = draw(st.sampled_from(('"', "")))
         text = "\n".join([head, *(",".join(quote + cell + quote for cell in row) for row in cells)])
     return f"odd.{kind}", draw(as_bytes(text))
@@ -236,7 +247,9 @@ def row_cases(draw: Any) -> Case:
         return Case(command, found, (("write", name, content),))
     rows = draw(st.lists(st.one_of(good_rows, odd_rows()), min_size=1, max_size=4))
     content = draw(as_bytes(nested("".join(json.dumps(row) + "\n" for row in rows))))
-    name = draw(st.sampled_from(("forget01", "forget01_perturbed", "retain90", "retain_perturbed", "world_facts_perturbed", "full")))
+    name = draw(
+        st.sampled_from(("forget01", "forget01_perturbed", "retain90", "retain_perturbed", "world_facts_perturbed", "full"))
+    )
     return Case(command, BASES[command], (("write", f"data/{name}.json", content),))
 
 
@@ -261,7 +274,10 @@ def file_cases(draw: Any) -> Case:
     """A file that a flag names, damaged."""
     flag, path = draw(
         st.sampled_from(
-            [("forget_file", name) for name in ("forget.jsonl", "rows.csv", "rows.json", "text.txt", "rows.jsonl.gz", "rows.parquet")]
+            [
+                ("forget_file", name)
+                for name in ("forget.jsonl", "rows.csv", "rows.json", "text.txt", "rows.jsonl.gz", "rows.parquet")
+            ]
             + [("retain_logs", "open.json"), ("retain_logs", "tofu.json"), ("idk_file", "idk.txt")]
             + [("retain_logs", "measured"), ("data", "data")]
         )
@@ -273,9 +289,10 @@ def file_cases(draw: Any) -> Case:
     found = base | {flag: (path,) if flag == "forget_file" else path}
     if flag == "idk_file" and command == "unlearn":
         found |= {"forget_losses": ("IDK+AP",)}
-    path = {"measured": "measured/eval/forget.jsonl", "data": f"data/{draw(st.sampled_from(('forget01', 'retain90', 'holdout01')))}.json"}.get(
-        path, path
-    )
+    path = {
+        "measured": "measured/eval/forget.jsonl",
+        "data": f"data/{draw(st.sampled_from(('forget01', 'retain90', 'holdout01')))}.json",
+    }.get(path, path)
     return Case(command, found, (draw(byte_edits(path)),))
 
 
@@ -295,7 +312,12 @@ def document_edits(draw: Any, home: Path, path: str) -> tuple[Any, ...]:
     if draw(st.integers(0, 3)) == 0:
         return "drop", path, tuple(keys)
     if draw(st.integers(0, 5)) == 0:
-        return "set", path, (*keys[:-1], draw(texts.filter(lambda text: text != NESTED))) if isinstance(keys[-1], str) else tuple(keys), None
+        return (
+            "set",
+            path,
+            (*keys[:-1], draw(texts.filter(lambda text: text != NESTED))) if isinstance(keys[-1], str) else tuple(keys),
+            None,
+        )
     close = st.just(document)
     if isinstance(document, bool):
         close = st.just(not document)
@@ -329,7 +351,12 @@ def config_cases(draw: Any, home: Path) -> Case:
     elif how == 2:
         kind = KINDS[command][0]
         name = draw(st.sampled_from(sorted(flags(kind))))
-        change = ("set", path, (name,), draw(st.one_of(values, of_type(typing.get_type_hints(kind, include_extras=True)[name]).map(_plain))))
+        change = (
+            "set",
+            path,
+            (name,),
+            draw(st.one_of(values, of_type(typing.get_type_hints(kind, include_extras=True)[name]).map(_plain))),
+        )
     else:
         change = draw(document_edits(home, path))
     return Case(command, ["--config", path, "--output-dir", "out"], (change,), True)
@@ -395,7 +422,11 @@ ADAPTER = {
 @st.composite
 def model_edits(draw: Any, home: Path, folder: str) -> tuple[Any, ...]:
     """One thing wrong with a model's folder."""
-    file = draw(st.sampled_from(("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors")))
+    file = draw(
+        st.sampled_from(
+            ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors")
+        )
+    )
     path = f"{folder}/{file}"
     if file == "model.safetensors":
         names = sorted(load_file(home / path))
@@ -441,8 +472,12 @@ def other_files(draw: Any) -> tuple[Any, ...]:
 def model_cases(draw: Any, home: Path) -> Case:
     """A command on a model folder with one or two things wrong."""
     command = draw(st.sampled_from(("unlearn", "unlearn", "eval", "eval", "finetune", "plan")))
-    edits = draw(st.lists(st.one_of(model_edits(home, "model"), model_edits(home, "model"), other_files()), min_size=1, max_size=2))
-    edits = [one for place, one in enumerate(edits) if place == 0 or one[0] in ("set", "drop", "tensor") and one[1] != edits[0][1]] or edits[:1]
+    edits = draw(
+        st.lists(st.one_of(model_edits(home, "model"), model_edits(home, "model"), other_files()), min_size=1, max_size=2)
+    )
+    edits = [
+        one for place, one in enumerate(edits) if place == 0 or one[0] in ("set", "drop", "tensor") and one[1] != edits[0][1]
+    ] or edits[:1]
     found = BASES[command]
     if command in ("unlearn", "finetune") and draw(st.integers(0, 4)) == 0:
         found = found | {"use_lora": True, "lora_rank": 2}
@@ -459,7 +494,9 @@ def model_cases(draw: Any, home: Path) -> Case:
 def own_cases(draw: Any, home: Path) -> Case:
     """A folder that a command of ours has left, with one of its files changed, and what is done with it next."""
     folder = draw(st.sampled_from(("finished", "killed", "killed", "measured", "measuring", "taught", "swept")))
-    files = sorted(path.relative_to(home).as_posix() for path in (home / folder).rglob("*") if path.is_file() and path.suffix != ".png")
+    files = sorted(
+        path.relative_to(home).as_posix() for path in (home / folder).rglob("*") if path.is_file() and path.suffix != ".png"
+    )
     path = draw(st.sampled_from(files))
     document = path.endswith((".json", ".jsonl", ".yaml")) and not path.endswith("tokenizer.json")
     change = draw(document_edits(home, path) if document and draw(st.integers(0, 2)) else byte_edits(path))

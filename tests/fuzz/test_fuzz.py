@@ -20,8 +20,26 @@ KINDS = {
 }
 """What inputs are drawn from, by what they are about."""
 
-FEW = {"words": 60, "flags": 80, "configurations": 60, "runs with odd flags": 8, "rows": 10, "files": 8, "model folders": 10, "our own files": 10}
-MANY = {"words": 300, "flags": 400, "configurations": 300, "runs with odd flags": 250, "rows": 300, "files": 200, "model folders": 400, "our own files": 400}
+FEW = {
+    "words": 60,
+    "flags": 80,
+    "configurations": 60,
+    "runs with odd flags": 8,
+    "rows": 10,
+    "files": 8,
+    "model folders": 10,
+    "our own files": 10,
+}
+MANY = {
+    "words": 300,
+    "flags": 400,
+    "configurations": 300,
+    "runs with odd flags": 250,
+    "rows": 300,
+    "files": 200,
+    "model folders": 400,
+    "our own files": 400,
+}
 ALWAYS = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
