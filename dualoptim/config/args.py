@@ -63,7 +63,7 @@ class CommonArgs:
     """Keep questions, answers and what the model answers in the files of evaluations and attacks; --no-texts keeps their scores
     alone, by the numbers of rows, and prints no examples."""
     threads: Annotated[int, Flag("memory", "speed", at_least=0)] = 0
-    """CPU threads of each process; 0 shares the machine's cores among its processes. Ignored on a GPU."""
+    """CPU threads of each process; 0 shares the machine's cores among its processes. On a GPU for offloaded steps alone."""
 
     def __post_init__(self) -> None:
         check(self)
