@@ -72,7 +72,7 @@ def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> Fin
     # ---- read and check everything, before anything is written
     rows = rows_to_learn(args)
     loaded = load_model(args, accelerator)
-    args = replace(args, **adapter_settings(loaded.model))
+    args = replace(args, **adapter_settings(loaded.model), save_dtype=loaded.saved_type(args))
     loaded.formatter.check(rows)
     plan, resolved, model = plan_of(args, len(rows), accelerator.num_processes), loaded.resolved(args), folder / "model"
     inputs = {"rows": rows_hash(rows), "prompts": prompts_hash(rows, loaded.formatter), "weights": loaded.weights_hash()}
@@ -99,12 +99,12 @@ def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> Fin
             with StepLog(folder / "log.jsonl", plan.last_step, "fine-tune", accelerator, records) as log:
                 for _ in learn(loaded, rows, args, log, saving):
                     pass  # a step is taken whenever its record is asked for
-            export_model(loaded, model, model_card(args, what))
+            export_model(loaded, model, model_card(args, what), args.save_dtype)
             if accelerator.is_main_process:
                 write_json(folder / "trained.json", {"steps": len(log.records)})
             stop_together(accelerator, f"with {model} written")
     except NonFiniteError as error:
-        export_model(loaded, model, model_card(args, f"{what}, stopped at {error}"))
+        export_model(loaded, model, model_card(args, f"{what}, stopped at {error}"), args.save_dtype)
         raise NonFiniteError(f"{error}. The weights before this step are in {model}") from None
     finally:
         release(loaded)

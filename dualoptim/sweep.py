@@ -15,6 +15,7 @@ from dualoptim.config.product import single_runs
 from dualoptim.config.saved import changed_input, earlier_value, to_dict, to_plain
 from dualoptim.config.values import expect
 from dualoptim.errors import InputError, NonFiniteError, WriteError, reason
+from dualoptim.job import Job
 from dualoptim.models.launch import decided, say, start_accelerator
 from dualoptim.models.load import load_model
 from dualoptim.models.lock import kept_for_one_run
@@ -23,7 +24,7 @@ from dualoptim.models.saving import how_to_go_on
 from dualoptim.models.together import wait
 from dualoptim.reporting.ours import check_ours
 from dualoptim.reporting.results import SWEEP_FILES, result_columns, write_sweep
-from dualoptim.unlearn import Job, run
+from dualoptim.unlearn import run
 
 Line = dict[str, Any]
 """A line of results.csv by its columns."""

@@ -1,25 +1,25 @@
 """Unlearn: `run(args)` goes over every pair of objectives, every rate and every task, from the model to the tables."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from dualoptim.atomic import write_json, write_text
+from dualoptim.atomic import remove, write_json, write_text
 from dualoptim.config.args import DEMO, SweepArgs, UnlearnArgs
 from dualoptim.config.cli import main
 from dualoptim.config.optimizers import kind_of
 from dualoptim.config.product import single_runs
 from dualoptim.config.saved import write_config
 from dualoptim.config.values import expect
-from dualoptim.data.own import OwnFiles, Source, load_refusals, open_source
 from dualoptim.errors import InputError, NonFiniteError
-from dualoptim.evaluate import Measures, evaluate_model
+from dualoptim.evaluate import evaluate_model
 from dualoptim.evaluation.summary import Summary
 from dualoptim.finetune import teach_demo
+from dualoptim.job import MASTERS, Job
 from dualoptim.models.adapter import adapter_settings
 from dualoptim.models.checkpoint import discard_after, finished_log, read_log
 from dualoptim.models.export import export_model
@@ -31,20 +31,13 @@ from dualoptim.models.reference import Frozen
 from dualoptim.models.resume import begins_anew, inputs_of, where_to_go_on
 from dualoptim.models.saving import Saving, how_to_go_on, steps_of
 from dualoptim.models.together import stop_together, wait
-from dualoptim.models.work import TaskRows, Work, check_objectives, freeze, work_of
+from dualoptim.models.work import Work, freeze, work_of
 from dualoptim.reporting.card import model_card
 from dualoptim.reporting.claim import claim
 from dualoptim.reporting.console import example_answers, score_table
-from dualoptim.reporting.hub import check_push, push, repositories
+from dualoptim.reporting.hub import push, repositories
 from dualoptim.reporting.log import StepLog, track_scores, trackers
-from dualoptim.reporting.results import (
-    RESULT_FILES,
-    SEQUENCE_FILES,
-    TaskResult,
-    result_columns,
-    write_results,
-    write_sequence,
-)
+from dualoptim.reporting.results import RESULT_FILES, TaskResult, result_columns, write_results, write_sequence
 from dualoptim.signals import held
 
 
@@ -84,7 +77,7 @@ def _run(args: UnlearnArgs, accelerator: Accelerator) -> RunResult:
         args = replace(args, model=str(taught), data=DEMO)
     job = Job.read(args, accelerator)
     models = [load_model(args, accelerator)]
-    args = replace(args, **adapter_settings(models[0].model))
+    args = replace(args, **adapter_settings(models[0].model), save_dtype=models[0].saved_type(args))
     job = replace(job, args=args)
     job.check(models[0])
     if args.resume:
@@ -130,82 +123,6 @@ def _show(args: UnlearnArgs, accelerator: Accelerator, results: Sequence[TaskRes
         print(push(last.model, repositories(args)[last.losses, last.learning_rate, last.task], args.hub_public))
 
 
-# ------------------------------------------------------------------------------------- what is read before anything is written
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run's arguments and launch, with the rows, refusals and measures that they name."""
-
-    args: UnlearnArgs
-    accelerator: Accelerator
-    source: Source
-    refusals: list[str]
-    measures: Measures | None
-    goes_on: Mapping[Path, Path] = field(default_factory=dict)  # from which checkpoint, by the task's folder
-    weights: str = ""  # hash of those from which every pair and rate starts
-
-    @staticmethod
-    def read(args: UnlearnArgs, accelerator: Accelerator) -> "Job":
-        """Read all that needs no model.
-
-        Raises:
-            InputError: if a part of it is missing or wrong.
-        """
-        source, refusals = open_source(args), load_refusals(args.idk_file)
-        kind_of(args).build(args)
-        check_push(args)
-        job = Job(args, accelerator, source, refusals, None)
-        for position in range(len(args.task_list)):
-            job.rows(position)
-            job.evaluation_sets(position)
-        return replace(job, measures=Measures.load(args, accelerator) if args.eval else None)
-
-    def rows(self, position: int) -> TaskRows:
-        """Say what the task at `position` of the list forgets and keeps."""
-        args = self.args
-        forget = self.source.task_rows(args.split, args.task_list[position])
-        return TaskRows(forget, self.source.retain_rows(args.split, args.task_list[: position + 1]), self.refusals)
-
-    def evaluation_sets(self, position: int) -> tuple[dict[str, list[Any]], dict[str, str]]:
-        """Say what is measured of the task at `position` and of earlier ones (remembered again?), and what is skipped."""
-        args = self.args
-        if not args.eval:
-            return {}, {}
-        sets, skipped = self.source.evaluation_sets(args.split, args.task_list[position])
-        for earlier in args.task_list[:position]:
-            sets[f"forget_task{earlier}"] = self.source.evaluation_sets(args.split, earlier)[0]["forget"]
-        return sets, skipped
-
-    def check(self, loaded: LoadedModel) -> None:
-        """Make sure that the model takes every row, and that rows and model serve every pair of objectives.
-
-        Raises:
-            InputError: naming the row or the pair and why.
-        """
-        args = self.args
-        if isinstance(self.source, OwnFiles):
-            self.source.cut(loaded.formatter)
-        for position in range(len(args.task_list)):
-            rows, sets = self.rows(position), self.evaluation_sets(position)[0]
-            loaded.formatter.check([*rows.forget, *rows.retain, *(row for own in sets.values() for row in own)])
-        check_objectives(args, [self.rows(position) for position in range(len(args.task_list))], loaded)
-
-    def folder(self, task: int) -> Path:
-        """Say where a task of one pair and rate lies."""
-        args = self.args
-        return Path(str(args.output_dir)) / f"{args.forget_losses[0]}_lr{args.learning_rates[0]:g}" / f"task{task}"
-
-    def targets(self) -> list[Path]:
-        """List the files and folders that the run is going to write, and must not find."""
-        args = self.args
-        folders = [replace(self, args=one).folder(task) for one in single_runs(args) for task in args.task_list]
-        targets = [*folders, *([Path(str(args.output_dir)) / "demo_model"] if args.model == DEMO else [])]
-        if args.eval and len(args.task_list) > 1:
-            targets += [folder / name for folder in {f.parent for f in folders} for name in SEQUENCE_FILES]
-        return targets
-
-
 # ------------------------------------------------------------------------------------------------------ one pair, one rate
 
 
@@ -246,9 +163,14 @@ def unlearn_tasks(job: Job, loaded: LoadedModel, known: TaskResult | None) -> It
             if log is not None:
                 released = True  # what lies on disk is further than the model in memory
             else:
+                if position and (masters := job.masters(position - 1)).is_dir():
+                    del loaded  # what was saved and measured is rounded, and training goes on from what was trained
+                    loaded = load_model(replace(args, model=str(masters)), accelerator)
                 frozen = first or freeze([work], args, loaded)
                 log = _train(job, loaded, work.with_reference(frozen) if frozen else work, (folder, what, before))
-                released = is_sharded(accelerator)
+                released = is_sharded(accelerator) or args.save_dtype != "float32"
+            if position and accelerator.is_main_process:
+                remove(job.masters(position - 1))
             if released and (measures or position + 1 < len(args.task_list)):
                 del loaded  # before another is loaded
                 loaded = load_model(replace(args, model=str(model)), accelerator)
@@ -280,12 +202,14 @@ def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[Path, str, Sum
             ):
                 for record in steps_of(engine, work, saving):
                     log.add(record)
-            export_model(loaded, folder / "model", model_card(args, what, before))
+            export_model(loaded, folder / "model", model_card(args, what, before), args.save_dtype)
+            if args.save_dtype != "float32" and folder != job.folder(args.task_list[-1]):
+                export_model(loaded, folder / MASTERS, model_card(args, f"{what}, for the next task"))
             if accelerator.is_main_process:
                 write_json(folder / "trained.json", {"steps": len(log.records)})
             stop_together(accelerator, f"with {folder / 'model'} written")
     except NonFiniteError as error:
-        export_model(loaded, folder / "model", model_card(args, f"{what}, stopped at {error}"))
+        export_model(loaded, folder / "model", model_card(args, f"{what}, stopped at {error}"), args.save_dtype)
         raise NonFiniteError(f"{error}. The weights before this step are in {folder / 'model'}") from None
     finally:
         release(loaded)

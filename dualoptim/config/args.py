@@ -18,6 +18,10 @@ DATE = "10 Apr 2025"
 SPLITS = ("forget01", "forget05", "forget10", "forget")
 
 
+SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Types in which weights can be saved; auto: that of the checkpoint that was loaded."""
+
+
 @dataclass(frozen=True)
 class CommonArgs:
     """What every command needs to know: the model, the data, how they are joined, and where results go."""
@@ -59,7 +63,7 @@ class CommonArgs:
     """Keep questions, answers and what the model answers in the files of evaluations and attacks; --no-texts keeps their scores
     alone, by the numbers of rows, and prints no examples."""
     threads: Annotated[int, Flag("memory", "speed", at_least=0, below=2**10)] = 0
-    """CPU threads of each process; 0 shares the machine's cores among its processes. Ignored on a GPU."""
+    """CPU threads of each process; 0 shares the machine's cores among its processes. On a GPU for offloaded steps alone."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -174,6 +178,9 @@ class TrainArgs(CommonArgs):
     """Trackers that also get every step and score, through Accelerate: wandb, tensorboard, mlflow, comet_ml, aim, clearml,
     dvclive, swanlab, trackio. None by default: nothing leaves the machine unless you ask for it."""
 
+    save_dtype: Annotated[SaveDtype, Flag("output")] = "auto"
+    """Type of the weights that are saved, rounded from the float32 ones that were trained: auto takes the type of the
+    checkpoint that was loaded, and float32 for an adapter. What is saved is what is measured."""
     save_every: Annotated[int, Flag("output", "nothing", at_least=0)] = 0
     """Write a checkpoint every so many optimizer steps; 0 writes one only where a signal ends the run."""
     keep_checkpoints: Annotated[int, Flag("output", "nothing", at_least=1)] = 1

@@ -155,8 +155,8 @@ def difference(path: Path, resolved: Mapping[str, Any], kind: type, may_change: 
     defaults = to_plain({name: default_of(kind, name) for name in flags(kind)})
     given = {name: field_value(kind, name, earlier[name], f"{path}: {name}") for name in flags(kind) if name in earlier}
     for name, flag in flags(kind).items():
-        if name == "date_string" and name not in earlier:
-            continue  # a run older than the flag does not know the day that its prompts named
+        if name in ("date_string", "save_dtype") and name not in earlier:
+            continue  # a run older than the flag does not know the day that its prompts named, nor the type that it saved
         before = (defaults | to_plain(given))[name]
         if flag.changes not in may_change and before != resolved[name]:
             return name, before

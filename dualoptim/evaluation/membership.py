@@ -71,6 +71,7 @@ def min_k_scores(scores: TokenScores, texts: Sequence[int], lengths: Sequence[in
 
 def gradient_norms(loaded: LoadedModel, examples: Iterable[Example]) -> Iterator[float]:
     """Yield the mean over the tensors that train of the 2-norm of the gradient of each text's loss (OpenUnlearning)."""
+    torch.clear_autocast_cache()  # older versions of torch hand on casts that were made without gradients
     for example in examples:
         scores = score(loaded.model, loaded.batch([example]))
         (-without_end(scores.log_prob).mean()).backward()

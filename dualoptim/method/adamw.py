@@ -40,6 +40,9 @@ def _adamw_8bit() -> Any:
 
         def update_step(self, group: dict[str, Any], p: Any, gindex: int, pindex: int) -> None:
             """Update `p`; on a CPU piece by piece, where a whole one takes temporaries of five times its size."""
+            if p.device.type != "cpu":  # the kernel of other devices needs no temporaries
+                super().update_step(group, p, gindex, pindex)
+                return
             state = self.state[p]
             for piece, gradient, own in pieces(p, state):
                 piece.grad, self.state[piece] = gradient, own

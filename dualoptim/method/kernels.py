@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 256  # values that share one scale where a state is kept in bytes
 PIECE = 1024 * BLOCK  # values that a CPU updates at once, so that what lies between stays in its caches
+LARGE_PIECE = 64 * PIECE  # and another device, whose kernels are then long enough and what lies between is small
 
 
 def kept(values: Tensor, keep: Tensor) -> Tensor:
@@ -105,19 +106,21 @@ class AgainstTargets(torch.autograd.Function):
 
 
 def pieces(parameter: Tensor, state: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-    """Views of a parameter, its gradient and its state: of all at once, or on a CPU of `PIECE` values after another.
+    """Views of a parameter, its gradient and its state: of all at once, or of `PIECE` values after another.
 
-    The state's entries are told by their names, bitsandbytes' (state1, absmax1, qmap1, step) as well as ours.
+    What an update needs beside its state is then as large as a piece, and not as the parameter, a fifth of some models. The
+    state's entries are told by their names, bitsandbytes' (state1, absmax1, qmap1, step) as well as ours.
     """
     gradient = parameter.grad
     assert gradient is not None
     divided = hasattr(parameter, "to_local")  # FSDP's tensors cannot be cut
-    if parameter.device.type != "cpu" or divided or parameter.numel() <= PIECE or not parameter.is_contiguous():
+    size = PIECE if parameter.device.type == "cpu" else LARGE_PIECE
+    if divided or parameter.numel() <= size or not parameter.is_contiguous():
         yield parameter, gradient, state
         return
     weights, gradient = parameter.detach().view(-1), gradient.reshape(-1)
-    for start in range(0, parameter.numel(), PIECE):
-        values, blocks = slice(start, start + PIECE), slice(start // BLOCK, (start + PIECE) // BLOCK)
+    for start in range(0, parameter.numel(), size):
+        values, blocks = slice(start, start + size), slice(start // BLOCK, (start + size) // BLOCK)
         own = {}
         for key, value in state.items():
             if key.endswith("_scale") or key.startswith("absmax"):

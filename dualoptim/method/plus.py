@@ -66,9 +66,10 @@ class SharedStateOptimizer(Optimizer):
                     update = self._update(gradient, state, group)
                     if group.get("max_update"):
                         update.clamp_(-group["max_update"], group["max_update"])
-                    largest = update.abs().max() if update.numel() else torch.zeros(())
-                    largest = largest.full_tensor() if hasattr(largest, "full_tensor") else largest
-                    self.largest_update = torch.maximum(self.largest_update.to(largest), largest)
+                    # of FSDP's tensors this process's part, which may have nothing in it; the engine asks the others
+                    own = update.to_local() if hasattr(update, "to_local") else update
+                    if own.numel():
+                        self.largest_update = torch.maximum(self.largest_update.to(own), own.abs().max())
                     weights.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
         return loss
 

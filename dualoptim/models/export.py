@@ -1,7 +1,12 @@
 """Save a model as `from_pretrained` loads it."""
 
+import copy
 from dataclasses import asdict
 from pathlib import Path
+
+import torch
+from accelerate import DistributedType
+from torch import Tensor
 
 from dualoptim.atomic import beside, write_json
 from dualoptim.data.prompt_file import PROMPT_FILE
@@ -13,20 +18,23 @@ from dualoptim.signals import held
 
 
 @held()
-def export_model(loaded: LoadedModel, folder: Path, card: str) -> None:
+def export_model(loaded: LoadedModel, folder: Path, card: str, dtype: str = "float32") -> None:
     """Write what `from_pretrained` loads: safetensors weights, configuration, tokenizer and a model card.
 
-    A signal that asks the command to end waits for it.
+    The weights are those that were trained, in float32, rounded to `dtype`, whatever the launch computes in. A signal that
+    asks the command to end waits for it.
 
     Raises:
         RuntimeError: if what was written is not that; nothing is replaced then.
     """
     accelerator, model = loaded.accelerator, loaded.model
-    state = accelerator.get_state_dict(prepared(loaded))
+    state = gathered(loaded)
     if accelerator.is_main_process:
         # gathered weights are copies, in which tied ones no longer show; save_pretrained pops entries from what it is given
         tied = getattr(model, "all_tied_weights_keys", None) or {}
+        kind = getattr(torch, dtype)
         state = {name: value for name, value in state.items() if name not in tied}
+        state = {name: value.to(kind) if value.is_floating_point() else value for name, value in state.items()}
         # an adapter would ask the hub whether the base's vocabulary has been changed
         adapter = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
         formatter, tags = loaded.formatter, loaded.formatter.tags
@@ -35,8 +43,34 @@ def export_model(loaded: LoadedModel, folder: Path, card: str) -> None:
             prompt |= {"date_string": formatter.date_string, "system_prompt": formatter.system_prompt}
         with beside(folder) as place:
             model.save_pretrained(place, state_dict=state, safe_serialization=True, **adapter)
+            if not adapter:  # it was written with the type of the model in memory
+                config = copy.deepcopy(model.config)
+                config.dtype = kind
+                config.save_pretrained(place)
             check_saved(model, place)
             loaded.tokenizer.save_pretrained(place)
             write_json(place / PROMPT_FILE, prompt)
             (place / "README.md").write_text(card, encoding="utf-8")
     wait(accelerator)
+
+
+def gathered(loaded: LoadedModel) -> dict[str, Tensor]:
+    """Give the main process the whole of every weight that was trained; the others have nothing.
+
+    Under DeepSpeed with 16 bits these are the float32 masters, one tensor at a time, and not the weights that were rounded
+    for the forward pass.
+    """
+    accelerator, model, engine = loaded.accelerator, loaded.model, prepared(loaded)
+    divided = accelerator.distributed_type == DistributedType.DEEPSPEED and engine is not model
+    if not (divided and engine.bfloat16_enabled()):
+        return accelerator.get_state_dict(engine)
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    state = dict(model.named_buffers())
+    state = {name: state[name].detach().cpu() for name in state.keys() & model.state_dict().keys()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            whole = safe_get_full_fp32_param(parameter)
+            if accelerator.is_main_process:
+                state[name] = whole.detach().cpu().clone()
+    return state if accelerator.is_main_process else {}

@@ -1,7 +1,6 @@
 """Start and end what a launch needs around a run: processes, device, output folder, and the model prepared for training."""
 
 import contextlib
-import gc
 import os
 import sys
 import time
@@ -13,8 +12,10 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
+    clear_device_cache,
     compare_versions,
     disable_fsdp_ram_efficient_loading,
     is_deepspeed_available,
@@ -37,7 +38,8 @@ T = TypeVar("T")
 def start_accelerator(args: CommonArgs) -> Accelerator:
     """Start the process group and device of this run; on a CPU also take its share of the cores.
 
-    `accelerate launch` leaves a CPU process with one thread unless told otherwise, which costs half the speed on two cores.
+    `accelerate launch` leaves a process with one thread unless told otherwise, which costs half the speed on two cores, and
+    steps that are offloaded to the CPU take 16 times as long.
 
     Raises:
         InputError: if the launch asks for what does not work here: fp16, DeepSpeed where it is missing or would take over the
@@ -60,7 +62,10 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
             # the loop owns its micro-batches; unset, a variable of the launch would divide every loss
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             # elsewhere the device says which one, and how long it waits; `together` has the waits that may take longer
-            kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and (several or with_deepspeed) else [],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # else each gradient lies there twice
+                *([InitProcessGroupKwargs(backend="gloo")] if on_cpu and (several or with_deepspeed) else []),
+            ],
         )
     except (ValueError, ImportError, NotImplementedError) as error:
         raise InputError(f"Accelerate refuses the launch ({reason(error)}); mend its file or its flags") from None
@@ -68,11 +73,31 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
         _settle_deepspeed(accelerator)
     if accelerator.distributed_type == DistributedType.FSDP:
         _settle_fsdp(accelerator, isinstance(args, TrainArgs) and args.state_bits == 8)
-    if accelerator.device.type == "cpu":
+    if isinstance(args, TrainArgs) and args.load_in_4bit and _divides(accelerator):
+        raise InputError(
+            "--load-in-4bit keeps weights in bytes, which ZeRO-3 and FSDP cannot divide; launch with ddp.yaml or zero2.yaml"
+        )
+    if accelerator.device.type == "cpu" or _offloads(accelerator):
         here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(args.threads or max(1, cores // here))
     return accelerator
+
+
+def _zero(accelerator: Accelerator) -> dict[str, Any]:
+    """What DeepSpeed's file says of ZeRO, nothing in other launches."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    return plugin.deepspeed_config["zero_optimization"] if plugin else {}
+
+
+def _divides(accelerator: Accelerator) -> bool:
+    """Whether the launch divides the weights themselves."""
+    return accelerator.distributed_type == DistributedType.FSDP or _zero(accelerator).get("stage") == 3
+
+
+def _offloads(accelerator: Accelerator) -> bool:
+    """Whether the optimizer's steps are taken on the CPU."""
+    return (_zero(accelerator).get("offload_optimizer") or {}).get("device") == "cpu"
 
 
 def _settle_deepspeed(accelerator: Accelerator) -> None:
@@ -198,4 +223,4 @@ def release(loaded: LoadedModel) -> None:
             parameter.data = torch.empty(0)
         vars(model.optimizer).clear()
         vars(model).clear()
-        gc.collect()
+        clear_device_cache(garbage_collection=True)  # now, when nothing holds it any more: a whole model is loaded next

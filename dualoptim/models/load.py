@@ -106,6 +106,9 @@ def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[st
     attention = attention_implementation(args, accelerator, config)
     if isinstance(args, TrainArgs) and args.load_in_4bit:
         quantization = quantization_options(accelerator, 4)
+    # a .gguf file has types of its own, which nothing but it can store
+    known = {torch.bfloat16: "bfloat16", torch.float16: "float16"} if "gguf_file" not in options else {}
+    stored: Any = known.get(config.dtype, "float32") if isinstance(config.dtype, torch.dtype) else "float32"
     weights = {"dtype": torch.float32, "attn_implementation": attention, **(quantization or {})}
     with no_load_report():
         name = _name(args.model, base)
@@ -121,7 +124,7 @@ def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[st
         model = load_adapter(model, args.model, learner)
     elif learner:
         model = add_adapter(learner, model)
-    return assemble(args, model, prompting, accelerator)
+    return replace(assemble(args, model, prompting, accelerator), stored=stored)
 
 
 def quantization_options(accelerator: Accelerator, bits: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from accelerate import Accelerator
 
-from dualoptim.config.args import CommonArgs
+from dualoptim.config.args import CommonArgs, SaveDtype, TrainArgs
 from dualoptim.config.saved import to_dict
 from dualoptim.data.batches import pack, pad
 from dualoptim.data.prompts import Example, Formatter
@@ -63,6 +63,7 @@ class LoadedModel:
     accelerator: Accelerator
     layout: Layout
     answering: Answering = Answering()
+    stored: SaveDtype = "float32"  # the type that the weights had where they were loaded from
 
     @property
     def tokenizer(self) -> Any:
@@ -94,6 +95,12 @@ class LoadedModel:
         if tags is None:
             return settings | {"date_string": formatter.date_string, "system_prompt": formatter.system_prompt}
         return settings | {f"{name}_tag": text for name, text in asdict(tags).items()}
+
+    def saved_type(self, args: TrainArgs) -> SaveDtype:
+        """Name the type in which training with `args` saves weights: that of `--save-dtype`, or the checkpoint's."""
+        if args.save_dtype != "auto":
+            return args.save_dtype
+        return "float32" if args.use_lora else self.stored
 
     def weights_hash(self) -> str:
         """Hash the weights as they stand, the same on all processes; the main one computes it."""

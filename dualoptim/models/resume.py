@@ -19,7 +19,7 @@ from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.work import work_of
 
 if TYPE_CHECKING:
-    from dualoptim.unlearn import Job
+    from dualoptim.job import Job
 
 TRAINED_FROM = ("rows", "prompts", "weights")
 """The hashes of a `config.yaml` on which a training depends."""

@@ -76,6 +76,8 @@ def _what_was_done(args: CommonArgs, what: str) -> str:
             " Machine unlearning makes a model forget some rows on purpose and keep the rest: "
             f"{OPTIMIZERS[args.optim].about.rstrip('.')}. Scores of the forget set should fall, those of the others stay."
         )
+    if isinstance(args, TrainArgs) and args.save_dtype != "auto":
+        text += f" Saved in {args.save_dtype}" + (", rounded from float32." if args.save_dtype != "float32" else ".")
     return text + " `prompt.json` says how a question becomes a prompt."
 
 

@@ -18,7 +18,8 @@ from dualoptim.config.saved import wrote
 from dualoptim.errors import InputError
 from dualoptim.reporting.results import read_results
 
-_TASK = ("config.yaml", "log.jsonl", "trained.json", "eval_before", "eval", "trackers", "checkpoint", "model", "report*")
+_TRAINED = ("log.jsonl", "trained.json", "checkpoint", "model", "masters", "trackers")
+_TASK = ("config.yaml", *_TRAINED, "eval_before", "eval", "report*")
 _EVALUATION = ("config.yaml", "summary.json", "finished.json", "*.jsonl", "retain_only", "attacks")
 _ALWAYS = ("*.tmp", LOCK, "traceback-*.txt")
 
@@ -30,7 +31,7 @@ _BEGINNINGS = {
     "report.md": "# Unlearning report: ",
 }
 _BESIDE = {
-    **dict.fromkeys(("log.jsonl", "trained.json", "trackers", "model", "checkpoint"), "config.yaml"),
+    **dict.fromkeys(_TRAINED, "config.yaml"),
     **dict.fromkeys(("report.html", "report"), "report.md"),
     "tasks.png": "tasks.csv",
     "results.png": "methods.md",

@@ -88,6 +88,15 @@ def test_pieces_are_views_that_cover_a_parameter_and_its_state(monkeypatch):
     assert not state["m"].any()
 
 
+def test_every_device_takes_large_parameters_in_pieces(monkeypatch):
+    """What an update needs beside the state stays small; bitsandbytes' kernel, which needs nothing, takes all at once."""
+    monkeypatch.setattr(kernels, "LARGE_PIECE", 4 * kernels.BLOCK)
+    weight = torch.nn.Parameter(torch.empty(3000, device="meta"))
+    weight.grad = torch.empty(3000, device="meta")
+    assert [len(piece) for piece, _, _ in pieces(weight, {})] == [1024, 1024, 952]
+    assert kernels.LARGE_PIECE % kernels.BLOCK == 0, "scales would be cut in two"
+
+
 def test_a_small_or_divided_parameter_is_one_piece(monkeypatch):
     weight = torch.nn.Parameter(torch.ones(4, 6))
     weight.grad = torch.ones(4, 6)

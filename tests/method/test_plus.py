@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dualoptim.method.dual import DualOptimizer
 from dualoptim.method.plus import DualAdamWPlus, Moments, PartlyDecoupledAdamW, plus_update
@@ -159,3 +162,38 @@ def test_mistakes_are_named():
         DualAdamWPlus([weight]).use("other")
     with pytest.raises(ValueError, match="decouple 'w' is unknown"):
         PartlyDecoupledAdamW([weight], decouple="w")
+
+
+@pytest.fixture(params=[0, 7])
+def eight_processes(request):
+    """A mesh of eight processes of which this is the first or the last one; nothing is ever sent."""
+    torch.distributed.init_process_group("fake", rank=request.param, world_size=8, store=FakeStore())
+    yield init_device_mesh("cpu", (8,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("make", [DualAdamWPlus, PartlyDecoupledAdamW])
+def test_a_process_may_hold_nothing_of_a_divided_tensor(eight_processes, make, monkeypatch):
+    """Ten rows on eight processes leave the last ones without any, and no tensor is gathered for the largest update."""
+    monkeypatch.setattr(DTensor, "full_tensor", None)
+    generator = torch.Generator().manual_seed(0)
+    whole = [torch.randn(10, 3, generator=generator), torch.randn(16, 3, generator=generator)]
+    gradients = [torch.randn(10, 3, generator=generator), torch.randn(16, 3, generator=generator)]
+    divided = [
+        torch.nn.Parameter(distribute_tensor(weight, eight_processes, [Shard(0)], src_data_rank=None)) for weight in whole
+    ]
+    plain = [torch.nn.Parameter(parameter.to_local().detach().clone()) for parameter in divided]
+    found = []
+    for parameters in (divided, plain):
+        optimizer = make(parameters, lr=1e-3)
+        for phase in ("forget", "retain", "forget"):
+            optimizer.use(phase)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                own = distribute_tensor(gradient, eight_processes, [Shard(0)], src_data_rank=None)
+                parameter.grad = own if isinstance(parameter, DTensor) else own.to_local()
+            optimizer.step()
+        found.append(([getattr(p, "to_local", p.clone)() for p in parameters], float(optimizer.largest_update)))
+    (ours, largest), (expected, same) = found
+    assert [len(one) for one in ours] in ([2, 2], [0, 2])
+    assert largest == same > 0
+    assert all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
