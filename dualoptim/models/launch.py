@@ -15,11 +15,11 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
-    clear_device_cache,
     compare_versions,
     disable_fsdp_ram_efficient_loading,
     is_deepspeed_available,
 )
+from accelerate.utils.memory import clear_device_cache
 
 from dualoptim import signals
 from dualoptim.config.args import CommonArgs, TrainArgs
