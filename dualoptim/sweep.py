@@ -155,7 +155,7 @@ def _finished(path: Path) -> dict[str, Any] | None:
     Raises:
         InputError: if it is something else.
     """
-    remedy = "remove it, and the run is taken again"
+    remedy = "move it away, and the run is taken again"
     found = read_json(path, {"settings": dict, "rows": list}, remedy) if path.exists() else None
     if found and not all(isinstance(row, dict) and {*_KNOWN} <= {*row} for row in found["rows"]):
         raise InputError(f"{path}: rows are not those of a run; {remedy}")

@@ -10,11 +10,13 @@ import threading
 import time
 
 import pytest
+from accelerate import Accelerator
 
 from dualoptim import UnlearnArgs
 from dualoptim.config.cli import main
 from dualoptim.errors import PeerError, Stopped, with_peers
-from dualoptim.signals import ASKING, asked, at_once, going_on, heard, held
+from dualoptim.models.lock import kept_for_one_run
+from dualoptim.signals import ASKING, asked, at_once, heard, held
 
 
 @pytest.mark.parametrize("signum", ASKING, ids=lambda signum: signum.name)
@@ -112,9 +114,9 @@ def test_a_second_signal_ends_at_once(pause, code):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGINT, signal.SIGHUP], ids=lambda signum: signum.name)
-def test_a_command_says_how_to_go_on_and_exits_with_the_signals_number(signum, capsys):
+def test_a_command_says_how_to_go_on_and_exits_with_the_signals_number(signum, capsys, tmp_path):
     def action(args):
-        with going_on("to go on, give the same command with --resume"):
+        with kept_for_one_run(tmp_path, Accelerator(cpu=True), "to go on, give the same command with --resume"):
             os.kill(os.getpid(), signum)
             time.sleep(5)
 

@@ -185,7 +185,7 @@ class TrainArgs(CommonArgs):
     """Write a checkpoint every so many optimizer steps; 0 writes one only where a signal ends the run."""
     keep_checkpoints: Annotated[int, Flag("output", "nothing", at_least=1)] = 1
     """Checkpoints that a task keeps, or a fine-tuning, the newest ones."""
-    resume: Annotated[str | None, Flag("output", "nothing", path=True)] = None
+    resume: Annotated[str | None, Flag("output", "nothing", path=True, acts=True)] = None
     """Continue what an earlier run left in --output-dir: finished tasks are kept, an interrupted one goes on from its newest
     checkpoint, or from the one whose folder is given."""
 
@@ -265,7 +265,7 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     """Score only the answer in the forget loss; --no-mask scores the question too."""
     eval: Annotated[bool, Flag("evaluation", "measures")] = True
     """Evaluate before and after unlearning."""
-    push_to_hub: Annotated[str | None, Flag("output", "nothing")] = None
+    push_to_hub: Annotated[str | None, Flag("output", "nothing", acts=True)] = None
     """Repository on the Hugging Face hub, such as me/model, to which each task's model goes once it is evaluated. Several
     results get one each, with the pair, the rate and the task at the end of its name. Needs `hf auth login` or HF_TOKEN."""
     hub_public: Annotated[bool, Flag("output", "nothing", acts=True)] = False

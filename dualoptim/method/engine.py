@@ -61,15 +61,9 @@ class DeepSpeedEngine(Engine):
     """The same under ZeRO, whose own engine owns accumulation, clipping and the skipped step."""
 
     def __init__(self, accelerator: Accelerator, model: Any, optimizer: Optimizer) -> None:
-        """Prepare both, and make sure that the optimizer is still ours and its float32 masters are the weights."""
-        loaded = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+        """Prepare both, and make sure that the optimizer is still ours."""
         super().__init__(accelerator, model, optimizer)
         assert self.model.basic_optimizer is optimizer, "DeepSpeed has replaced the optimizer"
-        if self.model.bfloat16_enabled():  # it has rounded the weights before it copied the masters from them
-            from deepspeed.utils import safe_set_full_fp32_param
-
-            for parameter, weight in loaded:
-                safe_set_full_fp32_param(parameter, weight.float())
 
     def micro_batch(self, is_last: bool) -> AbstractContextManager[Any]:
         """Tell DeepSpeed where a step ends."""

@@ -5,13 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import DistributedType
-from torch import Tensor
 
 from dualoptim.atomic import beside, write_json
 from dualoptim.data.prompt_file import PROMPT_FILE
 from dualoptim.models.launch import prepared
 from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.masters import gathered
 from dualoptim.models.together import wait
 from dualoptim.models.weights import check_saved
 from dualoptim.signals import held
@@ -28,7 +27,7 @@ def export_model(loaded: LoadedModel, folder: Path, card: str, dtype: str = "flo
         RuntimeError: if what was written is not that; nothing is replaced then.
     """
     accelerator, model = loaded.accelerator, loaded.model
-    state = gathered(loaded)
+    state = gathered(loaded, prepared(loaded))
     if accelerator.is_main_process:
         # gathered weights are copies, in which tied ones no longer show; save_pretrained pops entries from what it is given
         tied = getattr(model, "all_tied_weights_keys", None) or {}
@@ -52,25 +51,3 @@ def export_model(loaded: LoadedModel, folder: Path, card: str, dtype: str = "flo
             write_json(place / PROMPT_FILE, prompt)
             (place / "README.md").write_text(card, encoding="utf-8")
     wait(accelerator)
-
-
-def gathered(loaded: LoadedModel) -> dict[str, Tensor]:
-    """Give the main process the whole of every weight that was trained; the others have nothing.
-
-    Under DeepSpeed with 16 bits these are the float32 masters, one tensor at a time, and not the weights that were rounded
-    for the forward pass.
-    """
-    accelerator, model, engine = loaded.accelerator, loaded.model, prepared(loaded)
-    divided = accelerator.distributed_type == DistributedType.DEEPSPEED and engine is not model
-    if not (divided and engine.bfloat16_enabled()):
-        return accelerator.get_state_dict(engine)
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    state = dict(model.named_buffers())
-    state = {name: state[name].detach().cpu() for name in state.keys() & model.state_dict().keys()}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            whole = safe_get_full_fp32_param(parameter)
-            if accelerator.is_main_process:
-                state[name] = whole.detach().cpu().clone()
-    return state if accelerator.is_main_process else {}

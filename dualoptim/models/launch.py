@@ -28,6 +28,7 @@ from dualoptim.method.dual import MakeOptimizer
 from dualoptim.method.engine import Engine, prepare
 from dualoptim.method.groups import decay_groups
 from dualoptim.models.loaded import LoadedModel, weights_changed
+from dualoptim.models.masters import restore
 from dualoptim.models.together import shared
 
 DEEPSPEED = "0.19"  # older versions take steps with gradients that are not numbers
@@ -182,7 +183,10 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
     optimizer = make_optimizer(decay_groups(model, args.weight_decay, args.state_bits, args.quantize_embeddings))
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    weights = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
     engine = prepare(loaded.accelerator, model, optimizer)
+    restore(engine.model, weights)
+    del weights
     engine.asked_to_stop = lambda: bool(signals.asked())
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     # where both are one tensor, its dense gradient comes from the head, and that of the embeddings needs no second one

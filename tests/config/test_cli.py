@@ -103,7 +103,7 @@ def test_what_the_package_offers_is_there():
         (
             lambda args: (_ for _ in ()).throw(WriteError("x is full; make room", "repeat it")),
             1,
-            "error: x is full; make room, and repeat it\n",
+            "error: x is full; make room; repeat it\n",
         ),
     ],
     ids=["nothing", "a code", "a result", "a mistake", "a run that left the numbers", "a full disk"],
@@ -135,11 +135,10 @@ def traceback_of(capsys, *flags, action=surprised, kind=UnlearnArgs):
     return Path(said[2])
 
 
-@pytest.mark.parametrize("folder", ["there", "not_there", "a_file"])
+@pytest.mark.parametrize("folder", ["there", "not_there"])
 def test_the_traceback_of_a_surprise_lies_in_the_output_folder_or_with_temporary_files(folder, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "there").mkdir()
-    (tmp_path / "a_file").write_text("x")
     place = traceback_of(capsys, "--output-dir", str(tmp_path / folder))
     assert place.parent == (tmp_path / "there" if folder == "there" else tmp_path)
     assert not (tmp_path / "not_there").exists()

@@ -135,7 +135,7 @@ def rewritten(folder, **changes):
 def test_an_adapter_without_a_tokenizer_reads_as_its_base(config, tiny, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny, base)
-    (base / "prompt.json").write_text('{"template": "llama2", "tags": null}')
+    (base / "prompt.json").write_text('{"template": "chat", "tags": null}')
     expected = logits_of(made(tmp_path / "adapter", base, config))
     loaded = load(tmp_path / "adapter", template="qa")
     assert torch.allclose(logits_of(loaded.model), expected, atol=1e-4)

@@ -232,7 +232,7 @@ def test_a_finished_json_of_others_is_refused(args, tmp_path, content):
     swept = SweepArgs(**dataclasses.asdict(args))
     (name,) = runs_of(swept)
     text(tmp_path / "out" / name / "finished.json", content)
-    with pytest.raises(InputError, match=r"finished.json was not written by a sweep, or cut; move it away"):
+    with pytest.raises(InputError, match=r"finished.json.*; move it away, and the run is taken again"):
         sweep(swept)
     assert (tmp_path / "out" / name / "finished.json").read_text() == content
 

@@ -184,7 +184,7 @@ def test_a_sweep_says_that_a_run_did_not_end_as_runs_end(way, swept, tmp_path):
     spoil(file, way)
     before = files_of(tmp_path / "sweep")
     args = dataclasses.replace(args, output_dir=str(tmp_path / "sweep"))
-    with pytest.raises(InputError, match=r"finished.json.*; remove it, and the run is taken again") as error:
+    with pytest.raises(InputError, match=r"finished.json.*; move it away, and the run is taken again") as error:
         sweep(args)
     assert "\n" not in str(error.value)
     assert files_of(tmp_path / "sweep") == before

@@ -13,14 +13,14 @@ from distributed_worker import switch_fsdp_on
 from dualoptim import UnlearnArgs
 from dualoptim.config.cli import main
 from dualoptim.config.optimizers import kind_of
-from dualoptim.models.export import gathered
-from dualoptim.models.launch import release, start_accelerator, training
+from dualoptim.models.launch import prepared, release, start_accelerator, training
 from dualoptim.models.load import load_model
+from dualoptim.models.masters import gathered
 
 
 def differing(loaded, weights) -> dict[str, int]:
     """Count elements of the masters that are not those of `weights`, and those that 16 bits would round."""
-    masters = gathered(loaded)
+    masters = gathered(loaded, prepared(loaded))
     pairs = [(masters[name].float().cpu(), weight) for name, weight in weights.items() if name in masters]
     return {
         "tensors": len(pairs),
