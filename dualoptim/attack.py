@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from dualoptim.atomic import write_json_lines
-from dualoptim.config.args import EvalArgs, FinetuneArgs, MeasureArgs
+from dualoptim.config.args import EvalArgs, MeasureArgs, Relearning
 from dualoptim.data.own import Source
 from dualoptim.data.prompts import Formatter
 from dualoptim.data.readers import Columns, read_own
@@ -54,11 +54,6 @@ class Lesson:
 
     rows: list[Row]
     what: str
-
-
-@dataclass(frozen=True)
-class Relearning(FinetuneArgs, MeasureArgs):
-    """Says how a model is fine-tuned that is measured on the way, so that its answers end where its positions do."""
 
 
 @dataclass(frozen=True)

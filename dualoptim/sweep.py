@@ -163,16 +163,15 @@ def _finished(path: Path) -> dict[str, Any] | None:
 
 
 def _check_begun(one: UnlearnArgs) -> None:
-    """Make sure that a sweep began what lies unfinished in the folder of one of its runs: its tasks share the references.
+    """Make sure that a sweep began what lies unfinished in the folder of one of its runs: its tasks name a shared reference.
 
     Raises:
         InputError: if a run of its own did.
     """
-    folder, shared = Path(str(one.output_dir)).expanduser(), Path(str(one.reference_dir)).expanduser()
+    folder = Path(str(one.output_dir)).expanduser()
     for config in sorted(folder.glob("*/task*/config.yaml")):
-        other = earlier_value(config, "reference_dir")
-        if other is None or Path(other).expanduser().resolve() != shared.resolve():
-            raise InputError(f"--output-dir: {folder} was not begun by this sweep; give another, or --overwrite to replace it")
+        if earlier_value(config, "reference_dir") is None:
+            raise InputError(f"--output-dir: {folder} was not begun by a sweep; give another, or --overwrite to replace it")
 
 
 def _own(one: UnlearnArgs) -> Line:

@@ -349,3 +349,13 @@ class EvalArgs(MeasureArgs):
     def reads_own_files(self) -> bool:
         """Tell the same, with the rows of relearning."""
         return super().reads_own_files or self.relearn_rows not in ("forget", "retain")
+
+
+@dataclass(frozen=True)
+class Relearning(FinetuneArgs, MeasureArgs):
+    """Says how a model is fine-tuned that is measured on the way, so that its answers end where its positions do."""
+
+    @property
+    def reads_own_files(self) -> bool:
+        """Tell that the rows of relearning may do so; the evaluation has checked the flags."""
+        return True

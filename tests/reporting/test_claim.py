@@ -219,7 +219,7 @@ def test_a_sweep_replaces_no_run_that_it_has_not_begun(args, tmp_path):
     folder = tmp_path / "out" / name
     run(dataclasses.replace(args, output_dir=str(folder)))
     before = files_of(tmp_path)
-    with pytest.raises(InputError, match=r"_seed1001 was not begun by this sweep; give another, or --overwrite to replace it"):
+    with pytest.raises(InputError, match=r"_seed1001 was not begun by a sweep; give another, or --overwrite to replace it"):
         sweep(swept)
     assert files_of(tmp_path) == before
     sweep(dataclasses.replace(swept, overwrite=True))

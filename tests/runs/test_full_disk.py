@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_to_the_same_end(args, whole
     assert "\n" not in line
     assert line.startswith(str(tmp_path / "out"))
     assert "cannot be written (No space left on device); " in line
-    assert line.endswith(f"make room, and repeat the command with --output-dir {tmp_path / 'out'} --resume")
+    assert line.endswith("make room; to go on, give the same command with --resume")
     assert ("; the newest checkpoint is " in line) == any((tmp_path / "out" / TASK).glob("checkpoint/step-*"))
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp" or path.name == "unfinished"], "half-written"
 
@@ -125,7 +125,7 @@ def test_an_evaluation_goes_on_as_well(args, tmp_path):
     given = EvalArgs(model=args.model, data="demo", eval_rows=1, max_new_tokens=1, output_dir=str(tmp_path / "out"))
     with pytest.MonkeyPatch.context() as patch:
         fill(patch, "retain.jsonl")
-        with pytest.raises(WriteError, match=r"make room, and repeat the command .*, which keeps the sets that are finished$"):
+        with pytest.raises(WriteError, match=r"make room; to go on, give the same command again$"):
             evaluate(given)
     first = (tmp_path / "out" / "eval" / "forget.jsonl").stat().st_mtime_ns
     evaluate(given)
@@ -139,7 +139,7 @@ def test_a_sweep_ends_at_once_and_goes_on_when_it_is_called_again(args, tmp_path
     given = SweepArgs(**(given | {"seeds": (1, 2)}))
     with pytest.MonkeyPatch.context() as patch:
         fill(patch, "trained.json")
-        with pytest.raises(WriteError, match=r"make room, and repeat the sweep, which skips the runs that are finished$"):
+        with pytest.raises(WriteError, match=r"make room; to go on, give the same command again$"):
             sweep(given)
     assert "_seed2" not in capsys.readouterr().out
     assert len(sweep(given)) == 2
@@ -151,9 +151,7 @@ def test_a_report_is_told_the_same(whole, tmp_path, name):
     with pytest.MonkeyPatch.context() as patch:
         names = [path.name for path in (report(given) / "report").iterdir()]
         fill(patch, names[0] if name == "scores.png" else name)
-        with pytest.raises(
-            WriteError, match=r"cannot be written \(No space left on device\); make room, and repeat the command$"
-        ):
+        with pytest.raises(WriteError, match=r"cannot be written \(No space left on device\); make room; repeat the command$"):
             report(given)
     assert not list(tmp_path.rglob("*.tmp"))
     report(given)
@@ -205,7 +203,8 @@ def test_a_run_whose_folder_goes_notices_and_writes_nothing_more(args, tmp_path,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepLog, "add", adding)
         with pytest.raises(
-            WriteError, match=r"out\S* cannot be written \(No such file or directory\); .*put it back, and repeat"
+            WriteError,
+            match=r"out\S* cannot be written \(No such file or directory\); .*put it back; to go on, give",
         ):
             run(args)
     now = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "checkpoint" not in str(path)}

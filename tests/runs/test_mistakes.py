@@ -107,7 +107,7 @@ UNLEARN = [
     ("--forget-optimizer torch.optim.NAdam", "the forget optimizer's state does not start at zero"),
     ("--forget-optimizer signsgd --forget-adam-betas 0.9 0.99", "no moments that betas 0.9 0.99 could be of"),
     ("--forget-losses ME+GD RMU+EMBED --layer 99", "--layer 99: RMU+EMBED takes one of the model's layers 0 to"),
-    ("--forget-losses NPO+GD --reference-dir {d}/a_file", "a_file is no folder that can be written to"),
+    ("--forget-losses NPO+GD --reference-dir {d}/a_file", "a_file: Not a directory; give another path"),
     ("--model {m} --data {d}/nowhere", "no such folder; give a folder"),
     ("--model {m} --data {d}/empty_folder --split forget01", "has no forget01.json; it has no .json files"),
     ("--model {m} --data {d}/good --split forget10", "has no forget10.json; it has forget01, retain90"),
@@ -153,7 +153,10 @@ EVAL = [
     ("--model {m} --data demo --sentence-encoder nobody/nothing", "give a folder or hub id of a sentence encoder"),
     ("--model {m} --data demo --entailment-model {d}/empty_folder", "--entailment-model {d}/empty_folder: cannot be loaded"),
     ("--model {m} --data demo --entailment-model {m}", "its labels are LABEL_0, LABEL_1, none of them entailment"),
-    ("--model {m} --data demo --retain-logs {d}/nowhere", "--retain-logs {d}/nowhere: cannot be read as JSON"),
+    (
+        "--model {m} --data demo --retain-logs {d}/nowhere",
+        "{d}/nowhere: cannot be read (No such file or directory)",
+    ),
     ("--model {m} --data demo --retain-logs {d}/empty_folder", "the folder has no summary.json"),
     ("--model {m} --data demo --retain-model {d}/nowhere", "--retain-model {d}/nowhere: no such folder"),
     ("--model {m} --data demo --reference-model {d}/nowhere", "--reference-model {d}/nowhere: no such folder"),
@@ -174,7 +177,7 @@ REPORT = [
     ("{d}/a_file", "a_file: no such folder; give the output folder of"),
     ("{d}/empty_folder", "empty_folder: no task<k>/ with config.yaml and log.jsonl in it, and no eval/summary.json; give"),
     ("{d}/good_model", "good_model: no task<k>/ with config.yaml"),
-    ("{d}/used --output-dir {d}/a_file", "--output-dir: {d}/a_file"),
+    ("{d}/used --output-dir {d}/a_file", "--output-dir {d}/a_file: Not a directory"),
 ]
 CASES = [
     *((UnlearnArgs, run, *case) for case in UNLEARN),

@@ -38,7 +38,7 @@ def test_a_report_imports_no_model_library(demo_run, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(demo_run, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match=r"--output-dir: .*file.* cannot be written"):
+    with pytest.raises(InputError, match=r"--output-dir .*file: Not a directory; give another path"):
         report(ReportArgs((str(demo_run.folder),), output_dir=str(tmp_path / "file")))
 
 

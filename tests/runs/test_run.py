@@ -139,9 +139,10 @@ def test_an_earlier_result_is_kept_unless_told(small_args):
     result = run(small_args)
     with pytest.raises(InputError, match="is an earlier result"):
         run(small_args)
-    (result.tasks[0].folder / "stale").write_text("x")
+    stale = result.tasks[0].folder / "model" / "stale"
+    stale.write_text("x")
     run(dataclasses.replace(small_args, overwrite=True))
-    assert not (result.tasks[0].folder / "stale").exists()
+    assert not stale.exists()
 
 
 def test_without_a_place_a_run_is_named_by_its_time(small_args, tmp_path, monkeypatch):
