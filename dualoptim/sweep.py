@@ -72,7 +72,7 @@ def _sweep(args: SweepArgs, accelerator: Accelerator, folder: Path) -> list[Line
                 if accelerator.num_processes > 1:
                     raise  # it may have happened to this process alone, while the others wait in the run for it
                 accelerator.free_memory()
-                say(accelerator, f"{name}: FAILED, {unforeseen(error, folder / name)}")
+                say(accelerator, f"{name}: FAILED, {unforeseen(error, folder / name, args.texts)}")
             failed = failed if args.texts else type(error).__name__  # why may hold a text
             rate = f"{one.learning_rates[0]:g}"
             line = {"losses": one.forget_losses[0], "learning_rate": rate, "task": "-", "failed": failed}

@@ -118,17 +118,19 @@ def main(kind: type[T], action: Callable[[T], object], argv: Sequence[str] | Non
         sys.exit(128 + stop.signum)
     except Exception as error:
         folder = vars(error).get("output_folder", getattr(args, "output_dir", None))
-        _say_once(unforeseen(error, Path(folder).expanduser() if folder else None))
+        _say_once(unforeseen(error, Path(folder).expanduser() if folder else None, getattr(args, "texts", True)))
         sys.exit(1)
     sys.exit(outcome if isinstance(outcome, int) else 0)
 
 
-def unforeseen(error: Exception, folder: Path | None) -> str:
+def unforeseen(error: Exception, folder: Path | None, texts: bool = True) -> str:
     """Put an error that nobody foresaw into one line, and its traceback into a file that the line names.
 
-    It lies in `folder` if that is there, else where temporary files do; each process of a launch has its own.
+    It lies in `folder` if that is there, else where temporary files do; each process of a launch has its own. Without `texts`
+    it says where the error was and of which kind, and not what it said, which may be a text.
     """
-    text = "".join(traceback.format_exception(error))
+    where = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__), type(error).__name__ + "\n"]
+    text = "".join(traceback.format_exception(error) if texts else where)
     rank = os.environ.get("RANK")
     name = time.strftime("traceback-%Y%m%d-%H%M%S") + (f"-{rank}" if rank else "") + f"-{os.getpid()}.txt"
     for place in (folder, Path(tempfile.gettempdir())):

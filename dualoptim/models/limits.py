@@ -20,6 +20,7 @@ from dualoptim.method.scores import score
 from dualoptim.models.loaded import Together
 
 _LONGEST_ROW = 2304  # tokens on a CPU, where the time to find out counts; 16 texts of TOFU have fewer
+_LONGEST_TEXT = 2**14  # tokens; a model that takes as many is taken to have no end
 _FINE, _COARSE, _SAME = 1e-5, 5e-2, 1e-3  # what rounding may change: in float32, in 16 bits, and there in equal shapes
 _TEXT, _LONGER = [7, 4, 8, 3, 9], [5, 3, 8, 6, 4, 9, 7, 2, 8, 5, 3]  # token ids
 
@@ -43,10 +44,11 @@ def last_position(args: CommonArgs, model: Any) -> int | None:
             raise InputError(
                 f"--model {args.model}: {type(model).__name__} fails on a plain text ({reason(error)}); choose another model"
             )
-        fits, fails = 4, wanted + 1
+        tried = min(wanted, _LONGEST_TEXT)
+        fits, fails = 4, tried + 1
         known = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
-        if known >= wanted or not _failure(model, wanted):
-            fits = wanted
+        if known >= wanted or not _failure(model, tried):
+            fits = fails = wanted
         while fails - fits > 1:
             middle = (fits + fails) // 2
             fits, fails = (fits, middle) if _failure(model, middle) else (middle, fails)

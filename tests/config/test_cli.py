@@ -144,6 +144,22 @@ def test_the_traceback_of_a_surprise_lies_in_the_output_folder_or_with_temporary
     assert not (tmp_path / "not_there").exists()
 
 
+def test_without_texts_a_traceback_has_none(capsys, tmp_path):
+    fact = "Ann lives in Rome."
+
+    def action(args):
+        raise ValueError(fact)
+
+    (tmp_path / "out").mkdir()
+    for flag, kept in (("--no-texts", False), ("--texts", True)):
+        place = traceback_of(capsys, flag, "--output-dir", str(tmp_path / "out"), action=action)
+        text = place.read_text()
+        assert ("ValueError: Ann lives in Rome." in text) is kept
+        assert "ValueError" in text
+        assert "in action" in text
+        place.unlink()
+
+
 @pytest.mark.parametrize(
     "error", [RecursionError("deep"), MemoryError(), OSError(5, "Input/output error"), ValueError("\ud800")]
 )
