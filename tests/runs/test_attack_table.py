@@ -37,6 +37,7 @@ def points(now: dict, blocks: dict, curve: list) -> list[str]:
     return ["-" if s is None else f"{s['probability']:.3f} / {s['rouge_l_recall']:.3f}" for s in scores]
 
 
+@pytest.mark.launch
 def test_on_the_demo(demo_run, tmp_path):
     """Everything that the campaign does, on the demo's model."""
     tasks = tuple(range(2, 11))

@@ -212,8 +212,11 @@ def lesson(tiny):
 
 @pytest.mark.parametrize(
     ("step", "changes"),
-    [(5, {}), (4, {"save_every": 2, "use_lora": True}), (9, {"target_loss": 5.0})],
-    ids=["whole epochs", "an adapter", "a target"],
+    [
+        pytest.param(5, {}, id="whole epochs"),
+        pytest.param(4, {"save_every": 2, "use_lora": True}, id="an adapter", marks=pytest.mark.launch),
+        pytest.param(9, {"target_loss": 5.0}, id="a target", marks=pytest.mark.launch),
+    ],
 )
 def test_fine_tuning_goes_on_to_the_same_bits(step, changes, lesson, tmp_path, capsys, signal_at):
     once = finetune(lesson(tmp_path / "once", **changes))
@@ -234,6 +237,7 @@ def test_fine_tuning_goes_on_to_the_same_bits(step, changes, lesson, tmp_path, c
     assert (resumed.model / "README.md").stat().st_mtime_ns == before, "what has finished is not taught again"
 
 
+@pytest.mark.launch
 def test_fine_tuning_goes_on_with_the_same_alone(lesson, tiny, tmp_path, capsys, signal_at):
     args = lesson(tmp_path / "parts")
     signal_at(3)

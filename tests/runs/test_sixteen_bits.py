@@ -108,7 +108,7 @@ def test_a_sequence_goes_on_from_what_was_trained_and_not_from_what_was_rounded(
     assert all(torch.equal(saved[name], weight.bfloat16()) for name, weight in wanted.items())
 
 
-@pytest.mark.parametrize("moment", ["before the second task", "within it"])
+@pytest.mark.parametrize("moment", ["before the second task", pytest.param("within it", marks=pytest.mark.launch)])
 def test_a_sequence_is_resumed_from_what_was_trained(half, tmp_path, monkeypatch, moment):
     args = arguments(half, tmp_path / "out", "dual-adamw", max_steps=4, task_list=(1, 2), save_every=2)
     whole = run(dataclasses.replace(args, output_dir=str(tmp_path / "whole")))

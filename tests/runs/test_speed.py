@@ -33,6 +33,7 @@ def arguments(taught, folder, **changes):
     return UnlearnArgs(**common, forget_losses=PAIRS, output_dir=str(folder), **changes)
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize(
     "name",
     [
