@@ -144,8 +144,12 @@ def unlearn_tasks(job: Job, loaded: LoadedModel, known: TaskResult | None) -> It
         weights = loaded.weights_hash() if position else job.weights
         if args.resume and position and begins_anew(accelerator, folder, weights, trained):
             job = replace(job, goes_on={place: path for place, path in job.goes_on.items() if place != folder})
-        if accelerator.is_main_process:
-            write_config(folder / "config.yaml", resolved, inputs_of(job, position, loaded.formatter) | {"weights": weights})
+        work = work_of(args, job.rows(position), loaded)
+        log = finished_log(folder, work.plan.last_step) if args.resume else None
+        trained = log is None
+        inputs = inputs_of(job, position, loaded.formatter) | {"weights": weights}
+        if trained and accelerator.is_main_process:
+            write_config(folder / "config.yaml", resolved, inputs)
         with trackers(accelerator, folder, f"{folder.parent.name}_{folder.name}", resolved):
             before = after = None
             if measures and known and position == 0:
@@ -157,9 +161,6 @@ def unlearn_tasks(job: Job, loaded: LoadedModel, known: TaskResult | None) -> It
             if before:
                 track_scores(accelerator, "eval", before, 0)
 
-            work = work_of(args, job.rows(position), loaded)
-            log = finished_log(folder, work.plan.last_step) if args.resume else None
-            trained = log is None
             if log is not None:
                 released = True  # what lies on disk is further than the model in memory
             else:
@@ -174,6 +175,8 @@ def unlearn_tasks(job: Job, loaded: LoadedModel, known: TaskResult | None) -> It
             if released and (measures or position + 1 < len(args.task_list)):
                 del loaded  # before another is loaded
                 loaded = load_model(replace(args, model=str(model)), accelerator)
+            if not trained and accelerator.is_main_process:  # now that what was left has proved to be whole
+                write_config(folder / "config.yaml", resolved, inputs)
 
             if measures:
                 after = evaluate_model(loaded, job.evaluation_sets(position), measures, folder / "eval")

@@ -45,7 +45,8 @@ def load_config(args: CommonArgs) -> tuple[Any, str, dict[str, str]]:
     name = _name(args.model, base)
     source, options = _source(base, name)
     config = _pretrained(name, AutoConfig, source, **options)
-    _check_numbers(name, config.get_text_config())
+    with blamed("--model", name, _LOADABLE, "its config.json cannot be used"):
+        _check_numbers(name, config.get_text_config())
     if config.is_encoder_decoder or (
         config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     ):
@@ -102,7 +103,10 @@ def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[st
         place, more = str(Path(args.model).expanduser()), {}
     elif base != args.model:  # an adapter alone reads and writes as its base does
         asked = replace(args, model=base)
-    prompting = make_formatter(asked, _pretrained(args.model, AutoTokenizer, place, **more))
+    tokenizer = _pretrained(args.model, AutoTokenizer, place, **more)
+    with blamed("--model", args.model, _LOADABLE, "its tokenizer cannot be used"):
+        tokenizer("a")
+    prompting = make_formatter(asked, tokenizer)
     attention = attention_implementation(args, accelerator, config)
     if isinstance(args, TrainArgs) and args.load_in_4bit:
         quantization = quantization_options(accelerator, 4)

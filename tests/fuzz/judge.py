@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 
 from dualoptim import EvalArgs, FinetuneArgs, SweepArgs, UnlearnArgs, run
 from dualoptim.config.cli import main
-from dualoptim.errors import InputError, NonFiniteError
+from dualoptim.errors import InputError, NonFiniteError, WriteError
 from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
 from dualoptim.memory_plan import dry_run
@@ -228,7 +228,7 @@ def play(case: Case, home: Path, place: Path) -> str:
         raise Failure(case, f"took more than {SECONDS} seconds", "hang") from None
     except BaseException as error:
         raise Failure(case, _told(error), _place(error)) from None
-    if outcome == "done" or outcome.startswith("NonFiniteError"):
+    if outcome == "done" or outcome.startswith(("NonFiniteError", "WriteError")):
         return outcome
     if isinstance(case.flags, list):
         _check_said(case, said.getvalue())
@@ -264,6 +264,10 @@ def _act(case: Case) -> str:
         return str(error)
     except NonFiniteError as error:
         return f"NonFiniteError: {error}"
+    except WriteError as error:
+        if "(Is a directory)" not in str(error):  # what a user has put in the place of a file that is written anew
+            raise
+        return f"WriteError: {error}"
     except SystemExit as end:
         if raised and not isinstance(raised[0], (InputError, NonFiniteError)):
             raise raised[0] from None
