@@ -34,6 +34,15 @@ from dualoptim.models.checkpoint import read_log
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ROOT / "tests" / "runs" / "workers"
 
+STRATEGIES = {
+    "one process": ("cpu", 1),
+    "DDP": ("ddp", 2),
+    "ZeRO-2": ("zero2", 2),
+    "ZeRO-3": ("zero3", 2),
+    "FSDP2": ("fsdp2", 2),
+}
+"""The shapes of launch that kills and signals are tried on: a file of accelerate_configs, and how many processes."""
+
 # ------------------------------------------------------------------------------------------------- tiny models and texts
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 97}

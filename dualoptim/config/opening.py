@@ -64,10 +64,11 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value if isinstance(key.value, str)]
-        for name in names:
-            if names.count(name) > 1:
+        seen = set()
+        for name in (key.value for key, _ in node.value if isinstance(key.value, str)):
+            if name in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands twice", node.start_mark)
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 

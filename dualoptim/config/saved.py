@@ -78,12 +78,6 @@ def write_config(path: Path, resolved: Mapping[str, Any], inputs: Mapping[str, s
     write_text(path, yaml.safe_dump({**kept, **blocks}, sort_keys=False, allow_unicode=True))
 
 
-def earlier_value(path: Path, name: str) -> Any:
-    """Read the value of one flag in a `config.yaml`; None if it has none."""
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return found.get(name) if isinstance(found, dict) else None
-
-
 _MEND = "put back what the run wrote, or begin anew with --overwrite"
 
 
@@ -100,6 +94,15 @@ def _written(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no `name: value` lines; {_MEND}")
     return found
+
+
+def earlier_value(path: Path, name: str) -> Any:
+    """Read the value of one flag in a `config.yaml`; None if it has none.
+
+    Raises:
+        InputError: if it is not what was written.
+    """
+    return _written(path).get(name)
 
 
 def read_inputs(path: Path) -> dict[str, str]:

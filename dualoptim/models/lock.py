@@ -70,7 +70,12 @@ def check_free(folder: Path) -> None:
         InputError: naming the one that does.
     """
     if who := holder(folder):
-        raise InputError(f"--output-dir: {folder} is being written by {who}; wait for its end, or give another folder")
+        raise _held(folder, who)
+
+
+def _held(folder: Path, who: str) -> InputError:
+    """What is said of a folder that another run holds."""
+    return InputError(f"--output-dir: {folder} is being written by {who}; wait for its end, or give another folder")
 
 
 class _Lock:
@@ -118,9 +123,7 @@ class _Lock:
             return None
         if who := _who_else(file):
             os.close(file)
-            raise InputError(
-                f"--output-dir: {self._folder} is being written by {who}; wait for its end, or give another folder"
-            )
+            raise _held(self._folder, who)
         if self._is_there(file):
             return file
         os.close(file)

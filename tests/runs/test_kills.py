@@ -15,18 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import FOLDER, ROOT, Started, arguments, command, environment, launch, same_end, state_of
+from support import FOLDER, ROOT, STRATEGIES, Started, arguments, command, environment, launch, same_end, state_of
 
 from dualoptim.models.checkpoint import read_log
 
 SAVE_EVERY = 4
-STRATEGIES = {
-    "one process": ("cpu", 1),
-    "DDP": ("ddp", 2),
-    "ZeRO-2": ("zero2", 2),
-    "ZeRO-3": ("zero3", 2),
-    "FSDP2": ("fsdp2", 2),
-}
 
 # where a run is killed, and after which numbers of steps that place comes; the cycle is one forget and two retain steps
 IN_STEPS = {

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from support import FOLDER, ROOT, arguments, command, environment, launch, records, same_end, state_of
+from support import FOLDER, ROOT, STRATEGIES, arguments, command, environment, launch, records, same_end, state_of
 
 from dualoptim import EvalArgs, FinetuneArgs, InputError, SweepArgs, UnlearnArgs, run
 from dualoptim.config.cli import main
@@ -314,15 +314,6 @@ def workers_of(launcher, count):
             return found
         time.sleep(0.05)
     raise AssertionError("the workers did not start")
-
-
-STRATEGIES = {
-    "one process": ("cpu", 1),
-    "DDP": ("ddp", 2),
-    "ZeRO-2": ("zero2", 2),
-    "ZeRO-3": ("zero3", 2),
-    "FSDP2": ("fsdp2", 2),
-}
 
 
 def signal_while_running(config, args, processes, draw):
