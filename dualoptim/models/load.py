@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_a
 from dualoptim.models.limits import answered_at_once, check_padding, is_coarse, keeps_apart, last_position, packed_row
 from dualoptim.models.loaded import Answering, Layout, LoadedModel, autocast
 from dualoptim.models.packing import BLOCKWISE
+from dualoptim.models.sharding import can_divide, is_divided, load_divided, settle, whole_shape
 from dualoptim.models.weights import check_loaded, no_load_report
 
 logger = logging.getLogger(__name__)
@@ -81,7 +83,9 @@ def _check_stops(name: str, settings: Any) -> None:
             raise InputError(f"--model {name}: {key} is {value!r} in its generation_config.json; give token ids, or remove it")
 
 
-def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[str, Any] | None = None) -> LoadedModel:
+def load_model(
+    args: CommonArgs, accelerator: Accelerator, use: str | None = None, quantization: dict[str, Any] | None = None
+) -> LoadedModel:
     """Load model (float32 weights), tokenizer and template of `args.model`, on the accelerator's device and not yet prepared.
 
     The demo's model is untrained. `quantization` are options of `from_pretrained` (`quantization_options`).
@@ -90,6 +94,7 @@ def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[st
         InputError: if the model cannot be found or read, is not a decoder-only language model, or its tokenizer cannot give
             character offsets or has no end-of-sequence token.
     """
+    use = use or ("measure" if getattr(args, "eval", True) else "train")
     # in a ZeRO-3 launch transformers would divide the model while it loads, whatever zero3_init_flag says, and under bf16 round
     # its weights before the float32 masters are copied from them
     unset_hf_deepspeed_config()
@@ -114,20 +119,28 @@ def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[st
     known = {torch.bfloat16: "bfloat16", torch.float16: "float16"} if "gguf_file" not in options else {}
     stored: Any = known.get(config.dtype, "float32") if isinstance(config.dtype, torch.dtype) else "float32"
     weights = {"dtype": torch.float32, "attn_implementation": attention, **(quantization or {})}
+    name, learner = _name(args.model, base), args if isinstance(args, TrainArgs) and args.use_lora else None
+    # an adapter is merged into whole weights
+    divided = bool(
+        use == "train" and can_divide(accelerator) and "gguf_file" not in options and (learner or base == args.model)
+    )
+    load = partial(_pretrained, name, AutoModelForCausalLM, source, **options, **_WITH_REPORT)
     with no_load_report():
-        name = _name(args.model, base)
-        model, info = _pretrained(name, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
-    check_loaded(f"--model {name}", model, info)
+        model, info = load(**weights | ({"device_map": {"": "meta"}} if divided else {}))
+        check_loaded(f"--model {name}", model, info)
+        if divided:
+            model, _ = load_divided(accelerator, model, partial(load, **weights))
     _check_stops(name, model.generation_config)
     if "gguf_file" in options:  # weights were widened to float32 on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-    learner = args if isinstance(args, TrainArgs) and args.use_lora else None
     if base != args.model:
         model = load_adapter(model, args.model, learner)
     elif learner:
         model = add_adapter(learner, model)
+    if divided:
+        settle(model)
     return replace(assemble(args, model, prompting, accelerator), stored=stored)
 
 
@@ -170,8 +183,9 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
             model.gradient_checkpointing_disable()
         except ValueError:
             raise InputError(f"--gradient-checkpointing: {type(model).__name__} has none; drop it") from None
-    formatter.vocabulary = model.get_input_embeddings().weight.shape[0]
-    if not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):  # those lie there and cannot be moved
+    formatter.vocabulary = whole_shape(model.get_input_embeddings().weight)[0]
+    divided = is_divided(model)
+    if not (divided or any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))):  # those lie there already
         model.to(accelerator.device)
     can_set = model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation()
     if args.attn_implementation == "auto" and accelerator.device.type == "cpu" and can_set:
@@ -191,7 +205,7 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     if args.packing and not row:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
     layout = Layout(accelerator.device, row > 0, shares, row)
-    return LoadedModel(model, formatter, template, accelerator, layout, Answering(positions, together))
+    return LoadedModel(model, formatter, template, accelerator, layout, Answering(positions, together), divided=divided)
 
 
 def attention_implementation(args: CommonArgs, accelerator: Accelerator, config: Any) -> str:

@@ -17,6 +17,7 @@ from dualoptim.data.batches import pack, pad
 from dualoptim.data.prompts import Example, Formatter
 from dualoptim.data.stream import Stream
 from dualoptim.method.scores import Batch, Reference
+from dualoptim.models.sharding import own_share, whole_tensors
 from dualoptim.models.together import shared
 
 
@@ -64,6 +65,7 @@ class LoadedModel:
     layout: Layout
     answering: Answering = Answering()
     stored: SaveDtype = "float32"  # the type that the weights had where they were loaded from
+    divided: bool = False  # its weights lie among the processes, which have to call it equally often
 
     @property
     def tokenizer(self) -> Any:
@@ -103,8 +105,9 @@ class LoadedModel:
         return "float32" if args.use_lora else self.stored
 
     def weights_hash(self) -> str:
-        """Hash the weights as they stand, the same on all processes; the main one computes it."""
-        return shared(self.accelerator, weights_hash(self.model) if self.accelerator.is_main_process else "")
+        """Hash the weights as they stand, the same on all processes; the main one computes it, or all if they are divided."""
+        asked = self.divided or self.accelerator.is_main_process
+        return shared(self.accelerator, weights_hash(self.model) if asked else "")
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the 16 bits of the launch, while the model is not prepared."""
@@ -141,19 +144,19 @@ _HASHES: WeakKeyDictionary[torch.nn.Module, tuple[_Places, str]] = WeakKeyDictio
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a whole (not divided) model.
+    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a model; all processes if it is divided.
 
     It is computed once for a model, until its tensors are others or PyTorch has counted a change of one. What changes them
     behind that count calls `weights_changed`.
     """
-    tensors = [(name, tensor) for name, tensor in sorted(model.state_dict().items()) if isinstance(tensor, torch.Tensor)]
-    places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]
+    shares = [(name, own_share(tensor)) for name, tensor in sorted(model.state_dict(keep_vars=True).items())]
+    places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in shares if isinstance(tensor, torch.Tensor)]
     if model in _HASHES and _HASHES[model][0] == places:
         return _HASHES[model][1]
     digest = hashlib.sha256()
-    for name, tensor in tensors:
+    for name, tensor in whole_tensors(model):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     _HASHES[model] = places, digest.hexdigest()
     return _HASHES[model][1]
 
