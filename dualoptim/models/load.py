@@ -26,9 +26,9 @@ from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_adapter
 from dualoptim.models.limits import answered_at_once, check_padding, is_coarse, keeps_apart, last_position, packed_row
-from dualoptim.models.loaded import Answering, Layout, LoadedModel, autocast
+from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast
 from dualoptim.models.packing import BLOCKWISE
-from dualoptim.models.sharding import can_divide, is_divided, load_divided, settle, whole_shape
+from dualoptim.models.sharding import is_divided, load_divided, settle, whole_shape
 from dualoptim.models.weights import check_loaded, no_load_report
 
 logger = logging.getLogger(__name__)
@@ -84,9 +84,9 @@ def _check_stops(name: str, settings: Any) -> None:
 
 
 def load_model(
-    args: CommonArgs, accelerator: Accelerator, use: str | None = None, quantization: dict[str, Any] | None = None
+    args: CommonArgs, accelerator: Accelerator, use: Use = "train", quantization: dict[str, Any] | None = None
 ) -> LoadedModel:
-    """Load model (float32 weights), tokenizer and template of `args.model`, on the accelerator's device and not yet prepared.
+    """Load model, tokenizer and template of `args.model` for a use, on the accelerator's device and not yet prepared.
 
     The demo's model is untrained. `quantization` are options of `from_pretrained` (`quantization_options`).
 
@@ -94,7 +94,6 @@ def load_model(
         InputError: if the model cannot be found or read, is not a decoder-only language model, or its tokenizer cannot give
             character offsets or has no end-of-sequence token.
     """
-    use = use or ("measure" if getattr(args, "eval", True) else "train")
     # in a ZeRO-3 launch transformers would divide the model while it loads, whatever zero3_init_flag says, and under bf16 round
     # its weights before the float32 masters are copied from them
     unset_hf_deepspeed_config()
@@ -103,35 +102,24 @@ def load_model(
         return assemble(args, model, make_formatter(args, tokenizer), accelerator)
     base = base_of(args.model)
     config, source, options = load_config(args)
-    asked, place, more = args, source, options
-    if base != args.model and has_tokenizer(args.model):
-        place, more = str(Path(args.model).expanduser()), {}
-    elif base != args.model:  # an adapter alone reads and writes as its base does
-        asked = replace(args, model=base)
-    tokenizer = _pretrained(args.model, AutoTokenizer, place, **more)
-    with blamed("--model", args.model, _LOADABLE, "its tokenizer cannot be used"):
-        tokenizer("a")
-    prompting = make_formatter(asked, tokenizer)
-    attention = attention_implementation(args, accelerator, config)
+    prompting = _prompting(args, base, (source, options))
     if isinstance(args, TrainArgs) and args.load_in_4bit:
         quantization = quantization_options(accelerator, 4)
     # a .gguf file has types of its own, which nothing but it can store
     known = {torch.bfloat16: "bfloat16", torch.float16: "float16"} if "gguf_file" not in options else {}
     stored: Any = known.get(config.dtype, "float32") if isinstance(config.dtype, torch.dtype) else "float32"
-    weights = {"dtype": torch.float32, "attn_implementation": attention, **(quantization or {})}
     name, learner = _name(args.model, base), args if isinstance(args, TrainArgs) and args.use_lora else None
-    # an adapter is merged into whole weights
-    divided = bool(
-        use == "train" and can_divide(accelerator) and "gguf_file" not in options and (learner or base == args.model)
-    )
-    load = partial(_pretrained, name, AutoModelForCausalLM, source, **options, **_WITH_REPORT)
+    how = Loading.of(args, accelerator, use, stored)
+    weights = {"dtype": how.dtype, "attn_implementation": attention_implementation(args, accelerator, config)}
+    load = partial(_pretrained, name, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
     with no_load_report():
-        model, info = load(**weights | ({"device_map": {"": "meta"}} if divided else {}))
+        place = {"device_map": {"": "meta" if how.divided else accelerator.device}}
+        model, info = load(**place, **(quantization or {}))
         check_loaded(f"--model {name}", model, info)
-        if divided:
-            model, _ = load_divided(accelerator, model, partial(load, **weights))
+        if how.divided:
+            model, _ = load_divided(accelerator, model, load)
     _check_stops(name, model.generation_config)
-    if "gguf_file" in options:  # weights were widened to float32 on loading; what remains says that they cannot be saved
+    if "gguf_file" in options:  # weights were widened on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -139,9 +127,25 @@ def load_model(
         model = load_adapter(model, args.model, learner)
     elif learner:
         model = add_adapter(learner, model)
-    if divided:
-        settle(model)
+    if how.divided:
+        settle(accelerator, model)
     return replace(assemble(args, model, prompting, accelerator), stored=stored)
+
+
+def _prompting(args: CommonArgs, base: str, place: tuple[str, dict[str, str]]) -> tuple[Formatter, str]:
+    """Load the tokenizer and template of `args.model`, which may be an adapter that has none; then they are its `base`'s.
+
+    `place` is what `from_pretrained` takes to load the base.
+    """
+    asked, (source, options) = args, place
+    if base != args.model and has_tokenizer(args.model):
+        source, options = str(Path(args.model).expanduser()), {}
+    elif base != args.model:  # an adapter alone reads and writes as its base does
+        asked = replace(args, model=base)
+    tokenizer = _pretrained(args.model, AutoTokenizer, source, **options)
+    with blamed("--model", args.model, _LOADABLE, "its tokenizer cannot be used"):
+        tokenizer("a")
+    return make_formatter(asked, tokenizer)
 
 
 def quantization_options(accelerator: Accelerator, bits: int) -> dict[str, Any]:
@@ -163,7 +167,7 @@ def quantization_options(accelerator: Accelerator, bits: int) -> dict[str, Any]:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    return {"quantization_config": settings, "device_map": {"": accelerator.device}}
+    return {"quantization_config": settings}
 
 
 def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], accelerator: Accelerator) -> LoadedModel:
@@ -190,8 +194,8 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     can_set = model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation()
     if args.attn_implementation == "auto" and accelerator.device.type == "cpu" and can_set:
         model.set_attn_implementation(BLOCKWISE)
-    # everything that can be is found out in float32, in which nothing that matters hides behind rounding
-    with autocast(accelerator) if is_coarse(model) else nullcontext():
+    # what has float32 weights is asked in float32, in which nothing that matters hides behind rounding
+    with autocast(accelerator) if is_coarse(model) and model.dtype == torch.float32 else nullcontext():
         answers = isinstance(args, MeasureArgs) and getattr(args, "eval", True)
         together = answered_at_once(model, args.model) if answers else "any"
         if together == "any" and positions is not None:

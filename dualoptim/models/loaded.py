@@ -9,15 +9,16 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
-from dualoptim.config.args import CommonArgs, SaveDtype, TrainArgs
+from dualoptim.config.args import DEMO, CommonArgs, SaveDtype, TrainArgs
 from dualoptim.config.saved import to_dict
 from dualoptim.data.batches import pack, pad
 from dualoptim.data.prompts import Example, Formatter
 from dualoptim.data.stream import Stream
 from dualoptim.method.scores import Batch, Reference
-from dualoptim.models.sharding import own_share, whole_tensors
+from dualoptim.models.adapter import base_of
+from dualoptim.models.sharding import can_divide, own_share, whole_tensors
 from dualoptim.models.together import shared
 
 
@@ -51,6 +52,35 @@ class Answering:
     together: Together = "any"
 
 
+Use = Literal["train", "measure"]
+"""What a model is loaded for."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How the weights of a model lie once it is loaded; those of an adapter that trains are float32 beside it."""
+
+    dtype: torch.dtype
+    divided: bool = False
+
+    @staticmethod
+    def of(args: CommonArgs, accelerator: Accelerator, use: Use, stored: SaveDtype) -> "Loading":
+        """Say how a launch needs weights, which were `stored` in some type, for a use.
+
+        In 16 bits what is measured or frozen has 2 bytes a weight, and what trains the values of its float32 masters:
+        DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others. What trains is divided among processes
+        where the launch does that at all, but for files of other kinds and adapters, which are merged into whole weights.
+        """
+        learns = isinstance(args, TrainArgs) and args.use_lora
+        mergeless = not args.model.endswith(".gguf") and (learns or base_of(args.model) == args.model)
+        divided = use == "train" and args.model != DEMO and can_divide(accelerator) and mergeless
+        if accelerator.mixed_precision != "bf16":
+            return Loading(torch.float32, divided)
+        widened = accelerator.distributed_type == DistributedType.DEEPSPEED and stored == "bfloat16"
+        frozen = use == "measure" or learns
+        return Loading(torch.bfloat16 if frozen or widened else torch.float32, divided)
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model on its device, its tokenizer and template, and the launch that it runs in.
@@ -82,6 +112,11 @@ class LoadedModel:
         """Give the number of this process, and how many there are."""
         return self.accelerator.process_index, self.accelerator.num_processes
 
+    @property
+    def precision(self) -> str:
+        """Name the type of the weights that are measured here."""
+        return str(self.model.dtype).removeprefix("torch.")
+
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Lay out examples as the model takes them, on its device."""
         return self.layout(examples)
@@ -105,13 +140,18 @@ class LoadedModel:
         return "float32" if args.use_lora else self.stored
 
     def weights_hash(self) -> str:
-        """Hash the weights as they stand, the same on all processes; the main one computes it, or all if they are divided."""
+        """Hash the weights as they stand, the same on all processes; the main one computes it, or all if they are divided.
+
+        In 16 bits it is that of the rounded weights, which is the same whatever they are loaded for.
+        """
+        half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
         asked = self.divided or self.accelerator.is_main_process
-        return shared(self.accelerator, weights_hash(self.model) if asked else "")
+        return shared(self.accelerator, weights_hash(self.model, half) if asked else "")
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Compute in the 16 bits of the launch, while the model is not prepared."""
-        return autocast(self.accelerator)
+        """Compute in the launch's 16 bits, while the model is not prepared; 16-bit or divided weights do that by themselves."""
+        wide = self.model.dtype == torch.float32 and not self.divided
+        return autocast(self.accelerator) if wide else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -140,25 +180,29 @@ def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
 
 
 _Places = list[tuple[str, int, int]]
-_HASHES: WeakKeyDictionary[torch.nn.Module, tuple[_Places, str]] = WeakKeyDictionary()
+_HASHES: WeakKeyDictionary[torch.nn.Module, tuple[_Places, torch.dtype | None, str]] = WeakKeyDictionary()
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a model; all processes if it is divided.
+def weights_hash(model: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
+    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a model, or of its weights rounded to `dtype`.
+
+    Of one that is divided all processes ask for it.
 
     It is computed once for a model, until its tensors are others or PyTorch has counted a change of one. What changes them
     behind that count calls `weights_changed`.
     """
     shares = [(name, own_share(tensor)) for name, tensor in sorted(model.state_dict(keep_vars=True).items())]
     places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in shares if isinstance(tensor, torch.Tensor)]
-    if model in _HASHES and _HASHES[model][0] == places:
-        return _HASHES[model][1]
+    if model in _HASHES and _HASHES[model][:2] == (places, dtype):
+        return _HASHES[model][2]
     digest = hashlib.sha256()
     for name, tensor in whole_tensors(model):
+        if dtype and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    _HASHES[model] = places, digest.hexdigest()
-    return _HASHES[model][1]
+    _HASHES[model] = places, dtype, digest.hexdigest()
+    return _HASHES[model][2]
 
 
 def weights_changed(model: torch.nn.Module) -> None:
