@@ -29,7 +29,7 @@ from dualoptim.evaluation.summarize import summarize
 from dualoptim.evaluation.summary import Attacks, Summary
 from dualoptim.models.launch import decided, output_folder, say, start_accelerator
 from dualoptim.models.load import load_config, load_model
-from dualoptim.models.loaded import LoadedModel, weights_hash
+from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.saving import how_to_go_on
 from dualoptim.models.together import wait
@@ -194,4 +194,4 @@ def _reference_losses(loaded: LoadedModel, measures: Measures, sets: Mapping[str
     """Compute what another model says of the answers that membership attacks look at."""
     loaded.model.eval()
     scoring = ScoringPass(loaded, measures.args, measures.judges)
-    return ReferenceLosses(weights_hash(loaded.model), {name: scoring.losses(name, sets[name]) for name in MEMBERSHIP_SETS})
+    return ReferenceLosses(loaded.weights_hash(), {name: scoring.losses(name, sets[name]) for name in MEMBERSHIP_SETS})

@@ -64,6 +64,7 @@ class LoadedModel:
     layout: Layout
     answering: Answering = Answering()
     stored: SaveDtype = "float32"  # the type that the weights had where they were loaded from
+    divided: bool = False  # its parameters lie among the processes: each call gathers them, so all call it equally often
 
     @property
     def tokenizer(self) -> Any:
