@@ -53,7 +53,7 @@ def measure(scoring: ScoringPass, sets: Mapping[str, list[Row]], folder: Path) -
 def fingerprints(scoring: ScoringPass, sets: Mapping[str, Sequence[Row]], weights: str) -> dict[str, dict[str, str]]:
     """Hash what decides the scores of every set beside the model's `weights`, their hash: texts, token ids and settings."""
     loaded, args, judges = scoring.loaded, scoring.args, scoring.judges
-    shared: list[Any] = [__version__, args.max_new_tokens, end_tokens(loaded), loaded.accelerator.mixed_precision]
+    shared: list[Any] = [__version__, args.max_new_tokens, end_tokens(loaded), loaded.precision]
     shared += [args.split == "forget", *(judge and judge.weights for judge in (judges.encoder, judges.entailment))]
     shared += [judges.refusals, suppressed_tokens(loaded), *([] if args.texts else ["no texts"])]
     found = {}
