@@ -68,13 +68,20 @@ def in_step(accelerator: Accelerator, model: Any, call: Callable[[], object]) ->
     Before each of its calls a process tells the others that it goes on. Who has no more of its own takes part by `call`, whose
     result nobody reads, until all are done. Nothing else may be collective within.
     """
+    running: list[object] = []
 
-    def tell(*_: object) -> None:
-        largest(accelerator, True)
+    def tell(called: object, *_: object) -> None:
+        if not running:
+            largest(accelerator, True)
+        running.append(called)
 
-    # generation calls the model within an adapter, all else the adapter, which calls that model's `forward` alone
+    def told(*_: object) -> None:
+        running.pop()
+
+    # generation calls the model within an adapter, all else the adapter, whose versions differ in how they call that model
     outer = {model, model.get_base_model() if hasattr(model, "peft_config") else model}
     hooks = [one.register_forward_pre_hook(tell, prepend=True) for one in outer]
+    hooks += [one.register_forward_hook(told, always_call=True) for one in outer]
     try:
         yield
     finally:
