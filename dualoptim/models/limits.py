@@ -167,6 +167,9 @@ def continue_greedily(
             attention_mask=(torch.ones_like(ids) if mask is None else mask).to(model.device),
             generation_config=settings,
             logits_processor=processors or LogitsProcessorList(),
+            # where processes have to call the model equally often, `together.in_step` sees to it: transformers would have those
+            # that are done go on beyond the positions that there are
+            synced_gpus=False,
         )
     finally:
         inner.generation_config = own
