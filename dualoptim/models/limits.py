@@ -61,7 +61,7 @@ def last_position(args: CommonArgs, model: Any) -> int | None:
 
 
 def on_cpu(model: Any) -> Any:
-    """Copy a model to the CPU, with a kernel that this has; one that lies there is given as it is, and no values become zero."""
+    """Copy a model to the CPU, with a kernel that this has; one that lies there is given as it is. No values become zeros."""
     if model.device.type == "cpu":
         return model
 
