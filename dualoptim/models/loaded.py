@@ -16,10 +16,10 @@ from dualoptim.config.saved import to_dict
 from dualoptim.data.batches import pack, pad
 from dualoptim.data.prompts import Example, Formatter
 from dualoptim.data.stream import Stream
-from dualoptim.method.scores import Batch, Reference
+from dualoptim.method.scores import Batch, Reference, score
 from dualoptim.models.adapter import base_of
 from dualoptim.models.sharding import can_divide, own_share, whole_tensors
-from dualoptim.models.together import shared
+from dualoptim.models.together import in_step, shared
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,13 @@ class LoadedModel:
         half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
         asked = self.divided or self.accelerator.is_main_process
         return shared(self.accelerator, weights_hash(self.model, half) if asked else "")
+
+    def in_step(self) -> AbstractContextManager[None]:
+        """Have processes among which the model is divided call it equally often, however many texts each of them has."""
+        if not self.divided:
+            return nullcontext()
+        short = self.batch([Example([0, 0], 1)])
+        return in_step(self.accelerator, self.model, torch.no_grad()(lambda: score(self.model, short)))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the launch's 16 bits, while the model is not prepared; 16-bit or divided weights do that by themselves."""

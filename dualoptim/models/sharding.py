@@ -6,10 +6,12 @@ a forward pass a layer at a time, hashing and saving a tensor at a time.
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import compare_versions
 from torch import Tensor, nn
@@ -207,3 +209,54 @@ def whole_tensors(model: nn.Module, names: Collection[str] | None = None) -> Ite
         if isinstance(tensor, Tensor) and (names is None or name in names):
             with whole([tensor]), torch.no_grad():
                 yield name, (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
+
+
+def bare(module: Any, of_values: bool = True) -> Any:
+    """Copy a module without what ZeRO-3 or FSDP2 made of it: its weights are whole, or (not `of_values`) those that it has.
+
+    The copy shares all else with it.
+    """
+    kind = type(module)
+    kind = kind.__mro__[2] if hasattr(kind, "unshard") else kind  # FSDP2 puts two classes before a module's own
+    copied: Any = object.__new__(kind)
+    nn.Module.__init__(copied)
+    hooks = {name: value for name, value in vars(copied).items() if "hook" in name}
+    vars(copied).update(vars(module) | hooks)
+    if of_values:
+        copied._parameters = {
+            name: nn.Parameter(_copied(one), False) for name, one in module._parameters.items() if one is not None
+        }
+        copied._modules = {name: bare(inner) for name, inner in module._modules.items() if inner is not None}
+    return copied
+
+
+def _copied(parameter: Any) -> Tensor:
+    """Gather a parameter, and give it to this process for good."""
+    with whole([parameter]), torch.no_grad():
+        return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach().clone()
+
+
+@dataclass(frozen=True)
+class Share:
+    """Holds this process's part of a tensor that does not change, cut into equal parts."""
+
+    part: Tensor
+    shape: torch.Size
+    processes: int
+
+    @staticmethod
+    def of(tensor: Tensor, accelerator: Accelerator) -> "Share":
+        """Cut it; the last parts may be padded."""
+        processes, index = accelerator.num_processes, accelerator.process_index
+        flat = tensor.flatten()
+        size = -(-flat.numel() // processes)
+        part = flat[index * size : (index + 1) * size]
+        return Share(nn.functional.pad(part, (0, size - part.numel())).clone(), tensor.shape, processes)
+
+    def gathered(self) -> Tensor:
+        """Put the parts of all processes together again, on all of them."""
+        if self.processes == 1:
+            return self.part.view(self.shape)
+        flat = self.part.new_empty(self.processes * self.part.numel())
+        dist.all_gather_into_tensor(flat, self.part)
+        return flat[: self.shape.numel()].view(self.shape)
