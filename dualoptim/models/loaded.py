@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -67,7 +67,7 @@ class Loading:
         In 16 bits what is measured or frozen has 2 bytes a weight, and what trains the values of its float32 masters:
         DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others.
         """
-        if accelerator.mixed_precision != "bf16":
+        if precision_of(accelerator) == torch.float32:
             return Loading(torch.float32)
         frozen = use == "measure" or (isinstance(args, TrainArgs) and args.use_lora)
         widened = accelerator.distributed_type == DistributedType.DEEPSPEED and stored == "bfloat16"
@@ -137,8 +137,9 @@ class LoadedModel:
 
         In 16 bits it is that of the rounded weights, which is the same whatever they are loaded for.
         """
-        half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
-        return shared(self.accelerator, weights_hash(self.model, half) if self.accelerator.is_main_process else "")
+        if not self.accelerator.is_main_process:
+            return shared(self.accelerator, "")
+        return shared(self.accelerator, weights_hash(self.model, precision_of(self.accelerator)))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the 16 bits of the launch, while the model is not prepared; 16-bit weights do that by themselves."""
@@ -160,6 +161,11 @@ class MicroBatches:
             yield replace(self.layout(examples), reference=read)
 
 
+def precision_of(accelerator: Accelerator) -> torch.dtype:
+    """Name the type that the launch computes in, and that models have in it which do not train."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+
+
 def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
     """Compute with the launch's 16-bit products on float32 weights, for a model that is not prepared.
 
@@ -168,6 +174,31 @@ def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
     """
     half = accelerator.mixed_precision == "bf16"
     return torch.autocast(accelerator.device.type, torch.bfloat16) if half else nullcontext()
+
+
+@contextmanager
+def as_measured(loaded: LoadedModel) -> Iterator[None]:
+    """Give a model that trains for a while the weights, and the forward pass, of one that is loaded to be measured.
+
+    That is, 16 bits where the launch has them and its weights are float32; these are kept beside.
+    """
+    model = loaded.model
+    if precision_of(loaded.accelerator) == model.dtype:
+        yield
+        return
+    prepared = vars(model).pop("forward", None)  # Accelerate's, which computes with 16-bit products
+    kept = [(parameter, parameter.data) for parameter in model.parameters() if parameter.is_floating_point()]
+    weights_changed(model)
+    for parameter, weights in kept:
+        parameter.data = weights.to(precision_of(loaded.accelerator))
+    try:
+        yield
+    finally:
+        weights_changed(model)
+        for parameter, weights in kept:
+            parameter.data = weights
+        if prepared:
+            model.forward = prepared
 
 
 _Places = list[tuple[str, int, int]]
@@ -183,6 +214,8 @@ def weights_hash(model: torch.nn.Module, dtype: torch.dtype | None = None) -> st
     """
     tensors = [(name, tensor) for name, tensor in sorted(model.state_dict().items()) if isinstance(tensor, torch.Tensor)]
     places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]
+    if all(tensor.dtype == dtype for _, tensor in tensors if tensor.is_floating_point()):
+        dtype = None  # nothing is rounded
     if model in _HASHES and _HASHES[model][:2] == (places, dtype):
         return _HASHES[model][2]
     digest = hashlib.sha256()
