@@ -4,9 +4,11 @@ import gc
 
 from accelerate import Accelerator
 
-from dualoptim.config.args import CommonArgs
+from dualoptim.config.args import UnlearnArgs
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel, Loading, Use
+from dualoptim.models.measured import is_measured_divided
+from dualoptim.models.sharding import can_divide
 
 
 class Current:
@@ -22,16 +24,19 @@ class Current:
         self._name = ""
         self._use: Use = "train"
 
-    def get(self, args: CommonArgs, use: Use) -> LoadedModel:
+    def get(self, args: UnlearnArgs, use: Use) -> LoadedModel:
         """Give the model of `args`, loaded for a use."""
         if self._loaded is None or self._name != args.model or self._loading(args, use) != self._loading(args, self._use):
             self.drop()
             self._loaded, self._name, self._use = load_model(args, self._accelerator, use), args.model, use
         return self._loaded
 
-    def _loading(self, args: CommonArgs, use: Use) -> Loading:
+    def _loading(self, args: UnlearnArgs, use: Use) -> tuple[Loading, bool]:
         assert self._loaded is not None
-        return Loading.of(args, self._accelerator, use, self._loaded.stored)
+        divided = can_divide(self._accelerator) and (
+            use == "train" or is_measured_divided(args, self._accelerator, self._loaded.model)
+        )
+        return Loading.of(args, self._accelerator, use, self._loaded.stored), divided
 
     def became(self, name: str) -> None:
         """Take note that the model that is held has been trained, and is now that of `name`."""

@@ -19,6 +19,7 @@ from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError, reason
 from dualoptim.method.scores import score
 from dualoptim.models.loaded import Together
+from dualoptim.models.sharding import layer_lists
 
 _LONGEST_ROW = 2304  # tokens on a CPU, where the time to find out counts; 16 texts of TOFU have fewer
 _LONGEST_TEXT = 2**14  # tokens; a model that takes as many is taken to have no end
@@ -256,12 +257,8 @@ def _one_layer_of_each_kind(model: Any) -> Iterator[None]:
 
     Layers are of one kind if their modules and settings are, and what the configuration says of each.
     """
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = {
-        name: inner for name, inner in model.named_modules() if isinstance(inner, torch.nn.ModuleList) and len(inner) == depth
-    }
-    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]  # experts are lists as well
-    whole = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], lists[name]) for name in outer]
+    depth, lists = getattr(model.config.get_text_config(), "num_hidden_layers", None), layer_lists(model)
+    whole = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layers) for name, layers in lists.items()]
     each = [value for value in vars(model.config.get_text_config()).values() if isinstance(value, list) and len(value) == depth]
     try:
         for module, name, layers in whole:

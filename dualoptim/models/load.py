@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ from dualoptim.data.demo import tiny_model
 from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_adapter
+from dualoptim.models.launch import say
 from dualoptim.models.limits import answered_at_once, check_padding, is_coarse, keeps_apart, last_position, packed_row
 from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast
+from dualoptim.models.measured import how_measured, is_measured_divided
 from dualoptim.models.packing import BLOCKWISE
+from dualoptim.models.sharding import can_divide, divides, is_divided, load_divided, settle, whole_shape
 from dualoptim.models.weights import check_loaded, no_load_report
 
 logger = logging.getLogger(__name__)
@@ -109,23 +113,36 @@ def load_model(
     weights = {
         "dtype": Loading.of(args, accelerator, use, stored).dtype,
         "attn_implementation": attention_implementation(args, accelerator, config),
-        "device_map": {"": accelerator.device},
+        **(quantization or {}),
     }
+    name, learner = _name(args.model, base), args if isinstance(args, TrainArgs) and args.use_lora else None
+    # an adapter is merged into whole weights
+    may_divide = bool(
+        can_divide(accelerator) and not quantization and "gguf_file" not in options and (learner or base == args.model)
+    )
+    load = partial(_pretrained, name, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
     with no_load_report():
-        name = _name(args.model, base)
-        asked = {**options, **weights, **(quantization or {}), **_WITH_REPORT}
-        model, info = _pretrained(name, AutoModelForCausalLM, source, **asked)
-    check_loaded(f"--model {name}", model, info)
+        model, info = load(device_map={"": "meta" if may_divide else accelerator.device})
+        check_loaded(f"--model {name}", model, info)
+        measured = args if use == "measure" and isinstance(args, MeasureArgs) else None
+        divided = may_divide and (measured is None or is_measured_divided(measured, accelerator, model))
+        if measured and divides(accelerator):
+            say(accelerator, how_measured(measured, accelerator, model, divided))
+        if divided:
+            model, _ = load_divided(accelerator, model, load)
+        elif may_divide:
+            model, _ = load(device_map={"": accelerator.device})
     _check_stops(name, model.generation_config)
     if "gguf_file" in options:  # weights were widened on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-    learner = args if isinstance(args, TrainArgs) and args.use_lora else None
     if base != args.model:
         model = load_adapter(model, args.model, learner)
     elif learner:
         model = add_adapter(learner, model)
+    if divided:
+        settle(model)
     return replace(assemble(args, model, prompting, accelerator), stored=stored)
 
 
@@ -184,8 +201,9 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
             model.gradient_checkpointing_disable()
         except ValueError:
             raise InputError(f"--gradient-checkpointing: {type(model).__name__} has none; drop it") from None
-    formatter.vocabulary = model.get_input_embeddings().weight.shape[0]
-    if not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):  # those lie there and cannot be moved
+    formatter.vocabulary = whole_shape(model.get_input_embeddings().weight)[0]
+    divided = is_divided(model)
+    if not (divided or any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))):  # those lie there already
         model.to(accelerator.device)
     can_set = model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation()
     if args.attn_implementation == "auto" and accelerator.device.type == "cpu" and can_set:
@@ -205,7 +223,7 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     if args.packing and not row:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
     layout = Layout(accelerator.device, row > 0, shares, row)
-    return LoadedModel(model, formatter, template, accelerator, layout, Answering(positions, together))
+    return LoadedModel(model, formatter, template, accelerator, layout, Answering(positions, together), divided=divided)
 
 
 def attention_implementation(args: CommonArgs, accelerator: Accelerator, config: Any) -> str:

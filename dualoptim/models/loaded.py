@@ -17,6 +17,7 @@ from dualoptim.data.batches import pack, pad
 from dualoptim.data.prompts import Example, Formatter
 from dualoptim.data.stream import Stream
 from dualoptim.method.scores import Batch, Reference
+from dualoptim.models.sharding import own_share, whole_tensors
 from dualoptim.models.together import shared
 
 
@@ -133,12 +134,13 @@ class LoadedModel:
         return "float32" if args.use_lora else self.stored
 
     def weights_hash(self) -> str:
-        """Hash the weights as they stand, the same on all processes; the main one computes it.
+        """Hash the weights as they stand, the same on all processes; the main one computes it, or all if they are divided.
 
         In 16 bits it is that of the rounded weights, which is the same whatever they are loaded for.
         """
         half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
-        return shared(self.accelerator, weights_hash(self.model, half) if self.accelerator.is_main_process else "")
+        asked = self.divided or self.accelerator.is_main_process
+        return shared(self.accelerator, weights_hash(self.model, half) if asked else "")
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the 16 bits of the launch, while the model is not prepared; 16-bit weights do that by themselves."""
@@ -175,22 +177,21 @@ _HASHES: WeakKeyDictionary[torch.nn.Module, tuple[_Places, torch.dtype | None, s
 
 
 def weights_hash(model: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
-    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a whole (not divided) model, or of its weights
-    rounded to `dtype`.
+    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a model, or of its weights rounded to `dtype`.
 
-    It is computed once for a model, until its tensors are others or PyTorch has counted a change of one. What changes them
-    behind that count calls `weights_changed`.
+    All processes have to ask for that of a divided one. It is computed once for a model, until its tensors are others or
+    PyTorch has counted a change of one. What changes them behind that count calls `weights_changed`.
     """
-    tensors = [(name, tensor) for name, tensor in sorted(model.state_dict().items()) if isinstance(tensor, torch.Tensor)]
-    places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]
+    shares = [(name, own_share(tensor)) for name, tensor in sorted(model.state_dict(keep_vars=True).items())]
+    places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in shares if isinstance(tensor, torch.Tensor)]
     if model in _HASHES and _HASHES[model][:2] == (places, dtype):
         return _HASHES[model][2]
     digest = hashlib.sha256()
-    for name, tensor in tensors:
+    for name, tensor in whole_tensors(model):
         if dtype and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     _HASHES[model] = places, dtype, digest.hexdigest()
     return _HASHES[model][2]
 

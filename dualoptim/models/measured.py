@@ -15,28 +15,30 @@ COMFORTABLE = 0.5
 GIB = 1024**3
 
 
+def check_sharded(args: MeasureArgs, accelerator: Accelerator) -> None:
+    """Make sure that the launch divides a model that is to be measured divided.
+
+    Raises:
+        InputError: if not.
+    """
+    if args.evaluate_sharded == "yes" and not can_divide(accelerator):
+        raise InputError("--evaluate-sharded yes needs a launch that divides models; use zero3.yaml or fsdp2.yaml, or drop it")
+
+
 def is_measured_divided(args: MeasureArgs, accelerator: Accelerator, model: torch.nn.Module) -> bool:
     """Choose by `--evaluate-sharded`, and where that is auto by whether the whole model fits comfortably.
 
     `model` may be divided, or have no weights (meta device).
-
-    Raises:
-        InputError: if the launch divides no model.
     """
-    if not can_divide(accelerator):
-        if args.evaluate_sharded == "yes":
-            raise InputError("--evaluate-sharded yes needs a launch that divides models; use zero3.yaml, or fsdp2.yaml")
-        return False
     whole, capacity = _sizes(accelerator, model)
     return args.evaluate_sharded == "yes" or (args.evaluate_sharded == "auto" and whole > COMFORTABLE * capacity)
 
 
-def how_measured(args: MeasureArgs, accelerator: Accelerator, model: torch.nn.Module) -> str:
-    """Say the choice and why in a line, for a launch that has one."""
-    divided = is_measured_divided(args, accelerator, model)
+def how_measured(args: MeasureArgs, accelerator: Accelerator, model: torch.nn.Module, divided: bool) -> str:
+    """Say in a line how a model is measured, and why."""
     whole, capacity = (size / GIB for size in _sizes(accelerator, model))
-    how = f"divided among the {accelerator.num_processes} processes" if divided else "whole on every process"
-    why = f"--evaluate-sharded {args.evaluate_sharded}; whole it takes {whole:.2f} of {capacity:.2f} GiB"
+    how = f"divided among {accelerator.num_processes} processes" if divided else "whole on every process"
+    why = f"--evaluate-sharded {args.evaluate_sharded}; the whole takes {whole:.2f} of {capacity:.2f} GiB"
     return f"{args.model} is measured {how} ({why})"
 
 
