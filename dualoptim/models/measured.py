@@ -38,7 +38,7 @@ def how_measured(args: MeasureArgs, accelerator: Accelerator, model: torch.nn.Mo
     """Say in a line how a model is measured, and why."""
     whole, capacity = (size / GIB for size in _sizes(accelerator, model))
     how = f"divided among {accelerator.num_processes} processes" if divided else "whole on every process"
-    why = f"--evaluate-sharded {args.evaluate_sharded}; the whole takes {whole:.2f} of {capacity:.2f} GiB"
+    why = f"--evaluate-sharded {args.evaluate_sharded}; the whole takes {whole:.3g} of {capacity:.3g} GiB"
     return f"{args.model} is measured {how} ({why})"
 
 
