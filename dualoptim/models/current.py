@@ -4,11 +4,10 @@ import gc
 
 from accelerate import Accelerator
 
-from dualoptim.config.args import UnlearnArgs
+from dualoptim.config.args import CommonArgs
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel, Loading, Use
-from dualoptim.models.measured import is_measured_divided
-from dualoptim.models.sharding import can_divide
+from dualoptim.models.measured import chosen
 
 
 class Current:
@@ -24,19 +23,17 @@ class Current:
         self._name = ""
         self._use: Use = "train"
 
-    def get(self, args: UnlearnArgs, use: Use) -> LoadedModel:
+    def get(self, args: CommonArgs, use: Use) -> LoadedModel:
         """Give the model of `args`, loaded for a use."""
         if self._loaded is None or self._name != args.model or self._loading(args, use) != self._loading(args, self._use):
             self.drop()
             self._loaded, self._name, self._use = load_model(args, self._accelerator, use), args.model, use
         return self._loaded
 
-    def _loading(self, args: UnlearnArgs, use: Use) -> tuple[Loading, bool]:
+    def _loading(self, args: CommonArgs, use: Use) -> Loading:
         assert self._loaded is not None
-        divided = can_divide(self._accelerator) and (
-            use == "train" or is_measured_divided(args, self._accelerator, self._loaded.model)
-        )
-        return Loading.of(args, self._accelerator, use, self._loaded.stored), divided
+        how = Loading.of(args, self._accelerator, use, self._loaded.stored)
+        return chosen(how, args, self._accelerator, self._loaded.model) if use == "measure" else how
 
     def became(self, name: str) -> None:
         """Take note that the model that is held has been trained, and is now that of `name`."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, LogitsProcessorList
 
 from dualoptim.config.args import CommonArgs, MeasureArgs, TrainArgs
 from dualoptim.data.batches import pack, pad
@@ -19,7 +19,7 @@ from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError, reason
 from dualoptim.method.scores import score
 from dualoptim.models.loaded import Together
-from dualoptim.models.sharding import layer_lists
+from dualoptim.models.sharding import computes_in_half, is_divided, layer_lists
 
 _LONGEST_ROW = 2304  # tokens on a CPU, where the time to find out counts; 16 texts of TOFU have fewer
 _LONGEST_TEXT = 2**14  # tokens; a model that takes as many is taken to have no end
@@ -39,6 +39,8 @@ def last_position(args: CommonArgs, model: Any) -> int | None:
     wanted = args.max_length + (args.max_new_tokens if isinstance(args, MeasureArgs) else 0)
     if getattr(model, "hf_quantizer", None) is not None:  # weights in few bits, which lie where they are used
         return None
+    if is_divided(model) and model.device.type != "cpu":
+        model = _blank(model)
     with _one_layer_of_each_kind(model):
         model = on_cpu(model)
         if error := _failure(model, 4):
@@ -59,14 +61,24 @@ def last_position(args: CommonArgs, model: Any) -> int | None:
 
 
 def on_cpu(model: Any) -> Any:
-    """Copy a model to the CPU, with a kernel that this has; one that lies there is given as it is."""
+    """Copy a model to the CPU, with a kernel that this has; one that lies there is given as it is. No values become zeros."""
     if model.device.type == "cpu":
         return model
-    there: dict[int, Any] = {id(one): torch.nn.Parameter(one.detach().cpu(), one.requires_grad) for one in model.parameters()}
-    copied = copy.deepcopy(model, there | {id(one): one.cpu() for one in model.buffers()})
+
+    def moved(tensor: Tensor) -> Tensor:
+        return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
+
+    there: dict[int, Any] = {id(one): torch.nn.Parameter(moved(one), one.requires_grad) for one in model.parameters()}
+    copied = copy.deepcopy(model, there | {id(one): moved(one) for one in model.buffers()})
     if copied.config._attn_implementation == "flash_attention_2":
         copied.set_attn_implementation("sdpa")
     return copied
+
+
+def _blank(model: Any) -> Any:
+    """Make a model of the same kind without values, on the meta device."""
+    with torch.device("meta"):
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config)](model.config)
 
 
 @torch.no_grad()
@@ -185,7 +197,7 @@ def texts_per_batch(args: CommonArgs) -> int:
 
 def is_coarse(model: Any) -> bool:
     """Tell whether a model's kernel or its weights have 16 bits or fewer, whatever it is asked to compute in."""
-    in_bits = getattr(model, "hf_quantizer", None) is not None or model.dtype != torch.float32
+    in_bits = getattr(model, "hf_quantizer", None) is not None or model.dtype != torch.float32 or computes_in_half(model)
     return in_bits or model.config._attn_implementation == "flash_attention_2"
 
 

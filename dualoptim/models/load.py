@@ -28,9 +28,9 @@ from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_a
 from dualoptim.models.launch import say
 from dualoptim.models.limits import answered_at_once, check_padding, is_coarse, keeps_apart, last_position, packed_row
 from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast
-from dualoptim.models.measured import how_measured, is_measured_divided
+from dualoptim.models.measured import chosen, how_measured
 from dualoptim.models.packing import BLOCKWISE
-from dualoptim.models.sharding import can_divide, divides, is_divided, load_divided, settle, whole_shape
+from dualoptim.models.sharding import divides, is_divided, load_divided, settle, whole_shape
 from dualoptim.models.weights import check_loaded, no_load_report
 
 logger = logging.getLogger(__name__)
@@ -110,28 +110,21 @@ def load_model(
     # a .gguf file has types of its own, which nothing but it can store
     known = {torch.bfloat16: "bfloat16", torch.float16: "float16"} if "gguf_file" not in options else {}
     stored: Any = known.get(config.dtype, "float32") if isinstance(config.dtype, torch.dtype) else "float32"
-    weights = {
-        "dtype": Loading.of(args, accelerator, use, stored).dtype,
-        "attn_implementation": attention_implementation(args, accelerator, config),
-        **(quantization or {}),
-    }
     name, learner = _name(args.model, base), args if isinstance(args, TrainArgs) and args.use_lora else None
-    # an adapter is merged into whole weights
-    may_divide = bool(
-        can_divide(accelerator) and not quantization and "gguf_file" not in options and (learner or base == args.model)
-    )
+    how = Loading.of(args, accelerator, use, stored)
+    if quantization:
+        how = replace(how, divided=False)
+    weights = {"dtype": how.dtype, "attn_implementation": attention_implementation(args, accelerator, config)}
     load = partial(_pretrained, name, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
     with no_load_report():
-        model, info = load(device_map={"": "meta" if may_divide else accelerator.device})
+        place = {"device_map": {"": "meta" if how.divided else accelerator.device}}
+        model, info = load(**place, **(quantization or {}))
         check_loaded(f"--model {name}", model, info)
-        measured = args if use == "measure" and isinstance(args, MeasureArgs) else None
-        divided = may_divide and (measured is None or is_measured_divided(measured, accelerator, model))
-        if measured and divides(accelerator):
-            say(accelerator, how_measured(measured, accelerator, model, divided))
-        if divided:
-            model, _ = load_divided(accelerator, model, load)
-        elif may_divide:
-            model, _ = load(device_map={"": accelerator.device})
+        if how.divided:
+            how = chosen(how, args, accelerator, model) if use == "measure" else how
+            model, _ = load_divided(accelerator, model, load) if how.divided else load(device_map={"": accelerator.device})
+        if use == "measure" and divides(accelerator):
+            say(accelerator, how_measured(how, args, accelerator, model))
     _check_stops(name, model.generation_config)
     if "gguf_file" in options:  # weights were widened on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
@@ -141,8 +134,8 @@ def load_model(
         model = load_adapter(model, args.model, learner)
     elif learner:
         model = add_adapter(learner, model)
-    if divided:
-        settle(model)
+    if how.divided:
+        settle(accelerator, model)
     return replace(assemble(args, model, prompting, accelerator), stored=stored)
 
 

@@ -11,14 +11,15 @@ from weakref import WeakKeyDictionary
 import torch
 from accelerate import Accelerator, DistributedType
 
-from dualoptim.config.args import CommonArgs, SaveDtype, TrainArgs
+from dualoptim.config.args import DEMO, CommonArgs, SaveDtype, TrainArgs
 from dualoptim.config.saved import to_dict
 from dualoptim.data.batches import pack, pad
 from dualoptim.data.prompts import Example, Formatter
 from dualoptim.data.stream import Stream
-from dualoptim.method.scores import Batch, Reference
-from dualoptim.models.sharding import own_share, whole_tensors
-from dualoptim.models.together import shared
+from dualoptim.method.scores import Batch, Reference, score
+from dualoptim.models.adapter import base_of
+from dualoptim.models.sharding import can_divide, own_share, whole_tensors
+from dualoptim.models.together import in_step, shared
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,25 @@ class Loading:
     """How the weights of a model lie once it is loaded; those of an adapter that trains are float32 beside it."""
 
     dtype: torch.dtype
+    divided: bool = False
 
     @staticmethod
     def of(args: CommonArgs, accelerator: Accelerator, use: Use, stored: SaveDtype) -> "Loading":
         """Say how a launch needs weights, which were `stored` in some type, for a use.
 
         In 16 bits what is measured or frozen has 2 bytes a weight, and what trains the values of its float32 masters:
-        DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others.
+        DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others. They are divided among processes where
+        the launch does that at all, but for files of other kinds and adapters, which are merged into whole weights; what is
+        measured only by choice (`measured.choose`).
         """
+        learns = isinstance(args, TrainArgs) and args.use_lora
+        mergeless = not args.model.endswith(".gguf") and (learns or base_of(args.model) == args.model)
+        divided = args.model != DEMO and can_divide(accelerator) and mergeless
         if accelerator.mixed_precision != "bf16":
-            return Loading(torch.float32)
-        frozen = use == "measure" or (isinstance(args, TrainArgs) and args.use_lora)
+            return Loading(torch.float32, divided)
         widened = accelerator.distributed_type == DistributedType.DEEPSPEED and stored == "bfloat16"
-        return Loading(torch.bfloat16 if frozen or widened else torch.float32)
+        frozen = use == "measure" or learns
+        return Loading(torch.bfloat16 if frozen or widened else torch.float32, divided)
 
 
 @dataclass(frozen=True)
@@ -142,9 +149,17 @@ class LoadedModel:
         asked = self.divided or self.accelerator.is_main_process
         return shared(self.accelerator, weights_hash(self.model, half) if asked else "")
 
+    def in_step(self) -> AbstractContextManager[None]:
+        """Have processes among which the model is divided call it equally often, however many texts each of them has."""
+        if not self.divided:
+            return nullcontext()
+        short = self.batch([Example([0, 0], 1)])
+        return in_step(self.accelerator, self.model, torch.no_grad()(lambda: score(self.model, short)))
+
     def autocast(self) -> AbstractContextManager[Any]:
-        """Compute in the 16 bits of the launch, while the model is not prepared; 16-bit weights do that by themselves."""
-        return autocast(self.accelerator) if self.model.dtype == torch.float32 else nullcontext()
+        """Compute in the launch's 16 bits, while the model is not prepared; 16-bit or divided weights do that by themselves."""
+        wide = self.model.dtype == torch.float32 and not self.divided
+        return autocast(self.accelerator) if wide else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -179,8 +194,10 @@ _HASHES: WeakKeyDictionary[torch.nn.Module, tuple[_Places, torch.dtype | None, s
 def weights_hash(model: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
     """Hash with SHA-256 over name, type, shape and bytes of every tensor of a model, or of its weights rounded to `dtype`.
 
-    All processes have to ask for that of a divided one. It is computed once for a model, until its tensors are others or
-    PyTorch has counted a change of one. What changes them behind that count calls `weights_changed`.
+    Of one that is divided all processes ask for it.
+
+    It is computed once for a model, until its tensors are others or PyTorch has counted a change of one. What changes them
+    behind that count calls `weights_changed`.
     """
     shares = [(name, own_share(tensor)) for name, tensor in sorted(model.state_dict(keep_vars=True).items())]
     places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in shares if isinstance(tensor, torch.Tensor)]

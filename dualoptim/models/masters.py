@@ -4,11 +4,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dualoptim.models.loaded import LoadedModel
-from dualoptim.models.sharding import whole_tensors
+from dualoptim.models.sharding import computes_in_half, exact_share, is_zero, whole_tensors
 
 
 def are_rounded(engine: Any) -> bool:
@@ -28,17 +27,17 @@ class Kept:
 def keep(loaded: LoadedModel) -> list[Kept]:
     """Hold on to the weights that train while an engine is prepared.
 
-    DeepSpeed rounds weights before it copies its masters from them. Those that are divided it takes for rounded, and so they
-    are from here on.
+    DeepSpeed rounds them before it copies its masters from them, but not what it gets beside weights that are divided already.
     """
-    kept = []
-    half = torch.bfloat16 if loaded.accelerator.mixed_precision == "bf16" else None
-    for parameter in loaded.model.parameters():
-        share = getattr(parameter, "ds_tensor", None)
-        if parameter.requires_grad:
-            kept.append(Kept(parameter, (parameter if share is None else share).data, share is not None))
-        if share is not None and half:
-            share.data, parameter.data = share.data.to(half), parameter.data.to(half)
+    trains = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
+    divided = [loaded.divided and hasattr(parameter, "ds_tensor") for parameter in trains]
+    kept = [
+        Kept(parameter, exact_share(parameter) if is_share else parameter.data, is_share)
+        for parameter, is_share in zip(trains, divided, strict=True)
+    ]
+    if computes_in_half(loaded.model) and is_zero(loaded.model):
+        for parameter in trains:
+            parameter.data = parameter.data.bfloat16()
     return kept
 
 

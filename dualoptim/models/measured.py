@@ -1,12 +1,14 @@
 """Choose how a launch that divides models measures them: divided among its processes, or whole on each of them."""
 
 import os
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
 
-from dualoptim.config.args import MeasureArgs
+from dualoptim.config.args import CommonArgs, MeasureArgs
 from dualoptim.errors import InputError
+from dualoptim.models.loaded import Loading
 from dualoptim.models.sharding import can_divide, whole_shape
 
 COMFORTABLE = 0.5
@@ -25,21 +27,22 @@ def check_sharded(args: MeasureArgs, accelerator: Accelerator) -> None:
         raise InputError("--evaluate-sharded yes needs a launch that divides models; use zero3.yaml or fsdp2.yaml, or drop it")
 
 
-def is_measured_divided(args: MeasureArgs, accelerator: Accelerator, model: torch.nn.Module) -> bool:
-    """Choose by `--evaluate-sharded`, and where that is auto by whether the whole model fits comfortably.
+def chosen(how: Loading, args: CommonArgs, accelerator: Accelerator, model: torch.nn.Module) -> Loading:
+    """Choose for a model that can be divided by `--evaluate-sharded`; where that is auto by whether the whole fits comfortably.
 
     `model` may be divided, or have no weights (meta device).
     """
+    asked = args.evaluate_sharded if isinstance(args, MeasureArgs) else "auto"
     whole, capacity = _sizes(accelerator, model)
-    return args.evaluate_sharded == "yes" or (args.evaluate_sharded == "auto" and whole > COMFORTABLE * capacity)
+    fits = asked == "no" or (asked == "auto" and whole <= COMFORTABLE * capacity)
+    return replace(how, divided=how.divided and not fits)
 
 
-def how_measured(args: MeasureArgs, accelerator: Accelerator, model: torch.nn.Module, divided: bool) -> str:
-    """Say in a line how a model is measured, and why."""
+def how_measured(how: Loading, args: CommonArgs, accelerator: Accelerator, model: torch.nn.Module) -> str:
+    """Say in a line how a model is measured, and what the whole would take."""
     whole, capacity = (size / GIB for size in _sizes(accelerator, model))
-    how = f"divided among {accelerator.num_processes} processes" if divided else "whole on every process"
-    why = f"--evaluate-sharded {args.evaluate_sharded}; the whole takes {whole:.3g} of {capacity:.3g} GiB"
-    return f"{args.model} is measured {how} ({why})"
+    place = f"divided among {accelerator.num_processes} processes" if how.divided else "whole on every process"
+    return f"{args.model} is measured {place}; the whole takes {whole:.3g} of {capacity:.3g} GiB (--evaluate-sharded)"
 
 
 def _sizes(accelerator: Accelerator, model: torch.nn.Module) -> tuple[int, int]:

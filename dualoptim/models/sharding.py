@@ -6,16 +6,21 @@ a forward pass a layer at a time, hashing and saving a tensor at a time.
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import compare_versions
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 _HOOKS: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
+_IN_HALF: WeakSet[nn.Module] = WeakSet()
+_EXACT: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by parameters, which compare by their values
 
 
 def zero_of(accelerator: Accelerator) -> dict[str, Any]:
@@ -79,19 +84,39 @@ def _dividing(accelerator: Accelerator, outline: Any) -> Iterator[dict[str, Any]
         del alive
 
 
-def settle(model: Any) -> None:
-    """Let a model that was just loaded divided be called, on all processes alike: what it needs is gathered on its way."""
+def settle(accelerator: Accelerator, model: Any) -> None:
+    """Let a model that was just loaded divided be called, on all processes alike: what it needs is gathered on its way.
+
+    In 16 bits it computes as it will in training. Under ZeRO-3 what trains is rounded for that, and `exact_share` keeps what
+    it was before.
+    """
+    half = accelerator.mixed_precision == "bf16"
     for module in model.modules():
-        vars(getattr(module, "config", module)).pop(
-            "distributed_config", None
-        )  # of this launch, and none of those that load what is saved
-    if _is_zero(model):
+        vars(getattr(module, "config", module)).pop("distributed_config", None)  # of this launch, not of what is saved
+    if half:
+        _IN_HALF.add(model)
+    if is_zero(model):
+        for parameter in model.parameters():
+            share = getattr(parameter, "ds_tensor", None)
+            if half and share is not None and share.dtype == torch.float32:
+                _EXACT[parameter] = share.data
+                share.data, parameter.data = share.data.bfloat16(), parameter.data.bfloat16()
         _HOOKS[model] = [handle for unit in _units(model) for handle in _gathering(*unit)]
-    else:
-        with torch.no_grad(), contextlib.suppress(Exception):  # models that are not ours raise anything
-            # FSDP2 takes note of its parts in the first forward pass, and later ones may leave some out
-            model(input_ids=torch.ones(1, 2, dtype=torch.long, device=next(model.parameters()).device))
-        reshard(model)
+        return
+    with torch.no_grad(), contextlib.suppress(Exception):  # models that are not ours raise anything
+        # FSDP2 takes note of its parts in the first forward pass, and later ones may leave some out
+        model(input_ids=torch.ones(1, 2, dtype=torch.long, device=accelerator.device))
+    reshard(model)
+
+
+def exact_share(parameter: Any) -> Tensor:
+    """Give this process's share of a weight as it was loaded, once: nothing holds on to it afterwards."""
+    return _EXACT.pop(parameter, own_share(parameter).data)
+
+
+def computes_in_half(model: Any) -> bool:
+    """Tell whether a divided model computes in 16 bits, whatever its weights are."""
+    return model in _IN_HALF
 
 
 def reshard(model: Any) -> None:
@@ -120,7 +145,8 @@ def is_divided(model: nn.Module) -> bool:
     return any(own_share(parameter) is not parameter for parameter in model.parameters())
 
 
-def _is_zero(model: nn.Module) -> bool:
+def is_zero(model: nn.Module) -> bool:
+    """Tell whether a model was divided by ZeRO-3."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
@@ -183,3 +209,54 @@ def whole_tensors(model: nn.Module, names: Collection[str] | None = None) -> Ite
         if isinstance(tensor, Tensor) and (names is None or name in names):
             with whole([tensor]), torch.no_grad():
                 yield name, (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
+
+
+def bare(module: Any, of_values: bool = True) -> Any:
+    """Copy a module without what ZeRO-3 or FSDP2 made of it: its weights are whole, or (not `of_values`) those that it has.
+
+    The copy shares all else with it.
+    """
+    kind = type(module)
+    kind = kind.__mro__[2] if hasattr(kind, "unshard") else kind  # FSDP2 puts two classes before a module's own
+    copied: Any = object.__new__(kind)
+    nn.Module.__init__(copied)
+    hooks = {name: value for name, value in vars(copied).items() if "hook" in name}
+    vars(copied).update(vars(module) | hooks)
+    if of_values:
+        copied._parameters = {
+            name: nn.Parameter(_copied(one), False) for name, one in module._parameters.items() if one is not None
+        }
+        copied._modules = {name: bare(inner) for name, inner in module._modules.items() if inner is not None}
+    return copied
+
+
+def _copied(parameter: Any) -> Tensor:
+    """Gather a parameter, and give it to this process for good."""
+    with whole([parameter]), torch.no_grad():
+        return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach().clone()
+
+
+@dataclass(frozen=True)
+class Share:
+    """Holds this process's part of a tensor that does not change, cut into equal parts."""
+
+    part: Tensor
+    shape: torch.Size
+    processes: int
+
+    @staticmethod
+    def of(tensor: Tensor, accelerator: Accelerator) -> "Share":
+        """Cut it; the last parts may be padded."""
+        processes, index = accelerator.num_processes, accelerator.process_index
+        flat = tensor.flatten()
+        size = -(-flat.numel() // processes)
+        part = flat[index * size : (index + 1) * size]
+        return Share(nn.functional.pad(part, (0, size - part.numel())).clone(), tensor.shape, processes)
+
+    def gathered(self) -> Tensor:
+        """Put the parts of all processes together again, on all of them."""
+        if self.processes == 1:
+            return self.part.view(self.shape)
+        flat = self.part.new_empty(self.processes * self.part.numel())
+        dist.all_gather_into_tensor(flat, self.part)
+        return flat[: self.shape.numel()].view(self.shape)
