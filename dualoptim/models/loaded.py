@@ -68,12 +68,13 @@ class Loading:
         """Say how a launch needs weights, which were `stored` in some type, for a use.
 
         In 16 bits what is measured or frozen has 2 bytes a weight, and what trains the values of its float32 masters:
-        DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others. What trains is divided among processes
-        where the launch does that at all, but for files of other kinds and adapters, which are merged into whole weights.
+        DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others. They are divided among processes where
+        the launch does that at all, but for files of other kinds and adapters, which are merged into whole weights; what is
+        measured only by choice (`measured.choose`).
         """
         learns = isinstance(args, TrainArgs) and args.use_lora
         mergeless = not args.model.endswith(".gguf") and (learns or base_of(args.model) == args.model)
-        divided = use == "train" and args.model != DEMO and can_divide(accelerator) and mergeless
+        divided = args.model != DEMO and can_divide(accelerator) and mergeless
         if precision_of(accelerator) == torch.float32:
             return Loading(torch.float32, divided)
         widened = accelerator.distributed_type == DistributedType.DEEPSPEED and stored == "bfloat16"
