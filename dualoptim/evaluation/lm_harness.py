@@ -37,11 +37,13 @@ def _task_manager(path: str | None) -> Any:
 def general_ability(loaded: LoadedModel, args: MeasureArgs) -> dict[str, Scores]:
     """Measure the tasks of `--lm-eval-tasks` in the main process: scores by task, the same on all processes.
 
+    A divided model is asked the same by all processes at once, which need each other for every answer.
+
     Raises:
         InputError: if the data of a task cannot be reached.
     """
     result: Any = None
-    if loaded.accelerator.is_main_process:
+    if loaded.divided or loaded.accelerator.is_main_process:
         try:
             result = _run_tasks(loaded, args)
         except Exception as error:  # data sets that need a network, broken YAML: all kinds
@@ -59,19 +61,15 @@ def _run_tasks(loaded: LoadedModel, args: MeasureArgs) -> dict[str, Scores]:
     from lm_eval.models.huggingface import HFLM
 
     found = lm_eval.simple_evaluate(
-        model=HFLM(
-            loaded.model,
-            tokenizer=loaded.tokenizer,
-            batch_size=args.eval_batch_size,
-            # it switches our autocast off, without which flash-attention does not run
-            mixed_precision_dtype="bfloat16" if loaded.accelerator.mixed_precision == "bf16" else None,
-        ),
+        model=HFLM(loaded.model, tokenizer=loaded.tokenizer, batch_size=args.eval_batch_size),
         tasks=list(args.lm_eval_tasks),
         task_manager=_task_manager(args.lm_eval_path),
         limit=args.eval_rows or None,
         log_samples=False,
         bootstrap_iters=0,
     )
+    if found is None:  # lm-eval gives its results to the first process of a machine alone
+        return {}
     return {
         task: {metric.removesuffix(",none"): value for metric, value in scores.items() if isinstance(value, float)}
         for task, scores in found["results"].items()

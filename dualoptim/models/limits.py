@@ -4,6 +4,7 @@ Nothing in a configuration says so reliably, so the model is tried.
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,20 +27,19 @@ _TEXT, _LONGER = [7, 4, 8, 3, 9], [5, 3, 8, 6, 4, 9, 7, 2, 8, 5, 3]  # token ids
 
 
 def last_position(args: CommonArgs, model: Any) -> int | None:
-    """Find how many positions a model has, if texts and answers of this run could go beyond them; `model` is on the CPU.
+    """Find how many positions a model has, if texts and answers of this run could go beyond them.
 
-    Where positions are learned or stand in a table a longer text fails; on CUDA it would take the process with it.
+    Where positions are learned or stand in a table a longer text fails; on CUDA it would take the process with it, so that it
+    is a few layers on the CPU that are asked.
 
     Raises:
         InputError: if the model cannot score a text at all, or if `max_length` goes beyond its positions.
     """
     wanted = args.max_length + (args.max_new_tokens if isinstance(args, MeasureArgs) else 0)
-    kernel = model.config._attn_implementation
-    if model.device.type != "cpu":  # weights in few bits, which lie where they are used
+    if getattr(model, "hf_quantizer", None) is not None:  # weights in few bits, which lie where they are used
         return None
-    if kernel == "flash_attention_2":  # which no CPU has
-        model.set_attn_implementation("sdpa")
     with _one_layer_of_each_kind(model):
+        model = on_cpu(model)
         if error := _failure(model, 4):
             raise InputError(
                 f"--model {args.model}: {type(model).__name__} fails on a plain text ({reason(error)}); choose another model"
@@ -52,11 +52,20 @@ def last_position(args: CommonArgs, model: Any) -> int | None:
         while fails - fits > 1:
             middle = (fits + fails) // 2
             fits, fails = (fits, middle) if _failure(model, middle) else (middle, fails)
-    if kernel == "flash_attention_2":
-        model.set_attn_implementation(kernel)
     if fits < args.max_length:
         raise InputError(f"--max-length {args.max_length}: the model has {fits} positions; give --max-length {fits}")
     return fits if fits < wanted else None
+
+
+def on_cpu(model: Any) -> Any:
+    """Copy a model to the CPU, with a kernel that this has; one that lies there is given as it is."""
+    if model.device.type == "cpu":
+        return model
+    there: dict[int, Any] = {id(one): torch.nn.Parameter(one.detach().cpu(), one.requires_grad) for one in model.parameters()}
+    copied = copy.deepcopy(model, there | {id(one): one.cpu() for one in model.buffers()})
+    if copied.config._attn_implementation == "flash_attention_2":
+        copied.set_attn_implementation("sdpa")
+    return copied
 
 
 @torch.no_grad()
@@ -145,6 +154,9 @@ def continue_greedily(
             attention_mask=(torch.ones_like(ids) if mask is None else mask).to(model.device),
             generation_config=settings,
             logits_processor=processors or LogitsProcessorList(),
+            # where processes have to call the model equally often, `together.in_step` sees to it: transformers would have those
+            # that are done go on beyond the positions that there are
+            synced_gpus=False,
         )
     finally:
         inner.generation_config = own
@@ -172,7 +184,8 @@ def texts_per_batch(args: CommonArgs) -> int:
 
 def is_coarse(model: Any) -> bool:
     """Tell whether a model's kernel or its weights have 16 bits or fewer, whatever it is asked to compute in."""
-    return model.config._attn_implementation == "flash_attention_2" or getattr(model, "hf_quantizer", None) is not None
+    in_bits = getattr(model, "hf_quantizer", None) is not None or model.dtype != torch.float32
+    return in_bits or model.config._attn_implementation == "flash_attention_2"
 
 
 @torch.no_grad()
