@@ -214,12 +214,13 @@ def attention_implementation(args: CommonArgs, accelerator: Accelerator, config:
     Raises:
         InputError: if one is asked for that cannot run, or that the model has not.
     """
-    on_cuda = accelerator.device.type == "cuda"
-    can_flash = on_cuda and is_flash_attn_2_available() and accelerator.mixed_precision == "bf16"
+    # its kernels are for compute capability 8.0 and more, and for heads of at most 256
+    on_cuda = accelerator.device.type == "cuda" and torch.cuda.get_device_capability(accelerator.device) >= (8, 0)
+    can_flash = on_cuda and is_flash_attn_2_available() and accelerator.mixed_precision == "bf16" and _head_size(config) <= 256
     if args.attn_implementation == "flash_attention_2" and not can_flash:
         raise InputError(
-            "--attn-implementation flash_attention_2 needs CUDA, the package flash-attn (pip install flash-attn) and "
-            "--mixed_precision bf16 in the launch; choose sdpa"
+            "--attn-implementation flash_attention_2 needs CUDA on an Ampere GPU or a newer one, the package flash-attn (pip "
+            "install flash-attn), --mixed_precision bf16 in the launch, and heads of at most 256; choose sdpa"
         )
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     has = {"flash_attention_2": getattr(kind, "_supports_flash_attn", True), "sdpa": getattr(kind, "_supports_sdpa", True)}
@@ -231,6 +232,13 @@ def attention_implementation(args: CommonArgs, accelerator: Accelerator, config:
     if can_flash and has["flash_attention_2"]:
         return "flash_attention_2"
     return "sdpa" if has["sdpa"] else "eager"
+
+
+def _head_size(config: Any) -> int:
+    """Read how many numbers an attention head of a model has; 0 where its configuration does not say."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    return getattr(text, "head_dim", None) or (text.hidden_size // heads if isinstance(heads, int) and heads else 0)
 
 
 def _name(model: str, base: str) -> str:
