@@ -4,65 +4,20 @@ Where it does not fit, the same arithmetic finds the launches and flags with whi
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 
-from dualoptim.config.args import DEMO, UnlearnArgs
+from dualoptim.config.args import UnlearnArgs
 from dualoptim.config.cli import main
-from dualoptim.config.flags import flag_name
 from dualoptim.errors import InputError
 from dualoptim.models.launch import say, start_accelerator
-from dualoptim.models.load import load_config
+from dualoptim.models.launches import ROOM, ZERO, Machine, choices, enough_processes, planned
+from dualoptim.models.measured import GIB
 from dualoptim.models.memory import Division, Parts, Shape
-from dualoptim.models.peaks import Phase, phases
+from dualoptim.models.peaks import Phase
 from dualoptim.models.shapes import demand_of, empty_model, shape_of
-
-GIB = 1024**3
-ROOM = 0.95  # of a device: what is freed leaves gaps that nothing fits into
-
-ZERO = Division(deepspeed=True, bucket=500_000_000, live=1_000_000_000, sub_group=1_000_000_000)  # as DeepSpeed's defaults are
-LAUNCHES = {
-    "single_gpu": Division(),
-    "ddp": Division(),
-    "zero1": replace(ZERO, stage=1),
-    "zero2": replace(ZERO, stage=2),
-    "zero3": replace(ZERO, stage=3),
-    "fsdp2": Division(fsdp=True),
-    "zero3_offload": replace(ZERO, stage=3, offload=True),
-}
-"""How the files of accelerate_configs/ divide a model, the fastest first."""
-
-CHANGES: list[tuple[bool, dict[str, Any]]] = [
-    (False, {}),
-    (False, {"gradient_checkpointing": True}),
-    (False, {"gradient_checkpointing": True, "optim_bits": 8}),
-    (True, {}),
-    (True, {"gradient_checkpointing": True}),
-    (False, {"gradient_checkpointing": True, "use_lora": True}),
-    (False, {"gradient_checkpointing": True, "use_lora": True, "load_in_4bit": True}),
-]
-"""What can be changed where a run does not fit, from what changes least: whether to offload, and flags."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What there is for one process of a launch: bytes of its device, and its share of the host."""
-
-    processes: int
-    device: int
-    host: int
-    half: bool
-    on_cuda: bool  # else device and host are one memory
-
-    def holds(self, plan: list[Phase]) -> bool:
-        """Tell whether every phase fits."""
-        if not self.on_cuda:
-            return max(phase.total for phase in plan) <= self.host
-        return all(phase.device.total <= ROOM * self.device and phase.host.total <= self.host for phase in plan)
 
 
 @dataclass(frozen=True)
@@ -96,14 +51,8 @@ def plan(args: UnlearnArgs, accelerator: Accelerator) -> MemoryPlan:
     """
     division, machine = division_of(accelerator), machine_of(accelerator)
     shape = shape_of(empty_model(args), args.quantize_embeddings)
-    demand = demand_of(args, stored_bytes(args))
-    return MemoryPlan(phases(shape, division, demand), shape, division, machine, demand.tokens, args.optim)
-
-
-def stored_bytes(args: UnlearnArgs) -> int:
-    """Read how many bytes a weight has in the checkpoint."""
-    dtype = None if args.model == DEMO else load_config(args)[0].dtype
-    return dtype.itemsize if isinstance(dtype, torch.dtype) else 4
+    found = planned(args, shape, division, machine)
+    return MemoryPlan(found, shape, division, machine, demand_of(args).tokens, args.optim)
 
 
 def machine_of(accelerator: Accelerator) -> Machine:
@@ -153,67 +102,6 @@ def division_of(accelerator: Accelerator) -> Division:
     )
 
 
-# ----------------------------------------------------------------------------------------------------- what would fit
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A launch and changes of flags with which a run fits."""
-
-    launch: str
-    changes: dict[str, Any]
-    plan: list[Phase]
-
-    def __str__(self) -> str:
-        flags = [flag_name(name) + ("" if value is True else f" {value}") for name, value in self.changes.items()]
-        return " ".join([f"{self.launch}.yaml", *flags])
-
-
-def choices(args: UnlearnArgs, machine: Machine) -> Iterator[Choice]:
-    """Find launches and flags that fit on a machine, best first: to each set of flags the fastest launch, if there is one."""
-    shapes: dict[bool, Shape] = {}
-    stored, found = stored_bytes(args), set[str]()
-    for offload, wanted in CHANGES:
-        changes = {name: value for name, value in wanted.items() if getattr(args, name) != value}
-        if args.use_lora and "optim_bits" in changes or wanted.get("load_in_4bit") and not machine.on_cuda:
-            continue
-        try:
-            changed = replace(args, **changes)
-        except InputError:  # another flag rules it out
-            continue
-        if changed.use_lora not in shapes:
-            shapes[changed.use_lora] = shape_of(empty_model(changed), args.quantize_embeddings)
-        for name in launches(changed, machine.processes, offload):
-            division = replace(LAUNCHES[name], processes=machine.processes, half=machine.half, on_cuda=machine.on_cuda)
-            planned = phases(shapes[changed.use_lora], division, demand_of(changed, stored))
-            if machine.holds(planned):
-                if name not in found:
-                    yield Choice(name, changes, planned)
-                found.add(name)
-                break
-
-
-def launches(args: UnlearnArgs, processes: int, offload: bool) -> list[str]:
-    """List the launches that take `args` with so many processes, the fastest first; those that offload, or the others."""
-    names = ["zero3_offload"] if offload else ["single_gpu"] if processes == 1 else ["ddp", "zero1", "zero2", "zero3", "fsdp2"]
-    kinds = {name: LAUNCHES[name] for name in names}
-    return [
-        name
-        for name, kind in kinds.items()
-        if not (kind.fsdp and args.state_bits == 8) and not (kind.divides and args.load_in_4bit)
-    ]
-
-
-def enough_processes(args: UnlearnArgs, machine: Machine) -> tuple[int, Choice] | None:
-    """Find the smallest power of two of such processes with which a run fits as it is, and the fastest launch for it."""
-    for processes in (2**power for power in range(1, 11)):
-        if processes > machine.processes:
-            first = next(choices(args, replace(machine, processes=processes)), None)
-            if first and not first.changes and first.launch != "zero3_offload":
-                return processes, first
-    return None
-
-
 # ------------------------------------------------------------------------------------------------------------ print
 
 
@@ -234,16 +122,16 @@ def describe(plan: MemoryPlan, args: UnlearnArgs) -> str:
         own = [getattr(phase.device, part) for part in parts] + [phase.device.total, phase.host.total]
         lines.append(f"  {phase.name:<10}" + "".join(f"{size / unit:>12.2f}" for size in own))
     lines.append(
-        f"  at worst: {plan.tokens:,} tokens a micro-batch (every text as long as --max-length {args.max_length}, all of it scored)"
+        f"  at worst: every text has {args.max_length} tokens (--max-length), a micro-batch {plan.tokens:,}, all scored"
     )
     largest = plan.largest
+    host = f"of {machine.host / unit:.2f} {name} of the process's share of the RAM"
     if machine.on_cuda:
-        host = max(phase.host.total for phase in plan.phases)
-        sizes = f"{largest.device.total / unit:.2f} of {machine.device / unit:.2f} {name} of the GPU ({largest.name}, of which "
-        sizes += f"{1 - ROOM:.0%} stay free), {host / unit:.2f} of {machine.host / unit:.2f} {name} of the host"
+        sizes = f"{largest.device.total / unit:.2f} of {machine.device / unit:.2f} {name} of the GPU, "
+        sizes += f"{max(phase.host.total for phase in plan.phases) / unit:.2f} {host}"
     else:
-        sizes = f"{largest.total / unit:.2f} of {machine.host / unit:.2f} {name} of this process's share of the RAM ({largest.name})"
-    return "\n".join([*lines, f"{'fits' if plan.fits else 'does not fit'}: {sizes}"])
+        sizes = f"{largest.total / unit:.2f} {host}"
+    return "\n".join([*lines, f"{'fits' if plan.fits else 'does not fit'}: {sizes} ({largest.name})"])
 
 
 def advise(args: UnlearnArgs, machine: Machine) -> str:

@@ -20,7 +20,7 @@ class Phase:
 
     name: str
     device: Parts
-    host: Parts = Parts()
+    host: Parts
 
     @property
     def total(self) -> int:
@@ -37,7 +37,7 @@ def phases(shape: Shape, division: Division, demand: Demand) -> list[Phase]:
         Phase("prepare", replace(device, optimizer=0, buffers=preparing(shape, division, demand)), replace(host, optimizer=0)),
         Phase("first step", device + on_device, host + on_host),
         Phase("train", device + training(shape, division, demand), host + offloaded(shape, division)),
-        *([Phase("evaluate", evaluating(shape, division, demand))] if demand.evaluates else []),
+        *([Phase("evaluate", evaluating(shape, division, demand), Parts())] if demand.evaluates else []),
         Phase("save", replace(device, buffers=saving(shape, division)), host),
     ]
     context = Parts(context=CUDA + (NCCL if division.processes > 1 else 0)) if division.on_cuda else Parts()
@@ -50,15 +50,15 @@ def phases(shape: Shape, division: Division, demand: Demand) -> list[Phase]:
 def loading(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Parts]:
     """Plan how a model is read: whole or divided from the start, and a tensor at a time through the host."""
     frozen = frozen_bytes(shape, division, demand.in_4bit)
-    weights = (demand.stored if division.deepspeed else 4) * shape.trainable + frozen
+    weights = (demand.stored if division.deepspeed and division.half else 4) * shape.trainable + frozen
     if not division.divides:
         return Parts(weights=weights), Parts(buffers=4 * shape.largest)
     return Parts(weights=division.share(weights), buffers=4 * shape.largest), Parts(buffers=4 * shape.largest)
 
 
 def preparing(shape: Shape, division: Division, demand: Demand) -> int:
-    """Count what lies beside weights and masters until the masters are the loaded weights: these, where they get rounded."""
-    loaded = 4 * shape.trainable if division.deepspeed and division.half and demand.stored == 4 else 0
+    """Count what lies beside weights and masters until these are as they were loaded: the loaded ones, copied by DeepSpeed."""
+    loaded = (demand.stored if division.half else 4) * shape.trainable if division.deepspeed else 0
     return division.share(loaded) if division.divides else loaded
 
 

@@ -1,6 +1,5 @@
 """Measure the shape of a model that is built without data, and say what the arguments of a run ask for."""
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -60,7 +59,9 @@ def shape_of(model: Any, quantize_embeddings: bool = False) -> Shape:
         layer=_size(layers) // len(layers),
         looked_up=sum(weight.numel() for weight in looked_up - {getattr(head, "weight", None)}),
         packable=sum(weight.numel() for weight in frozen if not weight.requires_grad),
-        cached=2 * (getattr(config, "head_dim", None) or hidden // heads) * (getattr(config, "num_key_value_heads", None) or heads),
+        cached=2
+        * (getattr(config, "head_dim", None) or hidden // heads)
+        * (getattr(config, "num_key_value_heads", None) or heads),
     )
 
 
@@ -68,25 +69,23 @@ def _size(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def demand_of(args: UnlearnArgs, stored: int = 4) -> Demand:
-    """Read what a run with `args` asks for; `stored` are the bytes of a weight where it is loaded from.
+def demand_of(args: UnlearnArgs) -> Demand:
+    """Read what a run with `args` asks for.
 
     Activations and logits are taken at their worst: every example has `--max-length` tokens and all of them are scored.
     """
     objectives = [objective for pair in args.forget_losses for objective in split_objectives(pair) if objective]
     texts = args.batch_size * max(len(objective.reads) for objective in objectives)
-    alternates = kind_of(args).alternates
-    by_hand = args.optim == "dual-adamw-plus" or args.decouple in ("m", "v")
     return Demand(
         moments=kind_of(args).moments(args),
         tokens=texts * args.max_length,
         rows=(args.eval_batch_size, args.max_length + args.max_new_tokens),
         checkpointing=args.gradient_checkpointing,
-        accumulates=args.gradient_accumulation_steps > 1 or not alternates,
+        accumulates=args.gradient_accumulation_steps > 1 or not kind_of(args).alternates,
         frozen_head=any(objective.reference == "logits" for objective in objectives),
         tries=args.optim == "dual-adamw" and args.decouple == "both",
-        by_hand=by_hand,
+        by_hand=args.optim == "dual-adamw-plus" or args.decouple in ("m", "v"),
         in_4bit=args.load_in_4bit,
-        stored=stored,
+        stored=2 if args.model != DEMO and load_config(args)[0].dtype == torch.bfloat16 else 4,
         evaluates=args.eval,
     )

@@ -1,10 +1,11 @@
-"""Started by `accelerate launch`: the memory plan of a run, and what each of its phases really holds, as one line of JSON.
+"""Started by `accelerate launch`: what each phase of a run is planned to take, by parts, and really takes; one line of JSON.
 
-The one argument is the fields of an UnlearnArgs as JSON. Measured is anonymous resident memory (`RssAnon`), less its value before
-the model is loaded, at its largest in each phase; tensors are given back to the system when they are freed if
-`MALLOC_MMAP_THRESHOLD_` is set. A run of a tiny model goes before, so that what libraries hold is not counted.
+The one argument is the fields of an UnlearnArgs as JSON, and `tiny`, the folder of a model that goes before, so that what
+libraries hold is not counted. Measured is anonymous resident memory (`RssAnon`) at its largest, less its value before the model
+is loaded; freed tensors are given back to the system if `MALLOC_MMAP_THRESHOLD_` is set.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -18,11 +19,11 @@ from pathlib import Path
 
 from distributed_worker import switch_fsdp_on
 
+import dualoptim.models.current as current
 import dualoptim.unlearn as unlearn
 from dualoptim import UnlearnArgs, run
 from dualoptim.config.cli import main
 from dualoptim.memory_plan import plan
-from dualoptim.method.engine import Engine
 from dualoptim.models.launch import start_accelerator
 
 
@@ -71,44 +72,48 @@ class Meter(threading.Thread):
 
 
 def watch(meter: Meter) -> None:
-    """Have the phases of a run counted apart; "prepare" lasts until the first step's state is there."""
-    unlearn.load_model = meter.during("load", unlearn.load_model)
+    """Have the phases of a run counted apart."""
+    current.load_model = meter.during("load", current.load_model)
     unlearn.evaluate_model = meter.during("evaluate", unlearn.evaluate_model)
     unlearn.export_model = meter.during("save", unlearn.export_model)
-    unlearn.release = meter.during("release", unlearn.release)
     unlearn._train = meter.during("train", unlearn._train)
-    for kind in (Engine, *Engine.__subclasses__()):
-        kind.__init__ = meter.during("prepare", kind.__init__)
-        kind.step = first_apart(meter, kind.step)
+    real = unlearn.training
 
+    @contextlib.contextmanager
+    def training(*args):
+        with contextlib.ExitStack() as stack:
+            engine = meter.during("prepare", stack.enter_context)(real(*args))
+            step, taken = engine.step, []
 
-def first_apart(meter: Meter, step):
-    """The first step counts as preparation."""
-    taken = []
+            def first_apart(*args):
+                name = "train" if taken else "first step"
+                taken.append(name)
+                return meter.during(name, step)(*args)
 
-    def metered(*args):
-        if taken:
-            return step(*args)
-        taken.append(True)
-        return meter.during("prepare", step)(*args)
+            engine.step = first_apart
+            yield engine
 
-    return metered
+    unlearn.training = training
 
 
 def measure(fields: dict) -> None:
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    tiny = fields.pop("tiny")
     args = UnlearnArgs(**fields)
     accelerator = start_accelerator(args)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         switch_fsdp_on(accelerator)
     planned = plan(args, accelerator)
-    run(dataclasses.replace(args, model=os.environ["TINY"], output_dir=f"{args.output_dir}-tiny"))
+    run(dataclasses.replace(args, model=tiny, output_dir=f"{args.output_dir}-tiny"))
     gc.collect()
     before, meter = resident(), Meter()
     watch(meter)
     run(args)
-    peaks = {phase: peak - before for phase, peak in meter.peaks.items()}
-    accelerator.print(json.dumps({"before": before, "planned": str(planned), "measured": peaks}))
+    result = {}
+    for phase in planned.phases:
+        parts = [dataclasses.asdict(side) | {"context": 0} for side in (phase.device, phase.host)]
+        result[phase.name] = [{name: sum(side[name] for side in parts) for name in parts[0]}, meter.peaks[phase.name] - before]
+    accelerator.print(json.dumps(result))
     accelerator.wait_for_everyone()
 
 
