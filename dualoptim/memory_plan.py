@@ -134,10 +134,11 @@ def describe(plan: MemoryPlan, args: UnlearnArgs) -> str:
     return "\n".join([*lines, f"{'fits' if plan.fits else 'does not fit'}: {sizes} ({largest.name})"])
 
 
-def advise(args: UnlearnArgs, machine: Machine) -> str:
+def advise(plan: MemoryPlan, args: UnlearnArgs) -> str:
     """Say with which launches and flags the run would fit, best first."""
-    found = [f"  {choice}" for choice in choices(args, machine)]
-    more = enough_processes(args, machine)
+    shapes = {args.use_lora: plan.shape}
+    found = [f"  {choice}" for choice in choices(args, plan.machine, shapes)]
+    more = enough_processes(args, plan.machine, shapes)
     if more:
         found.append(f"  {more[1]}, with --num_processes {more[0]} on as many such devices")
     return "\n".join(["what would fit, best first:", *found]) if found else "no launch of accelerate_configs/ would fit"
@@ -151,7 +152,7 @@ def dry_run(args: UnlearnArgs) -> MemoryPlan:
     """
     accelerator = start_accelerator(args)
     result = plan(args, accelerator)
-    say(accelerator, describe(result, args) + ("" if result.fits else f"\n{advise(args, result.machine)}"))
+    say(accelerator, describe(result, args) + ("" if result.fits else f"\n{advise(result, args)}"))
     return result
 
 

@@ -75,9 +75,11 @@ class Choice:
         return " ".join([f"{self.launch}.yaml", *flags])
 
 
-def choices(args: UnlearnArgs, machine: Machine) -> Iterator[Choice]:
-    """Find launches and flags that fit on a machine, best first: to each set of flags the fastest launch, if there is one."""
-    shapes: dict[bool, Shape] = {}
+def choices(args: UnlearnArgs, machine: Machine, shapes: dict[bool, Shape]) -> Iterator[Choice]:
+    """Find launches and flags that fit on a machine, best first: to each set of flags the fastest launch, if there is one.
+
+    `shapes` are the model's without an adapter and with one, as far as they are known, and are added to.
+    """
     found = set[str]()
     for offload, wanted in CHANGES:
         changes = {name: value for name, value in wanted.items() if getattr(args, name) != value}
@@ -110,11 +112,11 @@ def launches(args: UnlearnArgs, processes: int, offload: bool) -> list[str]:
     ]
 
 
-def enough_processes(args: UnlearnArgs, machine: Machine) -> tuple[int, Choice] | None:
+def enough_processes(args: UnlearnArgs, machine: Machine, shapes: dict[bool, Shape]) -> tuple[int, Choice] | None:
     """Find the smallest power of two of such processes with which a run fits as it is, and the fastest launch for it."""
     for processes in (2**power for power in range(1, 11)):
         if processes > machine.processes:
-            first = next(choices(args, replace(machine, processes=processes)), None)
+            first = next(choices(args, replace(machine, processes=processes), shapes), None)
             if first and not first.changes and first.launch != "zero3_offload":
                 return processes, first
     return None

@@ -104,7 +104,9 @@ def training(shape: Shape, division: Division, demand: Demand) -> Parts:
     layer's activations.
     """
     whole, part = 4 * shape.trainable, division.share(4 * shape.trainable)
-    bucket, width = min(division.bucket, shape.trainable), division.width
+    # DeepSpeed asks for a whole bucket, of which a CPU gives the pages that are used
+    bucket = division.bucket if division.on_cuda else min(division.bucket, shape.trainable)
+    width, held_here = division.width, 0 if division.offload else part
     kept = activation_bytes(shape, demand.tokens, division.half, demand.checkpointing)
     logits = demand.tokens * shape.vocabulary * width * LOGIT_COPIES
     begin, end = Parts(activations=kept + logits), Parts(activations=kept // shape.layers)
@@ -119,8 +121,8 @@ def training(shape: Shape, division: Division, demand: Demand) -> Parts:
         end += Parts(gradients=whole)
     elif division.stage == 3:
         gathered = width * min(division.live, shape.total)
-        begin += Parts(gradients=part, buffers=gathered + width * bucket)
-        end += Parts(gradients=part, buffers=gathered + 2 * width * bucket + 4 * shape.largest)
+        begin += Parts(gradients=held_here, buffers=gathered + width * bucket)
+        end += Parts(gradients=held_here, buffers=gathered + 2 * width * bucket + 4 * shape.largest)
     elif division.stage == 2:
         begin += Parts(gradients=part if demand.accumulates else 0, buffers=width * bucket)
         end += Parts(gradients=part, buffers=2 * width * bucket + 4 * shape.largest)
@@ -139,7 +141,7 @@ def evaluating(shape: Shape, division: Division, demand: Demand) -> Parts:
     and values of all layers and the logits of the last tokens.
     """
     width, (texts, length) = division.width, demand.rows
-    weights = width * shape.total
+    weights = width * shape.trainable + frozen_bytes(shape, division, demand.in_4bit)
     gathered = 0
     if demand.evaluates_divided:
         weights, gathered = division.share(weights), width * (shape.gathered if division.fsdp else shape.layer)
