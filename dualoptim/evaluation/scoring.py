@@ -91,7 +91,7 @@ class ScoringPass:
         """Compute the results of all scored rows, in order, on all processes, each of which computes those of every n-th."""
         rows, accelerator = self.scored_rows(rows), self.loaded.accelerator
         mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-        with self.loaded.autocast():
+        with self.loaded.autocast(), self.loaded.in_step():
             results = compute([(index, rows[index]) for index in mine]) if len(mine) else []
         gathered = gather_object(list(zip(mine, results, strict=True)))
         return [result for _, result in sorted(gathered, key=lambda item: item[0])]
