@@ -93,6 +93,7 @@ def settle(accelerator: Accelerator, model: Any) -> None:
     half = accelerator.mixed_precision == "bf16"
     for module in model.modules():
         vars(getattr(module, "config", module)).pop("distributed_config", None)  # of this launch, not of what is saved
+        vars(module).pop("_tp_size", None)  # by which PEFT takes it for a model in tensor parallelism
     if half:
         _IN_HALF.add(model)
     if is_zero(model):
