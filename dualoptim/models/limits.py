@@ -60,6 +60,12 @@ def last_position(args: CommonArgs, model: Any) -> int | None:
     return fits if fits < wanted else None
 
 
+def _raise_if_of_the_device(error: Exception) -> None:
+    """Raise again what says nothing of the model: a GPU that is full, or that has failed and does nothing any more."""
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
+        raise error
+
+
 def on_cpu(model: Any) -> Any:
     """Copy a model to the CPU, with a kernel that this has; one that lies there is given as it is. No values become zeros."""
     if model.device.type == "cpu":
@@ -87,6 +93,7 @@ def _failure(model: Any, length: int) -> Exception | None:
     try:
         score(model, pad([Example([1] * length, length - 1)]))
     except Exception as error:  # models that are not ours raise anything
+        _raise_if_of_the_device(error)
         return error
     return None
 
@@ -130,7 +137,8 @@ def answered_at_once(model: Any, name: str) -> Together:
     def same(ids: Tensor, mask: Tensor) -> bool:
         try:
             batch = continue_greedily(model, settings, ids, mask).logits
-        except Exception:  # models that are not ours raise anything
+        except Exception as error:  # models that are not ours raise anything
+            _raise_if_of_the_device(error)
             return False
         return all(_off(both[:1], one) <= tolerance for both, one in zip(batch, alone, strict=True))
 
@@ -143,6 +151,7 @@ def answered_at_once(model: Any, name: str) -> Together:
             return "any"
         return "equally long" if same(torch.cat([text, text + 1]), torch.ones(2, len(_TEXT), dtype=torch.long)) else "none"
     except Exception as error:
+        _raise_if_of_the_device(error)
         raise InputError(
             f"--model {name}: {type(model).__name__} cannot generate answers ({reason(error)}); choose another model, or train "
             "with --no-eval"
@@ -226,7 +235,8 @@ def keeps_apart(model: Any, row: int, longest: int, share: bool = False) -> bool
             changed = [text if n % 2 else Example(text.ids[::-1], text.start) for n, text in enumerate(texts)]
             other = _last_logits(model, changed)
             return all(_off(packed[n], other[n]) <= _SAME for n in range(1, len(texts), 2))
-    except (TypeError, ValueError, RuntimeError, IndexError):  # no position_ids, or buffers that end too early
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:  # no position_ids, or buffers that end too early
+        _raise_if_of_the_device(error)
         return False
     finally:
         model.train(was_training)

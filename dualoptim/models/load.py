@@ -25,10 +25,12 @@ from dualoptim.data.demo import tiny_model
 from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_adapter
+from dualoptim.models.launch import say
 from dualoptim.models.limits import answered_at_once, check_padding, is_coarse, keeps_apart, last_position, packed_row
 from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast
+from dualoptim.models.measured import chosen, how_measured
 from dualoptim.models.packing import BLOCKWISE
-from dualoptim.models.sharding import is_divided, load_divided, settle, whole_shape
+from dualoptim.models.sharding import divides, is_divided, load_divided, settle, whole_shape
 from dualoptim.models.weights import check_loaded, no_load_report
 
 logger = logging.getLogger(__name__)
@@ -110,6 +112,8 @@ def load_model(
     stored: Any = known.get(config.dtype, "float32") if isinstance(config.dtype, torch.dtype) else "float32"
     name, learner = _name(args.model, base), args if isinstance(args, TrainArgs) and args.use_lora else None
     how = Loading.of(args, accelerator, use, stored)
+    if quantization:
+        how = replace(how, divided=False)
     weights = {"dtype": how.dtype, "attn_implementation": attention_implementation(args, accelerator, config)}
     load = partial(_pretrained, name, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
     with no_load_report():
@@ -117,7 +121,10 @@ def load_model(
         model, info = load(**place, **(quantization or {}))
         check_loaded(f"--model {name}", model, info)
         if how.divided:
-            model, _ = load_divided(accelerator, model, load)
+            how = chosen(how, args, accelerator, model) if use == "measure" else how
+            model, _ = load_divided(accelerator, model, load) if how.divided else load(device_map={"": accelerator.device})
+        if use == "measure" and divides(accelerator):
+            say(accelerator, how_measured(how, args, accelerator, model))
     _check_stops(name, model.generation_config)
     if "gguf_file" in options:  # weights were widened on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
@@ -218,12 +225,13 @@ def attention_implementation(args: CommonArgs, accelerator: Accelerator, config:
     Raises:
         InputError: if one is asked for that cannot run, or that the model has not.
     """
-    on_cuda = accelerator.device.type == "cuda"
-    can_flash = on_cuda and is_flash_attn_2_available() and accelerator.mixed_precision == "bf16"
+    # its kernels are for compute capability 8.0 and more, and for heads of at most 256
+    on_cuda = accelerator.device.type == "cuda" and torch.cuda.get_device_capability(accelerator.device) >= (8, 0)
+    can_flash = on_cuda and is_flash_attn_2_available() and accelerator.mixed_precision == "bf16" and _head_size(config) <= 256
     if args.attn_implementation == "flash_attention_2" and not can_flash:
         raise InputError(
-            "--attn-implementation flash_attention_2 needs CUDA, the package flash-attn (pip install flash-attn) and "
-            "--mixed_precision bf16 in the launch; choose sdpa"
+            "--attn-implementation flash_attention_2 needs CUDA on an Ampere GPU or a newer one, the package flash-attn (pip "
+            "install flash-attn), --mixed_precision bf16 in the launch, and heads of at most 256; choose sdpa"
         )
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     has = {"flash_attention_2": getattr(kind, "_supports_flash_attn", True), "sdpa": getattr(kind, "_supports_sdpa", True)}
@@ -235,6 +243,13 @@ def attention_implementation(args: CommonArgs, accelerator: Accelerator, config:
     if can_flash and has["flash_attention_2"]:
         return "flash_attention_2"
     return "sdpa" if has["sdpa"] else "eager"
+
+
+def _head_size(config: Any) -> int:
+    """Read how many numbers an attention head of a model has; 0 where its configuration does not say."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    return getattr(text, "head_dim", None) or (text.hidden_size // heads if isinstance(heads, int) and heads else 0)
 
 
 def _name(model: str, base: str) -> str:
