@@ -115,8 +115,8 @@ class LoadedModel:
 
     @property
     def precision(self) -> str:
-        """Name the type of the weights that are measured here."""
-        return str(self.model.dtype).removeprefix("torch.")
+        """Name the type of the weights that are measured here; those that are divided compute in the launch's."""
+        return str(precision_of(self.accelerator) if self.divided else self.model.dtype).removeprefix("torch.")
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Lay out examples as the model takes them, on its device."""
