@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the newest kept, and read only by as many processes as wrote them."""
+"""Checkpoints: whole or not there, and the newest kept."""
 
 import json
 from pathlib import Path
@@ -76,7 +76,10 @@ def test_what_is_no_checkpoint_or_of_another_launch_is_refused(engine, tmp_path)
         with pytest.raises(InputError, match=rf"--resume .*step-3: {said}; give another folder step-N beside it"):
             choose_checkpoint(engine.accelerator, tmp_path, str(folder), 9)
     for state, said in (
-        ({"step": 3, "processes": 2, "files": {"optimizer.bin": 1, "model.safetensors": 2}}, "an older version of this program"),
+        (
+            {"step": 3, "processes": 2, "files": {"optimizer.bin": 1, "model.safetensors": 2}},
+            "an older version of this program",
+        ),
         (
             {"step": 3, "processes": 2, "files": {"part-0-1.safetensors": 1}, "bound": "2 processes of ZeRO-2"},
             "states in bytes, as 2 processes of ZeRO-2 have cut them, .*; start 2 processes of ZeRO-2",

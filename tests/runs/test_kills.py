@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -15,8 +16,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import FOLDER, ROOT, STRATEGIES, Started, arguments, command, environment, launch, same_end, state_of
+from support import (
+    FOLDER,
+    RATE,
+    ROOT,
+    STRATEGIES,
+    Started,
+    arguments,
+    command,
+    difference,
+    environment,
+    launch,
+    records,
+    same_end,
+    state_of,
+)
 
+from dualoptim import run
 from dualoptim.models.checkpoint import read_log
 
 SAVE_EVERY = 4
@@ -155,6 +171,72 @@ def test_killed_at_ten_random_moments(strategy, tiny, tmp_path):
         steps = [step for step in range(max(1, earliest), earliest + 6) if place in IN_STEPS and IN_STEPS[place](step)]
         killed.start(place, killed.draw.choice(steps or [0]))
     killed.end(whole)
+
+
+# -------------------------------------------------------------------------------------------------------- in another launch
+
+DIVIDED = [name for name in STRATEGIES if name != "one process"]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """The folder of a run of one process that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(run_to_kill("one process", tiny, folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(tiny, tmp_path_factory):
+    """The folder of a run that was killed under a strategy, once for all that go on with it."""
+    folders = {}
+
+    def of(strategy):
+        if strategy not in folders:
+            folders[strategy] = tmp_path_factory.mktemp("killed")
+            Killed(strategy, run_to_kill(strategy, tiny, folders[strategy]), seed=1).start("in a retain step", at=10)
+        return folders[strategy]
+
+    return of
+
+
+def go_on(folder, strategy, args):
+    """Go on with a copy of an interrupted run under another strategy; what was said."""
+    config, processes = STRATEGIES[strategy]
+    spec = {"runs": [dataclasses.asdict(dataclasses.replace(args, output_dir=str(folder), resume="newest"))]}
+    return launch(config, spec, processes).stdout
+
+
+def same_within_rounding(whole, resumed):
+    one, other = records(whole), records(resumed)
+    assert [record["step"] for record in other] == list(range(1, len(one) + 1))
+    for first, second in zip(one, other, strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-4), first["step"]
+        assert (first["count"], first["tokens"]) == (second["count"], second["tokens"])
+    largest, _ = difference(state_of(resumed / FOLDER / "model"), state_of(whole / FOLDER / "model"))
+    assert largest <= 0.01 * RATE
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        *((strategy, "one process") for strategy in DIVIDED),
+        *(("one process", strategy) for strategy in DIVIDED),
+        ("ZeRO-3", "FSDP2"),
+        ("FSDP2", "ZeRO-2"),
+        ("ZeRO-2", "ZeRO-3"),
+    ],
+)
+def test_killed_in_one_launch_and_resumed_in_another(tiny, tmp_path, whole, killed, before, after):
+    pytest.importorskip("deepspeed")
+    folder = shutil.copytree(killed(before), tmp_path / "run")
+    said = go_on(folder, after, run_to_kill(before, tiny, folder))
+    same_within_rounding(whole, folder)
+    number, now = STRATEGIES[before][1], STRATEGIES[after][1]
+    if number != now:
+        assert f"{number} processes began this run, and {now} go on with --batch-size" in said
+        assert said.count(": 8 rows a step as before") == 1
 
 
 # ------------------------------------------------------------------------------------------------- the demo, an evaluation

@@ -1,7 +1,6 @@
 """A run that is interrupted and resumed ends where an uninterrupted one does, bit for bit. `test_kills.py` kills processes."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -73,9 +72,6 @@ def test_another_mathematics_is_refused_and_another_place_is_not(tiny, tmp_path)
             run(dataclasses.replace(resumed, **{field: value}))
     state = tmp_path / FOLDER / "checkpoint" / "step-4" / "state.json"
     run(dataclasses.replace(resumed, save_every=5, threads=1, eval_batch_size=9))
-    state.write_text(json.dumps({"step": 4, "processes": 3}))
-    with pytest.raises(InputError, match="was written by 3 processes and this run has 1; start 3"):
-        run(resumed)
     state.unlink()
     with pytest.raises(InputError, match="no checkpoint there"):
         run(resumed)
