@@ -138,7 +138,7 @@ def _pieces_of(held: Held, values: dict[str, Any]) -> Iterator[tuple[str, Tensor
             for part in held.parts:
                 yield f"{entry}@{part.start}:{part.weight}", torch.as_tensor(value).clone()
         else:
-            yield f"{entry}@{_WHOLE}:{held.name}", value
+            yield f"{entry}@{_WHOLE}:{held.name}", value.clone()  # several share the table of what bytes mean
 
 
 def _random_file(accelerator: Accelerator) -> str:
@@ -200,7 +200,7 @@ class _Stored:
     def value(self, held: Held, entry: str, before: Any) -> Any:
         """Read one value of the state of a tensor, into the one that it has where that can be."""
         if whole := self._pieces[held.name][entry].get(_WHOLE):
-            return whole[...].to(_flat(held.tensor).device)
+            return before.copy_(whole[...]) if isinstance(before, Tensor) else whole[...].to(held.tensor.device)
         pieces = [piece for part in held.parts for piece in self._pieces[part.weight][entry].values()]
         if pieces[0].get_shape():
             value = torch.zeros_like(held.tensor, requires_grad=False) if before is None else before
