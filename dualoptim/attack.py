@@ -173,8 +173,8 @@ def _load_quantized(args: EvalArgs, accelerator: Accelerator, bits: int) -> tupl
     """Load the model in `bits` bits, and say how it got there."""
     if accelerator.device.type == "cuda":
         how = {8: "LLM.int8()", 4: "NF4 in blocks of 64"}[bits]
-        return load_model(args, accelerator, quantization_options(accelerator, bits)), f"bitsandbytes, {how}"
-    loaded = load_model(args, accelerator)
+        return load_model(args, accelerator, "measure", quantization_options(accelerator, bits)), f"bitsandbytes, {how}"
+    loaded = load_model(args, accelerator, "measure")
     round_to_nearest(loaded.model, bits)
     scale = {8: "a scale per output", 4: "a scale per 64 weights"}[bits]
     return loaded, f"simulated: linear layers but the output head rounded to the nearest of {2**bits - 1} values, {scale}"
@@ -190,7 +190,7 @@ def round_to_nearest(model: torch.nn.Module, bits: int) -> None:
     for module in model.modules():
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
             weight = module.weight if isinstance(module, torch.nn.Linear) else module.weight.T  # [outputs, inputs]
-            weight.copy_(_rounded(weight, bits, weight.shape[1] if bits == 8 else 64))
+            weight.copy_(_rounded(weight.float(), bits, weight.shape[1] if bits == 8 else 64))
 
 
 def _rounded(weight: Tensor, bits: int, block: int) -> Tensor:

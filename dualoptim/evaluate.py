@@ -106,7 +106,7 @@ def _evaluate(args: EvalArgs, accelerator: Accelerator, folder: Path) -> Summary
     measures = Measures.load(args, accelerator)
     _check(args, source, accelerator)
 
-    loaded = load_model(args, accelerator)
+    loaded = load_model(args, accelerator, "measure")
     if isinstance(source, OwnFiles):
         source.cut(loaded.formatter)
     sets, skipped = source.evaluation_sets(args.split, args.task)
@@ -123,18 +123,18 @@ def _evaluate(args: EvalArgs, accelerator: Accelerator, folder: Path) -> Summary
     if args.reference_model is not None or args.retain_model is not None:
         del loaded  # each model has the memory for itself
         if args.reference_model is not None:
-            other = load_model(replace(args, model=args.reference_model), accelerator)
+            other = load_model(replace(args, model=args.reference_model), accelerator, "measure")
             measures = replace(measures, reference=_reference_losses(other, measures, sets))
             del other
         if args.retain_model is not None:
-            other = load_model(replace(args, model=args.retain_model), accelerator)
+            other = load_model(replace(args, model=args.retain_model), accelerator, "measure")
             alone, retain_records = _measured(other, (sets, skipped), measures, folder / "retain_only")
             if accelerator.is_main_process:
                 alone.write(folder / "retain_only" / "summary.json")
             measures = replace(measures, retain=of_records(retain_records["forget"], alone, args.retain_model))
             del other
         gc.collect()
-        loaded = load_model(args, accelerator)
+        loaded = load_model(args, accelerator, "measure")
     summary, records = _measured(loaded, (sets, skipped), measures, folder)
 
     if accelerator.is_main_process and (lesson or args.quantize or args.paraphrase or args.sample):

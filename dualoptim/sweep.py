@@ -117,7 +117,7 @@ class _Now:
             one = replace(one, model=str(taught), data=DEMO)
         key = one.model, one.seed if one.use_lora else None  # which a fresh adapter is drawn by
         if key not in self._known:
-            job, loaded = Job.read(one, self.accelerator), load_model(one, self.accelerator)
+            job, loaded = Job.read(one, self.accelerator), load_model(one, self.accelerator, "measure")
             job.check(loaded)
             self._known[key] = job, all_inputs(job, loaded)
         job, inputs = self._known[key]

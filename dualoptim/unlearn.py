@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from dualoptim.finetune import teach_demo
 from dualoptim.job import MASTERS, Job
 from dualoptim.models.adapter import adapter_settings
 from dualoptim.models.checkpoint import discard_after, finished_log, read_log
+from dualoptim.models.current import Current
 from dualoptim.models.export import export_model
 from dualoptim.models.launch import decided, is_sharded, output_folder, release, say, start_accelerator, training
-from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.reference import Frozen
@@ -77,30 +78,28 @@ def _run(args: UnlearnArgs, accelerator: Accelerator) -> RunResult:
     if args.model == DEMO and args.resume and taught.is_dir():
         args = replace(args, model=str(taught), data=DEMO)
     job = Job.read(args, accelerator)
-    models = [load_model(args, accelerator)]
-    args = replace(args, **adapter_settings(models[0].model), save_dtype=models[0].saved_type(args))
+    models = Current(accelerator)
+    loaded = models.get(args, "measure" if args.eval and args.model != DEMO else "train")
+    args = replace(args, **adapter_settings(loaded.model), save_dtype=loaded.saved_type(args))
     job = replace(job, args=args)
-    job.check(models[0])
+    job.check(loaded)
     if args.resume:
-        job = replace(job, goes_on=where_to_go_on(job, models[0]))
+        job = replace(job, goes_on=where_to_go_on(job, loaded))
     claim(args, accelerator, job.targets(), [folder / name for name in RESULT_FILES])
     if accelerator.is_main_process:
         (folder / "finished.json").unlink(missing_ok=True)  # what a sweep has said of this folder holds no more
 
     # ---- the demo: teach a tiny model, then unlearn that folder
     if args.model == DEMO:
-        teach_demo(models.pop(), args, taught)
+        teach_demo(loaded, args, taught)
         args = replace(args, model=str(taught), data=DEMO)
+    del loaded  # `models` alone holds it
 
     # ---- every pair and rate starts from the same weights; its tasks follow one another
     results: list[TaskResult] = []
     for one in single_runs(args):
-        # taken out of the list, so that it is the tasks' alone, which free it before they load another
-        loaded = models.pop() if models else load_model(one, accelerator)
-        job = replace(job, args=one, weights=job.weights or loaded.weights_hash())
-        tasks = unlearn_tasks(job, loaded, results[0] if results else None)
-        del loaded
-        for result in tasks:
+        job = replace(job, args=one, weights=job.weights or models.get(one, "measure" if args.eval else "train").weights_hash())
+        for result in unlearn_tasks(job, models, results[0] if results else None):
             results.append(result)
             _show(args, accelerator, results)
             wait(accelerator)
@@ -127,7 +126,7 @@ def _show(args: UnlearnArgs, accelerator: Accelerator, results: Sequence[TaskRes
 # ------------------------------------------------------------------------------------------------------ one pair, one rate
 
 
-def unlearn_tasks(job: Job, loaded: LoadedModel, known: TaskResult | None) -> Iterator[TaskResult]:
+def unlearn_tasks(job: Job, models: Current, known: TaskResult | None) -> Iterator[TaskResult]:
     """Unlearn the tasks of one pair and rate one after another, each from the weights that the last one left.
 
     `known` is an earlier result that started from the same weights, which are evaluated once.
@@ -135,52 +134,60 @@ def unlearn_tasks(job: Job, loaded: LoadedModel, known: TaskResult | None) -> It
     args, accelerator, measures = job.args, job.accelerator, job.measures
     losses, rate = args.forget_losses[0], args.learning_rates[0]
     first: Frozen | None = None
-    trained = False
+    trained, start = False, args  # the latter's model is the one that a task starts from
     if args.fix_ref_model:
-        first = freeze([work_of(args, job.rows(n), loaded) for n in range(len(args.task_list))], args, loaded)
+        load = partial(models.get, start, Frozen.use(accelerator))
+        first = freeze([work_of(args, job.rows(n), load()) for n in range(len(args.task_list))], args, load)
     for position, task in enumerate(args.task_list):
         folder, where = job.folder(task), job.source.describe(args.split, task)
         say(accelerator, f"{losses}, rate {rate:g}, {args.optim}: {where} -> {folder}")
-        resolved, what, model = loaded.resolved(args), f"{where} unlearned with {losses}", folder / "model"
-        weights = loaded.weights_hash() if position else job.weights
+        what, model, shown = f"{where} unlearned with {losses}", folder / "model", known if position == 0 else None
+        loaded = models.get(start, "measure" if measures and not shown else "train")
+        resolved, weights = loaded.resolved(args), loaded.weights_hash() if position else job.weights
         if args.resume and position and begins_anew(accelerator, folder, weights, trained):
             job = replace(job, goes_on={place: path for place, path in job.goes_on.items() if place != folder})
         work = work_of(args, job.rows(position), loaded)
         log = finished_log(folder, work.plan.last_step) if args.resume else None
         trained = log is None
         inputs = inputs_of(job, position, loaded.formatter) | {"weights": weights}
+        del loaded  # `models` alone holds it, and frees it before another is loaded
         if trained and accelerator.is_main_process:
             write_config(folder / "config.yaml", resolved, inputs)
         with trackers(accelerator, folder, f"{folder.parent.name}_{folder.name}", resolved):
             before = after = None
-            if measures and known and position == 0:
-                before = known.before
+            if measures and shown:
+                before = shown.before
                 if accelerator.is_main_process:
-                    shutil.copytree(known.folder / "eval_before", folder / "eval_before", dirs_exist_ok=True)
+                    shutil.copytree(shown.folder / "eval_before", folder / "eval_before", dirs_exist_ok=True)
             elif measures:
-                before = evaluate_model(loaded, job.evaluation_sets(position), measures, folder / "eval_before")
+                asked = job.evaluation_sets(position)
+                before = evaluate_model(models.get(start, "measure"), asked, measures, folder / "eval_before")
             if before:
                 track_scores(accelerator, "eval", before, 0)
 
-            if log is not None:
-                released = True  # what lies on disk is further than the model in memory
-            else:
+            if log is None:
                 if position and (masters := job.masters(position - 1)).is_dir():
-                    del loaded  # what was saved and measured is rounded, and training goes on from what was trained
-                    loaded = load_model(replace(args, model=str(masters)), accelerator)
-                frozen = first or freeze([work], args, loaded)
+                    # what was saved and measured is rounded, and training goes on from what was trained
+                    start = replace(args, model=str(masters))
+                frozen = first or freeze([work], args, partial(models.get, start, Frozen.use(accelerator)))
+                loaded = models.get(start, "train")
+                work = work_of(args, job.rows(position), loaded)
                 log = _train(job, loaded, work.with_reference(frozen) if frozen else work, (folder, what, before))
-                released = is_sharded(accelerator) or args.save_dtype != "float32"
+                del loaded
+                if is_sharded(accelerator) or args.save_dtype != "float32":
+                    models.drop()
+                else:
+                    models.became(str(model))
             if position and accelerator.is_main_process:
                 remove(job.masters(position - 1))
-            if released and (measures or position + 1 < len(args.task_list)):
-                del loaded  # before another is loaded
-                loaded = load_model(replace(args, model=str(model)), accelerator)
+            start = replace(args, model=str(model))  # which is further than what is in memory if it was trained before
+            if measures or position + 1 < len(args.task_list):
+                models.get(start, "measure" if measures else "train")
             if not trained and accelerator.is_main_process:  # now that what was left has proved to be whole
                 write_config(folder / "config.yaml", resolved, inputs)
 
             if measures:
-                after = evaluate_model(loaded, job.evaluation_sets(position), measures, folder / "eval")
+                after = evaluate_model(models.get(start, "measure"), job.evaluation_sets(position), measures, folder / "eval")
                 track_scores(accelerator, "eval", after, len(log))
                 if accelerator.is_main_process:
                     write_text(model / "README.md", model_card(args, what, before, after))

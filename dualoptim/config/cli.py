@@ -130,6 +130,8 @@ def unforeseen(error: Exception, folder: Path | None, texts: bool = True) -> str
     it says where the error was and of which kind, and not what it said, which may be a text.
     """
     where = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__), type(error).__name__ + "\n"]
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"{reason(error)}; give a smaller --batch-size or --eval-batch-size, or see what `dualoptim plan` advises"
     text = "".join(traceback.format_exception(error) if texts else where)
     rank = os.environ.get("RANK")
     name = time.strftime("traceback-%Y%m%d-%H%M%S") + (f"-{rank}" if rank else "") + f"-{os.getpid()}.txt"

@@ -100,6 +100,8 @@ def _written(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({reason(error)}); {_MEND}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no `name: value` lines; {_MEND}")
+    if not wrote(found):  # what was cut off ends the file
+        raise InputError(f"{path} is not whole: a run's ends with the environment that it ran in; {_MEND}")
     return found
 
 

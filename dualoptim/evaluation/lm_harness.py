@@ -59,13 +59,7 @@ def _run_tasks(loaded: LoadedModel, args: MeasureArgs) -> dict[str, Scores]:
     from lm_eval.models.huggingface import HFLM
 
     found = lm_eval.simple_evaluate(
-        model=HFLM(
-            loaded.model,
-            tokenizer=loaded.tokenizer,
-            batch_size=args.eval_batch_size,
-            # it switches our autocast off, without which flash-attention does not run
-            mixed_precision_dtype="bfloat16" if loaded.accelerator.mixed_precision == "bf16" else None,
-        ),
+        model=HFLM(loaded.model, tokenizer=loaded.tokenizer, batch_size=args.eval_batch_size),
         tasks=list(args.lm_eval_tasks),
         task_manager=_task_manager(args.lm_eval_path),
         limit=args.eval_rows or None,

@@ -55,7 +55,7 @@ def fingerprints(scoring: ScoringPass, sets: Mapping[str, Sequence[Row]]) -> dic
     """Hash what decides the scores of every set: the weights, and texts, token ids and settings."""
     loaded, args, judges = scoring.loaded, scoring.args, scoring.judges
     weights = weights_hash(loaded.model)
-    shared: list[Any] = [__version__, args.max_new_tokens, end_tokens(loaded), loaded.accelerator.mixed_precision]
+    shared: list[Any] = [__version__, args.max_new_tokens, end_tokens(loaded), loaded.precision]
     shared += [args.split == "forget", *(judge and judge.weights for judge in (judges.encoder, judges.entailment))]
     shared += [judges.refusals, suppressed_tokens(loaded), *([] if args.texts else ["no texts"])]
     found = {}

@@ -76,7 +76,7 @@ def gradient_norms(loaded: LoadedModel, examples: Iterable[Example]) -> Iterator
         scores = score(loaded.model, loaded.batch([example]))
         (-without_end(scores.log_prob).mean()).backward()
         gradients = [p.grad for p in loaded.model.parameters() if p.grad is not None]
-        yield float(torch.stack([gradient.norm() for gradient in gradients]).mean())
+        yield float(torch.stack([gradient.float().norm() for gradient in gradients]).mean())
         loaded.model.zero_grad()
 
 

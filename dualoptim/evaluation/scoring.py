@@ -2,7 +2,8 @@
 
 All answers of a row (its own, the paraphrase, the wrong ones) lie packed in one forward, with what they begin with there once
 where the model allows it; probabilities, memorization and membership scores all come from that, and so do the first tokens of
-the model's own answer, as far as it is the true one (`generation`). No value depends on what a row is batched with.
+the model's own answer, as far as it is the true one (`generation`). No value depends on what a row is batched with, but for
+rounding: in 16 bits a GPU's kernels go by the shape of the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence

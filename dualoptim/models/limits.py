@@ -4,6 +4,7 @@ Nothing in a configuration says so reliably, so the model is tried.
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,20 +27,19 @@ _TEXT, _LONGER = [7, 4, 8, 3, 9], [5, 3, 8, 6, 4, 9, 7, 2, 8, 5, 3]  # token ids
 
 
 def last_position(args: CommonArgs, model: Any) -> int | None:
-    """Find how many positions a model has, if texts and answers of this run could go beyond them; `model` is on the CPU.
+    """Find how many positions a model has, if texts and answers of this run could go beyond them.
 
-    Where positions are learned or stand in a table a longer text fails; on CUDA it would take the process with it.
+    Where positions are learned or stand in a table a longer text fails; on CUDA it would take the process with it, so that it
+    is a few layers on the CPU that are asked.
 
     Raises:
         InputError: if the model cannot score a text at all, or if `max_length` goes beyond its positions.
     """
     wanted = args.max_length + (args.max_new_tokens if isinstance(args, MeasureArgs) else 0)
-    kernel = model.config._attn_implementation
-    if model.device.type != "cpu":  # weights in few bits, which lie where they are used
+    if getattr(model, "hf_quantizer", None) is not None:  # weights in few bits, which lie where they are used
         return None
-    if kernel == "flash_attention_2":  # which no CPU has
-        model.set_attn_implementation("sdpa")
     with _one_layer_of_each_kind(model):
+        model = on_cpu(model)
         if error := _failure(model, 4):
             raise InputError(
                 f"--model {args.model}: {type(model).__name__} fails on a plain text ({reason(error)}); choose another model"
@@ -52,11 +52,26 @@ def last_position(args: CommonArgs, model: Any) -> int | None:
         while fails - fits > 1:
             middle = (fits + fails) // 2
             fits, fails = (fits, middle) if _failure(model, middle) else (middle, fails)
-    if kernel == "flash_attention_2":
-        model.set_attn_implementation(kernel)
     if fits < args.max_length:
         raise InputError(f"--max-length {args.max_length}: the model has {fits} positions; give --max-length {fits}")
     return fits if fits < wanted else None
+
+
+def _raise_if_of_the_device(error: Exception) -> None:
+    """Raise again what says nothing of the model: a GPU that is full, or that has failed and does nothing any more."""
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
+        raise error
+
+
+def on_cpu(model: Any) -> Any:
+    """Copy a model to the CPU, with a kernel that this has; one that lies there is given as it is."""
+    if model.device.type == "cpu":
+        return model
+    there: dict[int, Any] = {id(one): torch.nn.Parameter(one.detach().cpu(), one.requires_grad) for one in model.parameters()}
+    copied = copy.deepcopy(model, there | {id(one): one.cpu() for one in model.buffers()})
+    if copied.config._attn_implementation == "flash_attention_2":
+        copied.set_attn_implementation("sdpa")
+    return copied
 
 
 @torch.no_grad()
@@ -65,6 +80,7 @@ def _failure(model: Any, length: int) -> Exception | None:
     try:
         score(model, pad([Example([1] * length, length - 1)]))
     except Exception as error:  # models that are not ours raise anything
+        _raise_if_of_the_device(error)
         return error
     return None
 
@@ -108,7 +124,8 @@ def answered_at_once(model: Any, name: str) -> Together:
     def same(ids: Tensor, mask: Tensor) -> bool:
         try:
             batch = continue_greedily(model, settings, ids, mask).logits
-        except Exception:  # models that are not ours raise anything
+        except Exception as error:  # models that are not ours raise anything
+            _raise_if_of_the_device(error)
             return False
         return all(_off(both[:1], one) <= tolerance for both, one in zip(batch, alone, strict=True))
 
@@ -121,6 +138,7 @@ def answered_at_once(model: Any, name: str) -> Together:
             return "any"
         return "equally long" if same(torch.cat([text, text + 1]), torch.ones(2, len(_TEXT), dtype=torch.long)) else "none"
     except Exception as error:
+        _raise_if_of_the_device(error)
         raise InputError(
             f"--model {name}: {type(model).__name__} cannot generate answers ({reason(error)}); choose another model, or train "
             "with --no-eval"
@@ -172,7 +190,8 @@ def texts_per_batch(args: CommonArgs) -> int:
 
 def is_coarse(model: Any) -> bool:
     """Tell whether a model's kernel or its weights have 16 bits or fewer, whatever it is asked to compute in."""
-    return model.config._attn_implementation == "flash_attention_2" or getattr(model, "hf_quantizer", None) is not None
+    in_bits = getattr(model, "hf_quantizer", None) is not None or model.dtype != torch.float32
+    return in_bits or model.config._attn_implementation == "flash_attention_2"
 
 
 @torch.no_grad()
@@ -200,7 +219,8 @@ def keeps_apart(model: Any, row: int, longest: int, share: bool = False) -> bool
             changed = [text if n % 2 else Example(text.ids[::-1], text.start) for n, text in enumerate(texts)]
             other = _last_logits(model, changed)
             return all(_off(packed[n], other[n]) <= _SAME for n in range(1, len(texts), 2))
-    except (TypeError, ValueError, RuntimeError, IndexError):  # no position_ids, or buffers that end too early
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:  # no position_ids, or buffers that end too early
+        _raise_if_of_the_device(error)
         return False
     finally:
         model.train(was_training)

@@ -25,7 +25,7 @@ from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_adapter
 from dualoptim.models.limits import answered_at_once, check_padding, is_coarse, keeps_apart, last_position, packed_row
-from dualoptim.models.loaded import Answering, Layout, LoadedModel, autocast
+from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast
 from dualoptim.models.packing import BLOCKWISE
 from dualoptim.models.weights import check_loaded, no_load_report
 
@@ -81,8 +81,10 @@ def _check_stops(name: str, settings: Any) -> None:
             raise InputError(f"--model {name}: {key} is {value!r} in its generation_config.json; give token ids, or remove it")
 
 
-def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[str, Any] | None = None) -> LoadedModel:
-    """Load model (float32 weights), tokenizer and template of `args.model`, on the accelerator's device and not yet prepared.
+def load_model(
+    args: CommonArgs, accelerator: Accelerator, use: Use = "train", quantization: dict[str, Any] | None = None
+) -> LoadedModel:
+    """Load model, tokenizer and template of `args.model` for a use, on the accelerator's device and not yet prepared.
 
     The demo's model is untrained. `quantization` are options of `from_pretrained` (`quantization_options`).
 
@@ -98,28 +100,24 @@ def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[st
         return assemble(args, model, make_formatter(args, tokenizer), accelerator)
     base = base_of(args.model)
     config, source, options = load_config(args)
-    asked, place, more = args, source, options
-    if base != args.model and has_tokenizer(args.model):
-        place, more = str(Path(args.model).expanduser()), {}
-    elif base != args.model:  # an adapter alone reads and writes as its base does
-        asked = replace(args, model=base)
-    tokenizer = _pretrained(args.model, AutoTokenizer, place, **more)
-    with blamed("--model", args.model, _LOADABLE, "its tokenizer cannot be used"):
-        tokenizer("a")
-    prompting = make_formatter(asked, tokenizer)
-    attention = attention_implementation(args, accelerator, config)
+    prompting = _prompting(args, base, (source, options))
     if isinstance(args, TrainArgs) and args.load_in_4bit:
         quantization = quantization_options(accelerator, 4)
     # a .gguf file has types of its own, which nothing but it can store
     known = {torch.bfloat16: "bfloat16", torch.float16: "float16"} if "gguf_file" not in options else {}
     stored: Any = known.get(config.dtype, "float32") if isinstance(config.dtype, torch.dtype) else "float32"
-    weights = {"dtype": torch.float32, "attn_implementation": attention, **(quantization or {})}
+    weights = {
+        "dtype": Loading.of(args, accelerator, use, stored).dtype,
+        "attn_implementation": attention_implementation(args, accelerator, config),
+        "device_map": {"": accelerator.device},
+    }
     with no_load_report():
         name = _name(args.model, base)
-        model, info = _pretrained(name, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
+        asked = {**options, **weights, **(quantization or {}), **_WITH_REPORT}
+        model, info = _pretrained(name, AutoModelForCausalLM, source, **asked)
     check_loaded(f"--model {name}", model, info)
     _check_stops(name, model.generation_config)
-    if "gguf_file" in options:  # weights were widened to float32 on loading; what remains says that they cannot be saved
+    if "gguf_file" in options:  # weights were widened on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -129,6 +127,22 @@ def load_model(args: CommonArgs, accelerator: Accelerator, quantization: dict[st
     elif learner:
         model = add_adapter(learner, model)
     return replace(assemble(args, model, prompting, accelerator), stored=stored)
+
+
+def _prompting(args: CommonArgs, base: str, place: tuple[str, dict[str, str]]) -> tuple[Formatter, str]:
+    """Load the tokenizer and template of `args.model`, which may be an adapter that has none; then they are its `base`'s.
+
+    `place` is what `from_pretrained` takes to load the base.
+    """
+    asked, (source, options) = args, place
+    if base != args.model and has_tokenizer(args.model):
+        source, options = str(Path(args.model).expanduser()), {}
+    elif base != args.model:  # an adapter alone reads and writes as its base does
+        asked = replace(args, model=base)
+    tokenizer = _pretrained(args.model, AutoTokenizer, source, **options)
+    with blamed("--model", args.model, _LOADABLE, "its tokenizer cannot be used"):
+        tokenizer("a")
+    return make_formatter(asked, tokenizer)
 
 
 def quantization_options(accelerator: Accelerator, bits: int) -> dict[str, Any]:
@@ -150,7 +164,7 @@ def quantization_options(accelerator: Accelerator, bits: int) -> dict[str, Any]:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    return {"quantization_config": settings, "device_map": {"": accelerator.device}}
+    return {"quantization_config": settings}
 
 
 def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], accelerator: Accelerator) -> LoadedModel:
@@ -176,8 +190,8 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     can_set = model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation()
     if args.attn_implementation == "auto" and accelerator.device.type == "cpu" and can_set:
         model.set_attn_implementation(BLOCKWISE)
-    # everything that can be is found out in float32, in which nothing that matters hides behind rounding
-    with autocast(accelerator) if is_coarse(model) else nullcontext():
+    # what has float32 weights is asked in float32, in which nothing that matters hides behind rounding
+    with autocast(accelerator) if is_coarse(model) and model.dtype == torch.float32 else nullcontext():
         answers = isinstance(args, MeasureArgs) and getattr(args, "eval", True)
         together = answered_at_once(model, args.model) if answers else "any"
         if together == "any" and positions is not None:
@@ -200,12 +214,13 @@ def attention_implementation(args: CommonArgs, accelerator: Accelerator, config:
     Raises:
         InputError: if one is asked for that cannot run, or that the model has not.
     """
-    on_cuda = accelerator.device.type == "cuda"
-    can_flash = on_cuda and is_flash_attn_2_available() and accelerator.mixed_precision == "bf16"
+    # its kernels are for compute capability 8.0 and more, and for heads of at most 256
+    on_cuda = accelerator.device.type == "cuda" and torch.cuda.get_device_capability(accelerator.device) >= (8, 0)
+    can_flash = on_cuda and is_flash_attn_2_available() and accelerator.mixed_precision == "bf16" and _head_size(config) <= 256
     if args.attn_implementation == "flash_attention_2" and not can_flash:
         raise InputError(
-            "--attn-implementation flash_attention_2 needs CUDA, the package flash-attn (pip install flash-attn) and "
-            "--mixed_precision bf16 in the launch; choose sdpa"
+            "--attn-implementation flash_attention_2 needs CUDA on an Ampere GPU or a newer one, the package flash-attn (pip "
+            "install flash-attn), --mixed_precision bf16 in the launch, and heads of at most 256; choose sdpa"
         )
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     has = {"flash_attention_2": getattr(kind, "_supports_flash_attn", True), "sdpa": getattr(kind, "_supports_sdpa", True)}
@@ -217,6 +232,13 @@ def attention_implementation(args: CommonArgs, accelerator: Accelerator, config:
     if can_flash and has["flash_attention_2"]:
         return "flash_attention_2"
     return "sdpa" if has["sdpa"] else "eager"
+
+
+def _head_size(config: Any) -> int:
+    """Read how many numbers an attention head of a model has; 0 where its configuration does not say."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    return getattr(text, "head_dim", None) or (text.hidden_size // heads if isinstance(heads, int) and heads else 0)
 
 
 def _name(model: str, base: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from dualoptim.config.args import CommonArgs, SaveDtype, TrainArgs
 from dualoptim.config.saved import to_dict
@@ -50,6 +50,30 @@ class Answering:
     together: Together = "any"
 
 
+Use = Literal["train", "measure"]
+"""What a model is loaded for."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How the weights of a model lie once it is loaded; those of an adapter that trains are float32 beside it."""
+
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(args: CommonArgs, accelerator: Accelerator, use: Use, stored: SaveDtype) -> "Loading":
+        """Say how a launch needs weights, which were `stored` in some type, for a use.
+
+        In 16 bits what is measured or frozen has 2 bytes a weight, and what trains the values of its float32 masters:
+        DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others.
+        """
+        if accelerator.mixed_precision != "bf16":
+            return Loading(torch.float32)
+        frozen = use == "measure" or (isinstance(args, TrainArgs) and args.use_lora)
+        widened = accelerator.distributed_type == DistributedType.DEEPSPEED and stored == "bfloat16"
+        return Loading(torch.bfloat16 if frozen or widened else torch.float32)
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model on its device, its tokenizer and template, and the launch that it runs in.
@@ -64,6 +88,7 @@ class LoadedModel:
     layout: Layout
     answering: Answering = Answering()
     stored: SaveDtype = "float32"  # the type that the weights had where they were loaded from
+    divided: bool = False  # its weights lie among the processes, which have to call it equally often
 
     @property
     def tokenizer(self) -> Any:
@@ -79,6 +104,11 @@ class LoadedModel:
     def share(self) -> tuple[int, int]:
         """Give the number of this process, and how many there are."""
         return self.accelerator.process_index, self.accelerator.num_processes
+
+    @property
+    def precision(self) -> str:
+        """Name the type of the weights that are measured here."""
+        return str(self.model.dtype).removeprefix("torch.")
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Lay out examples as the model takes them, on its device."""
@@ -104,12 +134,16 @@ class LoadedModel:
         return "float32" if args.use_lora else self.stored
 
     def weights_hash(self) -> str:
-        """Hash the weights as they stand, the same on all processes; the main one computes it."""
-        return shared(self.accelerator, weights_hash(self.model) if self.accelerator.is_main_process else "")
+        """Hash the weights as they stand, the same on all processes; the main one computes it.
+
+        In 16 bits it is that of the rounded weights, which is the same whatever they are loaded for.
+        """
+        half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
+        return shared(self.accelerator, weights_hash(self.model, half) if self.accelerator.is_main_process else "")
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Compute in the 16 bits of the launch, while the model is not prepared."""
-        return autocast(self.accelerator)
+        """Compute in the 16 bits of the launch, while the model is not prepared; 16-bit weights do that by themselves."""
+        return autocast(self.accelerator) if self.model.dtype == torch.float32 else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -138,25 +172,28 @@ def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
 
 
 _Places = list[tuple[str, int, int]]
-_HASHES: WeakKeyDictionary[torch.nn.Module, tuple[_Places, str]] = WeakKeyDictionary()
+_HASHES: WeakKeyDictionary[torch.nn.Module, tuple[_Places, torch.dtype | None, str]] = WeakKeyDictionary()
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a whole (not divided) model.
+def weights_hash(model: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
+    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a whole (not divided) model, or of its weights
+    rounded to `dtype`.
 
     It is computed once for a model, until its tensors are others or PyTorch has counted a change of one. What changes them
     behind that count calls `weights_changed`.
     """
     tensors = [(name, tensor) for name, tensor in sorted(model.state_dict().items()) if isinstance(tensor, torch.Tensor)]
     places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]
-    if model in _HASHES and _HASHES[model][0] == places:
-        return _HASHES[model][1]
+    if model in _HASHES and _HASHES[model][:2] == (places, dtype):
+        return _HASHES[model][2]
     digest = hashlib.sha256()
     for name, tensor in tensors:
+        if dtype and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    _HASHES[model] = places, digest.hexdigest()
-    return _HASHES[model][1]
+    _HASHES[model] = places, dtype, digest.hexdigest()
+    return _HASHES[model][2]
 
 
 def weights_changed(model: torch.nn.Module) -> None:

@@ -9,7 +9,6 @@ folder share them.
 
 import contextlib
 import copy
-import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,65 +16,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dualoptim.atomic import beside
 from dualoptim.data.batches import in_length_order
 from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError
 from dualoptim.method.kernels import kept
 from dualoptim.method.objectives import Objective
 from dualoptim.method.scores import Batch, Reference, TokenScores, score
-from dualoptim.models.launch import say
-from dualoptim.models.loaded import LoadedModel, autocast, weights_hash
+from dualoptim.models.launch import is_sharded, say
+from dualoptim.models.loaded import LoadedModel, Use, autocast, weights_hash
+from dualoptim.models.store import Store, text_key
 from dualoptim.models.together import wait
 
 _FILE_BYTES = 2**26  # as much is held in memory before it is written
-
-
-def text_key(example: Example) -> bytes:
-    """Identify a text by: its tokens and where scoring starts."""
-    return hashlib.sha256(np.asarray([example.start, *example.ids], dtype=np.int64).tobytes()).digest()[:16]
-
-
-class Store:
-    """Values [n, ...] of texts with n scored tokens, in the files of one folder; values are read when they are asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        """Read which texts the folder holds; it need not exist. A file that is none of a store's is `broken`, as if absent."""
-        self.folder = folder
-        self.files = sorted(folder.glob("*.safetensors"))
-        self.broken: list[Path] = []
-        self._places: dict[bytes, tuple[Any, int, int]] = {}
-        for path in self.files:
-            try:
-                part = safe_open(path, framework="pt")
-                keys, ends = part.get_tensor("keys"), [0, *part.get_tensor("ends").tolist()]
-                if ends != sorted(ends) or ends[-1:] != part.get_slice("values").get_shape()[:1]:
-                    raise ValueError
-                places = zip(keys.numpy(), ends, ends[1:], strict=False)
-                self._places |= {key.tobytes(): (part, start, end) for key, start, end in places}
-            except Exception:  # of the library, by its version
-                self.broken.append(path)
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._places
-
-    def __getitem__(self, key: bytes) -> Tensor:
-        part, start, end = self._places[key]
-        return part.get_slice("values")[start:end]
-
-    def write(self, name: str, texts: Sequence[bytes], values: Sequence[Tensor]) -> None:
-        """Add a file, whole or not at all; a store that is opened afterwards has it."""
-        keys = torch.from_numpy(np.stack([np.frombuffer(key, dtype=np.uint8) for key in texts]))
-        ends = torch.tensor([len(value) for value in values]).cumsum(0)
-        with beside(self.folder / f"{name}.safetensors") as place:
-            save_file({"keys": keys, "ends": ends, "values": torch.cat(list(values))}, place)
 
 
 class Frozen:
@@ -88,11 +44,19 @@ class Frozen:
         folder.mkdir(parents=True, exist_ok=True)  # now and not later: a folder that is removed during a run stays away
         self._tail: Tail | None = None
         if any(objective.reference == "logits" for objective in objectives):
-            self._tail = Tail.of(loaded).frozen()
+            self._tail = Tail.of(loaded).frozen(torch.bfloat16 if self._accelerator.mixed_precision == "bf16" else None)
+
+    @staticmethod
+    def use(accelerator: Accelerator) -> Use:
+        """Say what a model is loaded for that is scored as training computes: with 16-bit weights, or their products alone."""
+        return "measure" if is_sharded(accelerator) else "train"
 
     def _store(self, objective: Objective) -> Store:
         layer = f"-layer{objective.layer}" if objective.reference == "hidden" else ""
-        return Store(self._folder / f"{self._hash}-{self._accelerator.mixed_precision}-{objective.reference}{layer}")
+        computed = self._accelerator.mixed_precision
+        if computed == "bf16" and is_sharded(self._accelerator):
+            computed = "bf16-weights"
+        return Store(self._folder / f"{self._hash}-{computed}-{objective.reference}{layer}")
 
     def score(self, loaded: LoadedModel, objective: Objective, examples: Iterable[Example]) -> None:
         """Make sure that the values of `examples` are on disk; `loaded` must still hold the weights of this reference.
@@ -114,7 +78,7 @@ class Frozen:
             store.write(name, [*values], [*values.values()])
             values.clear()
 
-        with torch.no_grad(), _evaluating(loaded.model), loaded.autocast():
+        with torch.no_grad(), _evaluating(loaded.model), _as_in_training(self._accelerator):
             for chosen in in_length_order([len(text.ids) for text in texts], self._size):
                 batch = loaded.batch([texts[index] for index in chosen])
                 found: Tensor | None
@@ -152,7 +116,7 @@ class Reader:
             return Reference(hidden=values)
 
         def logits(part: slice) -> Tensor:
-            with torch.no_grad(), autocast(self._accelerator):
+            with torch.no_grad(), _as_in_training(self._accelerator):
                 assert self._tail is not None
                 return self._tail(values[part])
 
@@ -210,9 +174,11 @@ class Tail:
             "choose GD or AP, or NPO"
         )
 
-    def frozen(self) -> "Tail":
-        """Copy it, so that training changes nothing in it."""
-        return replace(self, head=copy.deepcopy(self.head).requires_grad_(False))
+    def frozen(self, dtype: torch.dtype | None = None) -> "Tail":
+        """Copy it, so that training changes nothing in it, in `dtype` if the launch's products are of that type anyway."""
+        weights = [weight for weight in self.head.parameters() if dtype and weight.is_floating_point()]
+        copied: dict[int, Any] = {id(one): torch.nn.Parameter(one.detach().to(dtype, copy=True)) for one in weights}
+        return replace(self, head=copy.deepcopy(self.head, copied).requires_grad_(False))
 
     def __call__(self, values: Tensor) -> Tensor:
         """Compute logits [n, V] in float32 from head inputs [n, H]."""
@@ -225,7 +191,13 @@ class Tail:
 
 
 def _equal(logits: Tensor, expected: Tensor) -> bool:
-    return bool(((logits - expected.float()).norm(dim=-1) <= 1e-3 * expected.float().norm(dim=-1)).all())
+    near = 1e-3 if expected.dtype == torch.float32 else 1e-2  # products in 16 bits may round otherwise in another shape
+    return bool(((logits - expected.float()).norm(dim=-1) <= near * expected.float().norm(dim=-1)).all())
+
+
+def _as_in_training(accelerator: Accelerator) -> contextlib.AbstractContextManager[Any]:
+    """Compute as the prepared model will: DeepSpeed's and FSDP's has 16-bit weights, any other 16-bit products."""
+    return contextlib.nullcontext() if is_sharded(accelerator) else autocast(accelerator)
 
 
 class _StandIn(torch.nn.Module):

@@ -1,6 +1,6 @@
 """Turn the rows of a task and the arguments into what the loop takes: phases of terms, a plan, and references."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -165,11 +165,15 @@ def _layers(loaded: LoadedModel) -> int:
     return getattr(loaded.model.config.get_text_config(), "num_hidden_layers", 0)
 
 
-def freeze(works: Sequence[Work], args: UnlearnArgs, loaded: LoadedModel) -> Frozen | None:
-    """Keep the model as it stands as the reference of `works`, whose texts are scored now; None if none of them asks."""
+def freeze(works: Sequence[Work], args: UnlearnArgs, load: Callable[[], LoadedModel]) -> Frozen | None:
+    """Keep the model as it stands as the reference of `works`, whose texts are scored now; None if none of them asks.
+
+    `load` gives that model, for `Frozen.use`.
+    """
     asked = [(objective, texts) for work in works for _, _, objective, texts in work.referring()]
     if not asked:
         return None
+    loaded = load()
     frozen = Frozen(loaded, reference_folder(args), [objective for objective, _ in asked], args.eval_batch_size)
     for objective, texts in asked:
         frozen.score(loaded, objective, texts)

@@ -209,6 +209,15 @@ def test_processes_of_a_launch_have_a_file_each(monkeypatch, tmp_path):
     assert len(names) == len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_full_gpu_is_told_with_what_to_do_and_leaves_no_traceback(tmp_path):
+    class OutOfMemoryError(RuntimeError):
+        """As torch has one."""
+
+    line = unforeseen(OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), tmp_path)
+    assert line.startswith("CUDA out of memory. Tried to allocate 2.00 GiB; give a smaller --batch-size")
+    assert not list(tmp_path.iterdir())
+
+
 def test_resume_alone_means_the_newest_checkpoint():
     for flags in (["--resume"], ["--resume", "--seed", "1001"], ["--seed", "1001", "--resume", "newest"]):
         assert parse(UnlearnArgs, ["--output-dir", "x", *flags]).resume == "newest"

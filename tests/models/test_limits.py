@@ -377,3 +377,23 @@ def test_a_model_that_cannot_generate_is_refused():
 
     with pytest.raises(InputError, match=r"--model x: Silent cannot generate answers \(no cache\); .* train with --no-eval"):
         answered_at_once(made(Silent, LlamaConfig(**SIZES)), "x")
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: device-side assert")]
+)
+def test_what_fails_on_the_device_says_nothing_of_the_model(error, monkeypatch):
+    model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(model, "forward", fail)
+    args = UnlearnArgs()
+    for probe in (
+        lambda: keeps_apart(model, 64, 32),
+        lambda: answered_at_once(model, "m"),
+        lambda: limits.last_position(args, model),
+    ):
+        with pytest.raises(type(error), match=str(error)):
+            probe()

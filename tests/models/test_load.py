@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import (
     BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    LlamaConfig,
     MambaConfig,
     MambaForCausalLM,
     MptConfig,
@@ -91,12 +93,26 @@ def test_attention_on_a_cpu(choice, kernel, own, tiny):
     assert loaded.layout.shares == (choice != "eager")
 
 
+@pytest.mark.parametrize(
+    ("capability", "head", "kernel"), [((8, 0), 64, "flash_attention_2"), ((7, 5), 64, "sdpa"), ((9, 0), 288, "sdpa")]
+)
+def test_flash_attention_is_chosen_where_its_kernels_run(capability, head, kernel, monkeypatch):
+    gpu = SimpleNamespace(device=torch.device("cuda"), mixed_precision="bf16")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("dualoptim.models.load.is_flash_attn_2_available", lambda: True)
+    config = LlamaConfig(hidden_size=4 * head, num_attention_heads=4)
+    assert attention_implementation(UnlearnArgs(), gpu, config) == kernel
+    if kernel == "sdpa":
+        with pytest.raises(InputError, match=r"Ampere GPU or a newer one.*heads of at most 256; choose sdpa"):
+            attention_implementation(UnlearnArgs(attn_implementation="flash_attention_2"), gpu, config)
+
+
 def test_what_needs_cuda_is_refused_without_it(tiny):
     args = UnlearnArgs(model=str(tiny), data="demo", attn_implementation="flash_attention_2")
     accelerator = start_accelerator(args)
     if accelerator.device.type == "cuda":
         pytest.skip("this machine has CUDA")
-    with pytest.raises(InputError, match=r"flash_attention_2 needs CUDA, .*pip install flash-attn.* choose sdpa"):
+    with pytest.raises(InputError, match=r"flash_attention_2 needs CUDA .*pip install flash-attn.* choose sdpa"):
         attention_implementation(args, accelerator, load_config(args)[0])
     for bits in (4, 8):
         with pytest.raises(InputError, match="needs CUDA, and this run has none"):

@@ -29,7 +29,8 @@ from dualoptim.method.scores import Reference, score
 from dualoptim.models import reference as reference_module
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import load_model
-from dualoptim.models.reference import Frozen, Store, check_reference, text_key
+from dualoptim.models.reference import Frozen, check_reference
+from dualoptim.models.store import Store, text_key
 
 PAIRS = ("NPO+KL", "DPO+GD", "UNDIAL+KLQ", "RMU+EMBED")
 # near the reference the gradient of KL and EMBED is all rounding, which Adam would turn into a share of the rate

@@ -97,9 +97,9 @@ def test_only_what_asks_is_referred(loaded, tmp_path):
     assert asked == {("forget", "forget", "log_prob"): 1 * 2, ("retain", "retain", "logits"): 5 * 2}
     quiet = work_of(arguments(loaded, tmp_path), ROWS, loaded)
     assert list(quiet.referring()) == []
-    assert freeze([quiet], arguments(loaded, tmp_path), loaded) is None
+    assert freeze([quiet], arguments(loaded, tmp_path), lambda: loaded) is None
     assert not reference_folder(args).exists()
-    frozen = freeze([work], args, loaded)
+    frozen = freeze([work], args, lambda: loaded)
     assert reference_folder(args) == tmp_path / "reference"
     assert len(list(reference_folder(args).iterdir())) == 2
     reading = work.with_reference(frozen)

@@ -131,7 +131,7 @@ def of_odd_length(model: Path) -> None:
 @pytest.mark.parametrize("spoil", [without_unknown, of_odd_length])
 def test_a_tokenizer_that_fails_on_a_text(spoil, model, tmp_path):
     spoil(model)
-    refused(run, short(model, tmp_path / "out"), f"--model {model}: its tokenizer fails on a text")
+    refused(run, short(model, tmp_path / "out"), f"--model {model}: its tokenizer cannot be used")
 
 
 @pytest.mark.parametrize("base", [3, None, "", [], {}])

@@ -57,7 +57,7 @@ def take_two_steps(chosen, losses, optim, folder):
     source = open_source(args)
     rows = TaskRows(source.task_rows(args.split, 1), source.retain_rows(args.split, [1]), load_refusals(None))
     work = work_of(args, rows, loaded)
-    frozen = freeze([work], args, loaded)
+    frozen = freeze([work], args, lambda: loaded)
     work = work.with_reference(frozen) if frozen else work
     try:
         with training(loaded, args, kind_of(args).build(args)) as engine:
