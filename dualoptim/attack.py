@@ -37,9 +37,10 @@ from dualoptim.evaluation.scoring import ScoringPass
 from dualoptim.evaluation.summarize import set_scores
 from dualoptim.evaluation.summary import Attacked, Attacks, Point, Quantized, Relearned, Sampled, Scores, SetScores
 from dualoptim.finetune import learn
-from dualoptim.models.launch import is_sharded, release
+from dualoptim.models.launch import release
 from dualoptim.models.load import load_model, quantization_options
-from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.loaded import LoadedModel, weights_changed
+from dualoptim.models.sharding import divides
 from dualoptim.reporting.log import StepLog
 from dualoptim.signals import at_once
 
@@ -80,10 +81,6 @@ def check_attacks(args: EvalArgs, accelerator: Accelerator, source: Source) -> N
         InputError: if not.
     """
     if args.relearn:
-        if is_sharded(accelerator):
-            raise InputError(
-                f"--relearn {args.relearn} scores the model while it trains, which needs it whole; start one process or DDP"
-            )
         _rows_to_relearn(args, source)
     if args.quantize and accelerator.device.type == "cuda":
         bits = " ".join(map(str, args.quantize))
@@ -253,17 +250,19 @@ def _relearn(target: Target, lesson: Lesson, model: str) -> list[Point]:
     every = args.relearn_every or max(1, args.relearn // 4)
     curve = [_point(target, lesson, 0, target.records)]
     loaded = load_model(_recipe(target, lesson, model), target.accelerator)
+    training = replace(loaded, divided=divides(target.accelerator))  # however it was loaded
     with StepLog(target.folder / "log.jsonl", args.relearn, "relearn", target.accelerator) as log:
         try:
             for record in learn(loaded, lesson.rows, _recipe(target, lesson, model), log):
                 step = record["step"]
                 if step % every == 0 or step == args.relearn:
                     with at_once():  # what is measured is kept, what is taught is not
-                        curve.append(_point(target, lesson, step, target.measure(loaded, f"step{step}")))
+                        weights_changed(loaded.model)  # where PyTorch may not have counted it
+                        curve.append(_point(target, lesson, step, target.measure(training, f"step{step}")))
         except NonFiniteError as error:
             curve[-1] = replace(curve[-1], stopped=str(error))
     release(loaded)
-    del loaded
+    del loaded, training
     gc.collect()
     return curve
 

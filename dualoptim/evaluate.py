@@ -29,7 +29,7 @@ from dualoptim.evaluation.summarize import summarize
 from dualoptim.evaluation.summary import Attacks, Summary
 from dualoptim.models.launch import decided, output_folder, say, start_accelerator
 from dualoptim.models.load import load_config, load_model
-from dualoptim.models.loaded import LoadedModel, weights_hash
+from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.saving import how_to_go_on
 from dualoptim.models.together import wait
@@ -60,6 +60,17 @@ class Measures:
         judges = load_judges(args, accelerator.device)
         return cls(args, judges, read_retain_logs(args.retain_logs) if args.retain_logs else None)
 
+    def check(self, loaded: LoadedModel) -> None:
+        """Make sure that all that is asked for can be measured of a model, before anything is.
+
+        Raises:
+            InputError: naming what needs the whole of a model that is divided.
+        """
+        bits = getattr(self.args, "quantize", ()) if loaded.device.type == "cpu" else ()  # simulated there
+        asked = {"--mia-gradnorm": self.args.mia_gradnorm, f"--quantize {' '.join(map(str, bits))}": bits}
+        for flag in (flag for flag, given in asked.items() if given and loaded.divided):
+            raise InputError(f"{flag} needs the whole model in every process; drop it, or give --evaluate-sharded no")
+
     def identity(self) -> list[Any]:
         """Give what tells whether files and models that the arguments name are still the same."""
         models = [judge and judge.weights for judge in (self.judges.encoder, self.judges.entailment)]
@@ -76,6 +87,7 @@ def evaluate_model(loaded: LoadedModel, asked: SetsAndSkipped, measures: Measure
 
 def _measured(loaded: LoadedModel, asked: SetsAndSkipped, measures: Measures, folder: Path) -> tuple[Summary, Records]:
     """Measure everything of a model as it stands; its rows are written to `folder`."""
+    measures.check(loaded)
     (sets, skipped), args = asked, measures.args
     records = measure(ScoringPass(loaded, args, measures.judges, HOLDOUT in sets, measures.reference), sets, folder)
     summary = summarize(records, skipped, measures.judges, measures.retain)
@@ -111,6 +123,7 @@ def _evaluate(args: EvalArgs, accelerator: Accelerator, folder: Path) -> Summary
         source.cut(loaded.formatter)
     sets, skipped = source.evaluation_sets(args.split, args.task)
     loaded.formatter.check(row for rows in sets.values() for row in rows)
+    measures.check(loaded)
     lesson = make_lesson(args, source, loaded.formatter)
     config = loaded.resolved(args)
     inputs = {"evaluation": sets_hash(sets, loaded.formatter, *measures.identity()), "weights": loaded.weights_hash()}
@@ -194,4 +207,4 @@ def _reference_losses(loaded: LoadedModel, measures: Measures, sets: Mapping[str
     """Compute what another model says of the answers that membership attacks look at."""
     loaded.model.eval()
     scoring = ScoringPass(loaded, measures.args, measures.judges)
-    return ReferenceLosses(weights_hash(loaded.model), {name: scoring.losses(name, sets[name]) for name in MEMBERSHIP_SETS})
+    return ReferenceLosses(loaded.weights_hash(), {name: scoring.losses(name, sets[name]) for name in MEMBERSHIP_SETS})

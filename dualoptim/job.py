@@ -71,6 +71,8 @@ class Job:
             InputError: naming the row or the pair and why.
         """
         args = self.args
+        if self.measures:
+            self.measures.check(loaded)
         if isinstance(self.source, OwnFiles):
             self.source.cut(loaded.formatter)
         for position in range(len(args.task_list)):

@@ -125,6 +125,9 @@ class MeasureArgs(CommonArgs):
     """Texts per forward pass of the evaluation and per call of generate. It changes time and memory, not results."""
     max_new_tokens: Annotated[int, Flag("evaluation", "measures", at_least=1)] = 128
     """Longest generated answer in tokens. TOFU's longest answer has about 110."""
+    evaluate_sharded: Annotated[Literal["auto", "yes", "no"], Flag("evaluation", "speed")] = "auto"
+    """In ZeRO-3 and FSDP2 launches: measure a model divided among the processes, or whole on each of them. Same numbers; whole
+    is far faster where it fits. `auto`: divided where the whole would take more than half of a device's memory."""
 
     @property
     def reads_own_files(self) -> bool:

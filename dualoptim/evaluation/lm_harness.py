@@ -37,11 +37,13 @@ def _task_manager(path: str | None) -> Any:
 def general_ability(loaded: LoadedModel, args: MeasureArgs) -> dict[str, Scores]:
     """Measure the tasks of `--lm-eval-tasks` in the main process: scores by task, the same on all processes.
 
+    A divided model is asked the same by all processes at once, which need each other for every answer.
+
     Raises:
         InputError: if the data of a task cannot be reached.
     """
     result: Any = None
-    if loaded.accelerator.is_main_process:
+    if loaded.divided or loaded.accelerator.is_main_process:
         try:
             result = _run_tasks(loaded, args)
         except Exception as error:  # data sets that need a network, broken YAML: all kinds
@@ -66,6 +68,8 @@ def _run_tasks(loaded: LoadedModel, args: MeasureArgs) -> dict[str, Scores]:
         log_samples=False,
         bootstrap_iters=0,
     )
+    if found is None:  # lm-eval gives its results to the first process of a machine alone
+        return {}
     return {
         task: {metric.removesuffix(",none"): value for metric, value in scores.items() if isinstance(value, float)}
         for task, scores in found["results"].items()

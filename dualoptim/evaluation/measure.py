@@ -20,7 +20,6 @@ from dualoptim.evaluation.membership import gradient_norms, without_end, zlib_sc
 from dualoptim.evaluation.records import Finished, Record, Records
 from dualoptim.evaluation.rouge import rouge_l_recall
 from dualoptim.evaluation.scoring import OPTION_SETS, ScoringPass, Share, TextScore
-from dualoptim.models.loaded import weights_hash
 from dualoptim.models.together import shared, wait
 
 _SEED = 0  # of the refusal that each row is compared with: not the training's
@@ -31,8 +30,8 @@ def measure(scoring: ScoringPass, sets: Mapping[str, list[Row]], folder: Path) -
 
     A set that an interrupted evaluation of the same weights and texts has finished there is read.
     """
-    accelerator, model = scoring.loaded.accelerator, scoring.loaded.model
-    finished = Finished(folder, fingerprints(scoring, sets) if accelerator.is_main_process else {})
+    accelerator, model, weights = scoring.loaded.accelerator, scoring.loaded.model, scoring.loaded.weights_hash()
+    finished = Finished(folder, fingerprints(scoring, sets, weights) if accelerator.is_main_process else {})
     records = shared(accelerator, finished.records)
     was_training = model.training
     model.eval()
@@ -51,10 +50,9 @@ def measure(scoring: ScoringPass, sets: Mapping[str, list[Row]], folder: Path) -
     return {name: records[name] for name in sets}
 
 
-def fingerprints(scoring: ScoringPass, sets: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, str]]:
-    """Hash what decides the scores of every set: the weights, and texts, token ids and settings."""
+def fingerprints(scoring: ScoringPass, sets: Mapping[str, Sequence[Row]], weights: str) -> dict[str, dict[str, str]]:
+    """Hash what decides the scores of every set beside the model's `weights`, their hash: texts, token ids and settings."""
     loaded, args, judges = scoring.loaded, scoring.args, scoring.judges
-    weights = weights_hash(loaded.model)
     shared: list[Any] = [__version__, args.max_new_tokens, end_tokens(loaded), loaded.precision]
     shared += [args.split == "forget", *(judge and judge.weights for judge in (judges.encoder, judges.entailment))]
     shared += [judges.refusals, suppressed_tokens(loaded), *([] if args.texts else ["no texts"])]

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,8 @@ from dualoptim.method.dual import MakeOptimizer
 from dualoptim.method.engine import Engine, prepare
 from dualoptim.method.groups import decay_groups
 from dualoptim.models.loaded import LoadedModel, weights_changed
-from dualoptim.models.masters import restore
+from dualoptim.models.masters import keep, restore
+from dualoptim.models.sharding import divides, hand_over, zero_of
 from dualoptim.models.together import shared
 
 DEEPSPEED = "0.19"  # older versions take steps with gradients that are not numbers
@@ -74,7 +75,7 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
         _settle_deepspeed(accelerator)
     if accelerator.distributed_type == DistributedType.FSDP:
         _settle_fsdp(accelerator, isinstance(args, TrainArgs) and args.state_bits == 8)
-    if isinstance(args, TrainArgs) and args.load_in_4bit and _divides(accelerator):
+    if isinstance(args, TrainArgs) and args.load_in_4bit and divides(accelerator):
         raise InputError(
             "--load-in-4bit keeps weights in bytes, which ZeRO-3 and FSDP cannot divide; launch with ddp.yaml or zero2.yaml"
         )
@@ -85,20 +86,9 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
     return accelerator
 
 
-def _zero(accelerator: Accelerator) -> dict[str, Any]:
-    """What DeepSpeed's file says of ZeRO, nothing in other launches."""
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    return plugin.deepspeed_config["zero_optimization"] if plugin else {}
-
-
-def _divides(accelerator: Accelerator) -> bool:
-    """Whether the launch divides the weights themselves."""
-    return accelerator.distributed_type == DistributedType.FSDP or _zero(accelerator).get("stage") == 3
-
-
 def _offloads(accelerator: Accelerator) -> bool:
     """Whether the optimizer's steps are taken on the CPU."""
-    return (_zero(accelerator).get("offload_optimizer") or {}).get("device") == "cpu"
+    return (zero_of(accelerator).get("offload_optimizer") or {}).get("device") == "cpu"
 
 
 def _settle_deepspeed(accelerator: Accelerator) -> None:
@@ -180,13 +170,19 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
     torch.manual_seed(args.seed)
     model = loaded.model
     weights_changed(model)
-    optimizer = make_optimizer(decay_groups(model, args.weight_decay, args.state_bits, args.quantize_embeddings))
+    hand_over(model)
+    groups = decay_groups(model, args.weight_decay, args.state_bits, args.quantize_embeddings)
+    shares = [list(group["params"]) for group in groups]
+    optimizer = make_optimizer(groups)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    weights = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
-    engine = prepare(loaded.accelerator, model, optimizer)
+    weights = keep(loaded)
+    with _as_divided(loaded):
+        engine = prepare(loaded.accelerator, model, optimizer)
     restore(engine.model, weights)
     del weights
+    if loaded.divided:
+        _give_back(engine.raw_optimizer, shares)
     engine.asked_to_stop = lambda: bool(signals.asked())
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     # where both are one tensor, its dense gradient comes from the head, and that of the embeddings needs no second one
@@ -199,6 +195,29 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
         embeddings.sparse = False
         if args.gradient_checkpointing:
             model.gradient_checkpointing_disable()
+
+
+@contextlib.contextmanager
+def _as_divided(loaded: LoadedModel) -> Iterator[None]:
+    """Have Accelerate take a model as it was divided: it would look for the names of layers, which FSDP2 has changed."""
+    plugin = getattr(loaded.accelerator.state, "fsdp_plugin", None)
+    policy = plugin.auto_wrap_policy if plugin else None
+    try:
+        if plugin and loaded.divided:
+            plugin.auto_wrap_policy = None
+        yield
+    finally:
+        if plugin:
+            plugin.auto_wrap_policy = policy
+
+
+def _give_back(optimizer: Any, groups: Sequence[list[Any]]) -> None:
+    """Give an optimizer the shares of FSDP2 again: Accelerate tells them by their addresses, and empty ones have the same."""
+    if any(hasattr(parameter, "to_local") for group in groups for parameter in group):
+        for group, own in zip(optimizer.param_groups, groups, strict=True):
+            group["params"] = own
+        if hasattr(optimizer, "materialize"):
+            optimizer.materialize()
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, LogitsProcessorList
 
 from dualoptim.config.args import CommonArgs, MeasureArgs, TrainArgs
 from dualoptim.data.batches import pack, pad
@@ -19,6 +19,7 @@ from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError, reason
 from dualoptim.method.scores import score
 from dualoptim.models.loaded import Together
+from dualoptim.models.sharding import computes_in_half, is_divided, layer_lists
 
 _LONGEST_ROW = 2304  # tokens on a CPU, where the time to find out counts; 16 texts of TOFU have fewer
 _LONGEST_TEXT = 2**14  # tokens; a model that takes as many is taken to have no end
@@ -38,6 +39,8 @@ def last_position(args: CommonArgs, model: Any) -> int | None:
     wanted = args.max_length + (args.max_new_tokens if isinstance(args, MeasureArgs) else 0)
     if getattr(model, "hf_quantizer", None) is not None:  # weights in few bits, which lie where they are used
         return None
+    if is_divided(model) and model.device.type != "cpu":
+        model = _blank(model)
     with _one_layer_of_each_kind(model):
         model = on_cpu(model)
         if error := _failure(model, 4):
@@ -64,14 +67,24 @@ def _raise_if_of_the_device(error: Exception) -> None:
 
 
 def on_cpu(model: Any) -> Any:
-    """Copy a model to the CPU, with a kernel that this has; one that lies there is given as it is."""
+    """Copy a model to the CPU, with a kernel that this has; one that lies there is given as it is. No values become zeros."""
     if model.device.type == "cpu":
         return model
-    there: dict[int, Any] = {id(one): torch.nn.Parameter(one.detach().cpu(), one.requires_grad) for one in model.parameters()}
-    copied = copy.deepcopy(model, there | {id(one): one.cpu() for one in model.buffers()})
+
+    def moved(tensor: Tensor) -> Tensor:
+        return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
+
+    there: dict[int, Any] = {id(one): torch.nn.Parameter(moved(one), one.requires_grad) for one in model.parameters()}
+    copied = copy.deepcopy(model, there | {id(one): moved(one) for one in model.buffers()})
     if copied.config._attn_implementation == "flash_attention_2":
         copied.set_attn_implementation("sdpa")
     return copied
+
+
+def _blank(model: Any) -> Any:
+    """Make a model of the same kind without values, on the meta device."""
+    with torch.device("meta"):
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config)](model.config)
 
 
 @torch.no_grad()
@@ -163,6 +176,9 @@ def continue_greedily(
             attention_mask=(torch.ones_like(ids) if mask is None else mask).to(model.device),
             generation_config=settings,
             logits_processor=processors or LogitsProcessorList(),
+            # where processes have to call the model equally often, `together.in_step` sees to it: transformers would have those
+            # that are done go on beyond the positions that there are
+            synced_gpus=False,
         )
     finally:
         inner.generation_config = own
@@ -190,7 +206,7 @@ def texts_per_batch(args: CommonArgs) -> int:
 
 def is_coarse(model: Any) -> bool:
     """Tell whether a model's kernel or its weights have 16 bits or fewer, whatever it is asked to compute in."""
-    in_bits = getattr(model, "hf_quantizer", None) is not None or model.dtype != torch.float32
+    in_bits = getattr(model, "hf_quantizer", None) is not None or model.dtype != torch.float32 or computes_in_half(model)
     return in_bits or model.config._attn_implementation == "flash_attention_2"
 
 
@@ -263,12 +279,8 @@ def _one_layer_of_each_kind(model: Any) -> Iterator[None]:
 
     Layers are of one kind if their modules and settings are, and what the configuration says of each.
     """
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = {
-        name: inner for name, inner in model.named_modules() if isinstance(inner, torch.nn.ModuleList) and len(inner) == depth
-    }
-    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]  # experts are lists as well
-    whole = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], lists[name]) for name in outer]
+    depth, lists = getattr(model.config.get_text_config(), "num_hidden_layers", None), layer_lists(model)
+    whole = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layers) for name, layers in lists.items()]
     each = [value for value in vars(model.config.get_text_config()).values() if isinstance(value, list) and len(value) == depth]
     try:
         for module, name, layers in whole:

@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_a
 from dualoptim.models.limits import answered_at_once, check_padding, is_coarse, keeps_apart, last_position, packed_row
 from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast
 from dualoptim.models.packing import BLOCKWISE
+from dualoptim.models.sharding import is_divided, load_divided, settle, whole_shape
 from dualoptim.models.weights import check_loaded, no_load_report
 
 logger = logging.getLogger(__name__)
@@ -106,26 +108,27 @@ def load_model(
     # a .gguf file has types of its own, which nothing but it can store
     known = {torch.bfloat16: "bfloat16", torch.float16: "float16"} if "gguf_file" not in options else {}
     stored: Any = known.get(config.dtype, "float32") if isinstance(config.dtype, torch.dtype) else "float32"
-    weights = {
-        "dtype": Loading.of(args, accelerator, use, stored).dtype,
-        "attn_implementation": attention_implementation(args, accelerator, config),
-        "device_map": {"": accelerator.device},
-    }
+    name, learner = _name(args.model, base), args if isinstance(args, TrainArgs) and args.use_lora else None
+    how = Loading.of(args, accelerator, use, stored)
+    weights = {"dtype": how.dtype, "attn_implementation": attention_implementation(args, accelerator, config)}
+    load = partial(_pretrained, name, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
     with no_load_report():
-        name = _name(args.model, base)
-        asked = {**options, **weights, **(quantization or {}), **_WITH_REPORT}
-        model, info = _pretrained(name, AutoModelForCausalLM, source, **asked)
-    check_loaded(f"--model {name}", model, info)
+        place = {"device_map": {"": "meta" if how.divided else accelerator.device}}
+        model, info = load(**place, **(quantization or {}))
+        check_loaded(f"--model {name}", model, info)
+        if how.divided:
+            model, _ = load_divided(accelerator, model, load)
     _check_stops(name, model.generation_config)
     if "gguf_file" in options:  # weights were widened on loading; what remains says that they cannot be saved
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-    learner = args if isinstance(args, TrainArgs) and args.use_lora else None
     if base != args.model:
         model = load_adapter(model, args.model, learner)
     elif learner:
         model = add_adapter(learner, model)
+    if how.divided:
+        settle(accelerator, model)
     return replace(assemble(args, model, prompting, accelerator), stored=stored)
 
 
@@ -184,8 +187,9 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
             model.gradient_checkpointing_disable()
         except ValueError:
             raise InputError(f"--gradient-checkpointing: {type(model).__name__} has none; drop it") from None
-    formatter.vocabulary = model.get_input_embeddings().weight.shape[0]
-    if not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):  # those lie there and cannot be moved
+    formatter.vocabulary = whole_shape(model.get_input_embeddings().weight)[0]
+    divided = is_divided(model)
+    if not (divided or any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))):  # those lie there already
         model.to(accelerator.device)
     can_set = model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation()
     if args.attn_implementation == "auto" and accelerator.device.type == "cpu" and can_set:
@@ -205,7 +209,7 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     if args.packing and not row:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
     layout = Layout(accelerator.device, row > 0, shares, row)
-    return LoadedModel(model, formatter, template, accelerator, layout, Answering(positions, together))
+    return LoadedModel(model, formatter, template, accelerator, layout, Answering(positions, together), divided=divided)
 
 
 def attention_implementation(args: CommonArgs, accelerator: Accelerator, config: Any) -> str:

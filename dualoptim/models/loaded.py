@@ -11,13 +11,15 @@ from weakref import WeakKeyDictionary
 import torch
 from accelerate import Accelerator, DistributedType
 
-from dualoptim.config.args import CommonArgs, SaveDtype, TrainArgs
+from dualoptim.config.args import DEMO, CommonArgs, SaveDtype, TrainArgs
 from dualoptim.config.saved import to_dict
 from dualoptim.data.batches import pack, pad
 from dualoptim.data.prompts import Example, Formatter
 from dualoptim.data.stream import Stream
-from dualoptim.method.scores import Batch, Reference
-from dualoptim.models.together import shared
+from dualoptim.method.scores import Batch, Reference, score
+from dualoptim.models.adapter import base_of
+from dualoptim.models.sharding import can_divide, own_share, whole_tensors
+from dualoptim.models.together import in_step, shared
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,24 @@ class Loading:
     """How the weights of a model lie once it is loaded; those of an adapter that trains are float32 beside it."""
 
     dtype: torch.dtype
+    divided: bool = False
 
     @staticmethod
     def of(args: CommonArgs, accelerator: Accelerator, use: Use, stored: SaveDtype) -> "Loading":
         """Say how a launch needs weights, which were `stored` in some type, for a use.
 
         In 16 bits what is measured or frozen has 2 bytes a weight, and what trains the values of its float32 masters:
-        DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others.
+        DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others. What trains is divided among processes
+        where the launch does that at all, but for files of other kinds and adapters, which are merged into whole weights.
         """
+        learns = isinstance(args, TrainArgs) and args.use_lora
+        mergeless = not args.model.endswith(".gguf") and (learns or base_of(args.model) == args.model)
+        divided = use == "train" and args.model != DEMO and can_divide(accelerator) and mergeless
         if accelerator.mixed_precision != "bf16":
-            return Loading(torch.float32)
-        frozen = use == "measure" or (isinstance(args, TrainArgs) and args.use_lora)
+            return Loading(torch.float32, divided)
         widened = accelerator.distributed_type == DistributedType.DEEPSPEED and stored == "bfloat16"
-        return Loading(torch.bfloat16 if frozen or widened else torch.float32)
+        frozen = use == "measure" or learns
+        return Loading(torch.bfloat16 if frozen or widened else torch.float32, divided)
 
 
 @dataclass(frozen=True)
@@ -134,16 +141,25 @@ class LoadedModel:
         return "float32" if args.use_lora else self.stored
 
     def weights_hash(self) -> str:
-        """Hash the weights as they stand, the same on all processes; the main one computes it.
+        """Hash the weights as they stand, the same on all processes; the main one computes it, or all if they are divided.
 
         In 16 bits it is that of the rounded weights, which is the same whatever they are loaded for.
         """
         half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
-        return shared(self.accelerator, weights_hash(self.model, half) if self.accelerator.is_main_process else "")
+        asked = self.divided or self.accelerator.is_main_process
+        return shared(self.accelerator, weights_hash(self.model, half) if asked else "")
+
+    def in_step(self) -> AbstractContextManager[None]:
+        """Have processes among which the model is divided call it equally often, however many texts each of them has."""
+        if not self.divided:
+            return nullcontext()
+        short = self.batch([Example([0, 0], 1)])
+        return in_step(self.accelerator, self.model, torch.no_grad()(lambda: score(self.model, short)))
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Compute in the 16 bits of the launch, while the model is not prepared; 16-bit weights do that by themselves."""
-        return autocast(self.accelerator) if self.model.dtype == torch.float32 else nullcontext()
+        """Compute in the launch's 16 bits, while the model is not prepared; 16-bit or divided weights do that by themselves."""
+        wide = self.model.dtype == torch.float32 and not self.divided
+        return autocast(self.accelerator) if wide else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -176,22 +192,23 @@ _HASHES: WeakKeyDictionary[torch.nn.Module, tuple[_Places, torch.dtype | None, s
 
 
 def weights_hash(model: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
-    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a whole (not divided) model, or of its weights
-    rounded to `dtype`.
+    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a model, or of its weights rounded to `dtype`.
+
+    Of one that is divided all processes ask for it.
 
     It is computed once for a model, until its tensors are others or PyTorch has counted a change of one. What changes them
     behind that count calls `weights_changed`.
     """
-    tensors = [(name, tensor) for name, tensor in sorted(model.state_dict().items()) if isinstance(tensor, torch.Tensor)]
-    places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]
+    shares = [(name, own_share(tensor)) for name, tensor in sorted(model.state_dict(keep_vars=True).items())]
+    places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in shares if isinstance(tensor, torch.Tensor)]
     if model in _HASHES and _HASHES[model][:2] == (places, dtype):
         return _HASHES[model][2]
     digest = hashlib.sha256()
-    for name, tensor in tensors:
+    for name, tensor in whole_tensors(model):
         if dtype and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     _HASHES[model] = places, dtype, digest.hexdigest()
     return _HASHES[model][2]
 

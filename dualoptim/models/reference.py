@@ -11,7 +11,7 @@ import contextlib
 import copy
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from dualoptim.method.objectives import Objective
 from dualoptim.method.scores import Batch, Reference, TokenScores, score
 from dualoptim.models.launch import is_sharded, say
 from dualoptim.models.loaded import LoadedModel, Use, autocast, weights_hash
+from dualoptim.models.sharding import Share, bare, can_divide
 from dualoptim.models.store import Store, text_key
 from dualoptim.models.together import wait
 
@@ -44,12 +45,13 @@ class Frozen:
         folder.mkdir(parents=True, exist_ok=True)  # now and not later: a folder that is removed during a run stays away
         self._tail: Tail | None = None
         if any(objective.reference == "logits" for objective in objectives):
-            self._tail = Tail.of(loaded).frozen(torch.bfloat16 if self._accelerator.mixed_precision == "bf16" else None)
+            tail = Tail.of(loaded).frozen(torch.bfloat16 if self._accelerator.mixed_precision == "bf16" else None)
+            self._tail = tail.divided(self._accelerator) if loaded.divided else tail
 
     @staticmethod
     def use(accelerator: Accelerator) -> Use:
         """Say what a model is loaded for that is scored as training computes: with 16-bit weights, or their products alone."""
-        return "measure" if is_sharded(accelerator) else "train"
+        return "measure" if is_sharded(accelerator) and not can_divide(accelerator) else "train"
 
     def _store(self, objective: Objective) -> Store:
         layer = f"-layer{objective.layer}" if objective.reference == "hidden" else ""
@@ -78,7 +80,7 @@ class Frozen:
             store.write(name, [*values], [*values.values()])
             values.clear()
 
-        with torch.no_grad(), _evaluating(loaded.model), _as_in_training(self._accelerator):
+        with torch.no_grad(), _evaluating(loaded.model), _as_in_training(self._accelerator), loaded.in_step():
             for chosen in in_length_order([len(text.ids) for text in texts], self._size):
                 batch = loaded.batch([texts[index] for index in chosen])
                 found: Tensor | None
@@ -115,10 +117,12 @@ class Reader:
         if self._kind == "hidden":
             return Reference(hidden=values)
 
+        assert self._tail is not None
+        tail = self._tail.whole()
+
         def logits(part: slice) -> Tensor:
             with torch.no_grad(), _as_in_training(self._accelerator):
-                assert self._tail is not None
-                return self._tail(values[part])
+                return tail(values[part])
 
         return Reference(logits=logits)
 
@@ -150,6 +154,7 @@ class Tail:
 
     head: Any
     around: Any = None  # the model without body and head, where it does something after the head
+    shares: Mapping[str, Share] | None = None  # of the head's parameters, which are whole for one micro-batch at a time
 
     @staticmethod
     def of(loaded: LoadedModel) -> "Tail":
@@ -159,10 +164,11 @@ class Tail:
             InputError: if it does not.
         """
         model = loaded.model.get_base_model() if hasattr(loaded.model, "peft_config") else loaded.model
-        head, batch = model.get_output_embeddings(), loaded.batch([Example([1, 2, 3], 1)])
+        own, batch = model.get_output_embeddings(), loaded.batch([Example([1, 2, 3], 1)])
+        head = bare(own) if loaded.divided else own
         with torch.no_grad(), _evaluating(loaded.model), loaded.autocast():
             scores, values = _with_head_input(loaded, batch)
-            alone, whole = Tail(head), Tail(head, _around(model, head))
+            alone, whole = Tail(head), Tail(head, _around(model, own))
             with contextlib.suppress(Exception):  # models that are not ours raise anything
                 large = 1e3 * values  # there a cap shows that is not reached here
                 if _equal(whole(values), scores.logits) and not _equal(whole(large), alone(large)):
@@ -179,6 +185,22 @@ class Tail:
         weights = [weight for weight in self.head.parameters() if dtype and weight.is_floating_point()]
         copied: dict[int, Any] = {id(one): torch.nn.Parameter(one.detach().to(dtype, copy=True)) for one in weights}
         return replace(self, head=copy.deepcopy(self.head, copied).requires_grad_(False))
+
+    def divided(self, accelerator: Accelerator) -> "Tail":
+        """Leave each process a share of the head, which `whole` makes one again."""
+        shares = {name: Share.of(weight.data, accelerator) for name, weight in self.head.named_parameters()}
+        for weight in self.head.parameters():
+            weight.data = weight.new_empty(0)
+        return replace(self, shares=shares)
+
+    def whole(self) -> "Tail":
+        """Gather what `divided` has divided, on all processes alike."""
+        if self.shares is None:
+            return self
+        head = copy.deepcopy(self.head)
+        for name, weight in head.named_parameters():
+            weight.data = self.shares[name].gathered()
+        return replace(self, head=head)
 
     def __call__(self, values: Tensor) -> Tensor:
         """Compute logits [n, V] in float32 from head inputs [n, H]."""
@@ -233,7 +255,7 @@ class _Around:
 def _around(model: Any, head: Any) -> _Around:
     """Make a model of which nothing is left but what it does with the outputs of its body and its head."""
     body = model._modules.get(model.base_model_prefix, model)
-    around = _Around(copy.copy(model), _StandIn(body, True), _StandIn(head, False))
+    around = _Around(bare(model, of_values=False), _StandIn(body, True), _StandIn(head, False))
     stand_ins = {id(body): around.body, id(head): around.head}
     around.model._modules = {name: stand_ins[id(part)] for name, part in model._modules.items() if id(part) in stand_ins}
     return around

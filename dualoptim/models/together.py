@@ -5,7 +5,9 @@ runs lm-eval. All else, the steps of training first, keeps torch's patience (10 
 process that hangs is found out.
 """
 
+import contextlib
 import functools
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -41,14 +43,49 @@ def shared(accelerator: Accelerator, value: T) -> T:
     return values[0]
 
 
+def largest(accelerator: Accelerator, value: int) -> int:
+    """Give all processes the largest `value` of any of them."""
+    found = torch.tensor(value)
+    if accelerator.num_processes > 1:
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=_beside(dist.group.WORLD))
+    return int(found)
+
+
 def stop_together(accelerator: Accelerator, where: str) -> None:
     """End all processes if a signal has asked any of them to.
 
     Raises:
         Stopped: saying `where` the command was.
     """
-    signum = torch.tensor(signals.asked())
-    if accelerator.num_processes > 1:
-        dist.all_reduce(signum, dist.ReduceOp.MAX, group=_beside(dist.group.WORLD))
-    if signum:
-        raise Stopped(int(signum), where, agreed=True)
+    if signum := largest(accelerator, signals.asked()):
+        raise Stopped(signum, where, agreed=True)
+
+
+@contextlib.contextmanager
+def in_step(accelerator: Accelerator, model: Any, call: Callable[[], object]) -> Iterator[None]:
+    """Have all processes call a model equally often within, whose parameters lie among them and are gathered in every call.
+
+    Before each of its calls a process tells the others that it goes on. Who has no more of its own takes part by `call`, whose
+    result nobody reads, until all are done. Nothing else may be collective within.
+    """
+    running: list[object] = []
+
+    def tell(called: object, *_: object) -> None:
+        if not running:
+            largest(accelerator, True)
+        running.append(called)
+
+    def told(*_: object) -> None:
+        running.pop()
+
+    # generation calls the model within an adapter, all else the adapter, whose versions differ in how they call that model
+    outer = {model, model.get_base_model() if hasattr(model, "peft_config") else model}
+    hooks = [one.register_forward_pre_hook(tell, prepend=True) for one in outer]
+    hooks += [one.register_forward_hook(told, always_call=True) for one in outer]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    while largest(accelerator, False):
+        call()

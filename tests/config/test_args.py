@@ -14,7 +14,7 @@ COMMON = """model data template question_start_tag question_end_tag answer_tag d
 attn_implementation output_dir overwrite texts threads""".split()
 MEASURE = """split forget_file retain_file holdout_file question_column answer_column text_column sentence_encoder
 entailment_model idk_file retain_logs mia_gradnorm lm_eval_tasks lm_eval_path eval_rows eval_batch_size
-max_new_tokens""".split()
+max_new_tokens evaluate_sharded""".split()
 EVAL = """task retain_model reference_model relearn relearn_rows relearn_share relearn_lr relearn_batch_size relearn_every
 quantize paraphrase sample sample_temperature""".split()
 TRAIN = """seed num_epochs max_steps batch_size gradient_accumulation_steps weight_decay adam_betas max_grad_norm warmup_epochs

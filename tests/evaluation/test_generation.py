@@ -195,7 +195,7 @@ def test_tokens_that_a_model_stops_at_or_suppresses_are_its_own_and_remembered(p
             args = EvalArgs(model=str(folder), data="demo", eval_rows=3, output_dir=str(tmp_path))
             loaded = load_model(args, start_accelerator(args))
             rows = open_source(args).evaluation_sets("forget05", 1)[0]
-            found.append(fingerprints(ScoringPass(loaded, args), rows)["forget"])
+            found.append(fingerprints(ScoringPass(loaded, args), rows, loaded.weights_hash())["forget"])
         assert found[0]["weights"] == found[1]["weights"]
         assert found[0]["inputs"] != found[1]["inputs"], name
 

@@ -7,10 +7,14 @@ import signal
 import subprocess
 
 import pytest
+import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from support import ROOT, command, environment
+from transformers import AutoModelForCausalLM
 
 from dualoptim.errors import Stopped
+from dualoptim.models import together
 from dualoptim.models.together import shared, stop_together, wait
 from dualoptim.signals import held
 
@@ -43,6 +47,39 @@ def waited(what):
         command("ddp", {"what": what}, script="waiting_worker.py"),
         env=environment("ddp"), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
+
+
+def test_who_has_no_more_calls_of_its_own_goes_on_until_all_are_done(monkeypatch):
+    said, others = [], iter([1, 1, 0])  # two calls of other processes are left
+
+    def largest(_, value):
+        said.append(bool(value))
+        return value or next(others)
+
+    monkeypatch.setattr(together, "largest", largest)
+    model, calls = torch.nn.Linear(2, 2), []
+    with together.in_step(Accelerator(cpu=True), model, lambda: calls.append("joined")):
+        model(torch.ones(2))
+        assert calls == []
+    assert said == [True, False, False, False]
+    assert calls == ["joined", "joined"]
+    model(torch.ones(2))
+    assert len(said) == 4, "said within alone"
+
+
+@pytest.mark.parametrize("through", ["the adapter", "the model within it"])
+def test_a_call_through_an_adapter_is_told_once(through, tiny, monkeypatch):
+    told = []
+    monkeypatch.setattr(together, "largest", lambda _, value: told.append(value))
+    base = AutoModelForCausalLM.from_pretrained(tiny)
+    model = get_peft_model(base, LoraConfig(target_modules="all-linear"))
+    ids = torch.ones(1, 3, dtype=torch.long)
+    with together.in_step(Accelerator(cpu=True), model, lambda: None):
+        if through == "the adapter":
+            model(input_ids=ids)
+        else:
+            model.generate(input_ids=ids, max_new_tokens=1, do_sample=False)
+        assert told == [True]
 
 
 @pytest.mark.launch

@@ -23,7 +23,8 @@ def test_masters_are_the_loaded_weights(config, tiny):
     if config.startswith("zero"):
         pytest.importorskip("deepspeed")
     done = launch(config, str(tiny), script="masters_worker.py", precision="bf16")
-    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"prepared')))
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"divided')))
+    assert found["divided"] == (config in ("zero3", "fsdp2"))
     for moment in ("prepared", "stepped"):
         assert found[moment]["tensors"] > 10
         assert found[moment]["rounded"] > 0, "rounding would not show"

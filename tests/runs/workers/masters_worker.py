@@ -15,13 +15,14 @@ from dualoptim.config.cli import main
 from dualoptim.config.optimizers import kind_of
 from dualoptim.models.launch import prepared, release, start_accelerator, training
 from dualoptim.models.load import load_model
-from dualoptim.models.masters import gathered
+from dualoptim.models.masters import trained
+from dualoptim.models.sharding import whole_tensors
 
 
 def differing(loaded, weights) -> dict[str, int]:
     """Count elements of the masters that are not those of `weights`, and those that 16 bits would round."""
-    masters = gathered(loaded, prepared(loaded))
-    pairs = [(masters[name].float().cpu(), weight) for name, weight in weights.items() if name in masters]
+    masters = trained(loaded, prepared(loaded), weights.keys())
+    pairs = [(master.float().cpu().clone(), weights[name]) for name, master in masters]
     return {
         "tensors": len(pairs),
         "differing": sum(int((master != weight).sum()) for master, weight in pairs),
@@ -35,9 +36,10 @@ def work(folder: str) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         switch_fsdp_on(accelerator)
     loaded = load_model(args, accelerator)
-    weights = {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
+    names = [name for name, _ in loaded.model.named_parameters()]
+    weights = {name: weight.clone() for name, weight in whole_tensors(loaded.model, names)}
     with training(loaded, args, kind_of(args).build(args)) as engine:
-        found = {"prepared": differing(loaded, weights)}
+        found = {"divided": loaded.divided, "prepared": differing(loaded, weights)}
         engine.use_phase("forget", 0.0)
         ids = torch.arange(8)[None]
         with engine.micro_batch(is_last=True):
