@@ -9,14 +9,16 @@ from dualoptim import InputError, UnlearnArgs
 from dualoptim.config.saved import to_dict, write_config
 from dualoptim.models import resume
 
-ARGS = UnlearnArgs(model="org/name", batch_size=4, gradient_accumulation_steps=2, resume="newest")
+ARGS = UnlearnArgs(model="org/name", output_dir="out", batch_size=4, gradient_accumulation_steps=2, resume="newest")
 
 
 @pytest.fixture
 def with_its_batch(tmp_path, monkeypatch):
     """Arguments as `processes` go on with them, in a folder where a task was begun by three."""
     monkeypatch.setattr(resume, "decided", lambda _, decide: decide())
-    write_config(tmp_path / "ME+GD_lr1e-05" / "task1" / "config.yaml", to_dict(ARGS) | {"processes": 3})
+    task = tmp_path / "ME+GD_lr1e-05" / "task1"
+    task.mkdir(parents=True)
+    write_config(task / "config.yaml", to_dict(ARGS) | {"processes": 3})
 
     def of(processes, **changes):
         accelerator = SimpleNamespace(num_processes=processes, is_main_process=True)
