@@ -285,37 +285,66 @@ def wait_until(started, true):
         time.sleep(0.002)
 
 
+def evaluation(tiny, folder, strategy):
+    """The line that evaluates the model, and its variables."""
+    config, processes = STRATEGIES[strategy]
+    flags = f"--model {tiny} --data demo --output-dir {folder} --eval-rows 8 --max-new-tokens 24 --threads 1"
+    line = [*command(config, {}, processes)[:-2], "-m", "dualoptim", "eval", *flags.split()]
+    return line, environment(config) | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+
+
+def kill_an_evaluation(tiny, folder, strategy, sets, draw):
+    """Evaluate until so many sets are finished; the times at which they were written."""
+    line, variables = evaluation(tiny, folder, strategy)
+    with Started(line, variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        wait_until(started, lambda: len(list((folder / "eval").glob("*.jsonl"))) >= sets)
+        time.sleep(draw.uniform(0, 0.05))
+        assert started.process.poll() is None
+        assert started.kill() > STRATEGIES[strategy][1]
+    assert not (folder / "eval" / "summary.json").exists()
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "eval").glob("*.jsonl")}
+
+
+def evaluate_to_its_end(tiny, folder, strategy):
+    line, variables = evaluation(tiny, folder, strategy)
+    subprocess.run(line, check=True, env=variables, capture_output=True, timeout=300)
+    return folder / "eval"
+
+
+def kept(folder, before):
+    """Whether the sets that had been finished, all but the last, were not written again."""
+    finished = {name: time for name, time in before.items() if name != max(before, key=before.get)}
+    return all((folder / name).stat().st_mtime_ns == time for name, time in finished.items())
+
+
 @pytest.mark.launch
 @pytest.mark.parametrize("strategy", ["one process", pytest.param("DDP", marks=pytest.mark.campaign)])
 def test_an_evaluation_is_killed_and_goes_on(strategy, tiny, tmp_path):
     """Killed in three sets, it keeps those that it had finished, and ends with the same files."""
-    config, processes = STRATEGIES[strategy]
     draw = random.Random(3)
-
-    def line(folder):
-        flags = f"--model {tiny} --data demo --output-dir {folder} --eval-rows 8 --max-new-tokens 24 --threads 1"
-        return [*command(config, {}, processes)[:-2], "-m", "dualoptim", "eval", *flags.split()]
-
-    variables = environment(config) | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    subprocess.run(line(tmp_path / "whole"), check=True, env=variables, capture_output=True, timeout=300)
-    killed = tmp_path / "killed" / "eval"
+    whole = evaluate_to_its_end(tiny, tmp_path / "whole", strategy)
     for count in (1, 2, 4):
-        with Started(line(tmp_path / "killed"), variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
-            wait_until(started, lambda least=count: len(list(killed.glob("*.jsonl"))) >= least)
-            time.sleep(draw.uniform(0, 0.05))
-            assert started.process.poll() is None
-            assert started.kill() > processes
-        assert not (killed / "summary.json").exists()
-    before = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.jsonl")}
-    subprocess.run(line(tmp_path / "killed"), check=True, env=variables, capture_output=True, timeout=300)
-    assert all(
-        (killed / name).stat().st_mtime_ns == time for name, time in before.items() if name != max(before, key=before.get)
-    )
-    whole = tmp_path / "whole" / "eval"
+        before = kill_an_evaluation(tiny, tmp_path / "killed", strategy, count, draw)
+    killed = evaluate_to_its_end(tiny, tmp_path / "killed", strategy)
+    assert kept(killed, before)
     assert {path.name for path in whole.iterdir()} == {path.name for path in killed.iterdir()}
     for path in whole.iterdir():
         if path.name != "config.yaml":  # which names the folder
             assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(("before", "after"), [("DDP", "one process"), ("one process", "DDP")])
+def test_an_evaluation_goes_on_with_other_processes(tiny, tmp_path, before, after):
+    whole = evaluate_to_its_end(tiny, tmp_path / "whole", "one process")
+    times = kill_an_evaluation(tiny, tmp_path / "killed", before, 3, random.Random(3))
+    killed = evaluate_to_its_end(tiny, tmp_path / "killed", after)
+    assert kept(killed, times)
+    for path in whole.glob("*.jsonl"):
+        rows = zip(*(map(json.loads, one.read_text().splitlines()) for one in (path, killed / path.name)), strict=True)
+        for first, second in rows:
+            assert first.keys() == second.keys()
+            assert all(second[name] == pytest.approx(value, rel=1e-4) for name, value in first.items()), path.name
 
 
 @pytest.mark.launch
