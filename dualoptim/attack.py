@@ -39,7 +39,7 @@ from dualoptim.evaluation.summary import Attacked, Attacks, Point, Quantized, Re
 from dualoptim.finetune import learn
 from dualoptim.models.launch import release
 from dualoptim.models.load import load_model, quantization_options
-from dualoptim.models.loaded import LoadedModel, weights_changed
+from dualoptim.models.loaded import LoadedModel, as_measured
 from dualoptim.models.sharding import divides
 from dualoptim.reporting.log import StepLog
 from dualoptim.signals import at_once
@@ -256,8 +256,7 @@ def _relearn(target: Target, lesson: Lesson, model: str) -> list[Point]:
             for record in learn(loaded, lesson.rows, _recipe(target, lesson, model), log):
                 step = record["step"]
                 if step % every == 0 or step == args.relearn:
-                    with at_once():  # what is measured is kept, what is taught is not
-                        weights_changed(loaded.model)  # where PyTorch may not have counted it
+                    with at_once(), as_measured(training):  # what is measured is kept, what is taught is not
                         curve.append(_point(target, lesson, step, target.measure(training, f"step{step}")))
         except NonFiniteError as error:
             curve[-1] = replace(curve[-1], stopped=str(error))

@@ -29,8 +29,9 @@ from dualoptim.evaluation.summarize import summarize
 from dualoptim.evaluation.summary import Attacks, Summary
 from dualoptim.models.launch import decided, output_folder, say, start_accelerator
 from dualoptim.models.load import load_config, load_model
-from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.loaded import LoadedModel, precision_of
 from dualoptim.models.lock import kept_for_one_run
+from dualoptim.models.measured import check_sharded
 from dualoptim.models.saving import how_to_go_on
 from dualoptim.models.together import wait
 from dualoptim.reporting.claim import claim
@@ -56,9 +57,15 @@ class Measures:
         Raises:
             InputError: if a part of it cannot be read.
         """
+        check_sharded(args, accelerator)
         check_general_ability(args)
-        judges = load_judges(args, accelerator.device)
-        return cls(args, judges, read_retain_logs(args.retain_logs) if args.retain_logs else None)
+        judges = load_judges(args, accelerator)
+        retain = read_retain_logs(args.retain_logs) if args.retain_logs else None
+        if retain and retain.summary is not None:
+            own, other = str(precision_of(accelerator)).removeprefix("torch."), retain.summary.precision or "float32"
+            if own != other:
+                say(accelerator, f"--retain-logs {args.retain_logs} is in {other}, and this launch measures in {own}")
+        return cls(args, judges, retain)
 
     def check(self, loaded: LoadedModel) -> None:
         """Make sure that all that is asked for can be measured of a model, before anything is.
@@ -91,6 +98,7 @@ def _measured(loaded: LoadedModel, asked: SetsAndSkipped, measures: Measures, fo
     (sets, skipped), args = asked, measures.args
     records = measure(ScoringPass(loaded, args, measures.judges, HOLDOUT in sets, measures.reference), sets, folder)
     summary = summarize(records, skipped, measures.judges, measures.retain)
+    summary = replace(summary, precision=None if loaded.precision == "float32" else loaded.precision)
     return (replace(summary, general=general_ability(loaded, args)) if args.lm_eval_tasks else summary), records
 
 
@@ -126,7 +134,8 @@ def _evaluate(args: EvalArgs, accelerator: Accelerator, folder: Path) -> Summary
     measures.check(loaded)
     lesson = make_lesson(args, source, loaded.formatter)
     config = loaded.resolved(args)
-    inputs = {"evaluation": sets_hash(sets, loaded.formatter, *measures.identity()), "weights": loaded.weights_hash()}
+    inputs = {"precision": loaded.precision, "weights": loaded.weights_hash()}
+    inputs["evaluation"] = sets_hash(sets, loaded.formatter, *measures.identity())
     if args.overwrite or not _was_interrupted(folder, accelerator, config, inputs):
         claim(args, accelerator, [folder])
     if accelerator.is_main_process:

@@ -75,7 +75,8 @@ def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> Fin
     args = replace(args, **adapter_settings(loaded.model), save_dtype=loaded.saved_type(args))
     loaded.formatter.check(rows)
     plan, resolved, model = plan_of(args, len(rows), accelerator.num_processes), loaded.resolved(args), folder / "model"
-    inputs = {"rows": rows_hash(rows), "prompts": prompts_hash(rows, loaded.formatter), "weights": loaded.weights_hash()}
+    inputs = {"precision": accelerator.mixed_precision, "rows": rows_hash(rows)}
+    inputs |= {"prompts": prompts_hash(rows, loaded.formatter), "weights": loaded.weights_hash()}
     start = None
     if args.resume:
         start = choose_checkpoints(accelerator, args, [Planned(folder, resolved, inputs, plan.last_step)]).get(folder)

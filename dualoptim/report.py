@@ -114,11 +114,14 @@ def _comparison(outcomes: Sequence[Outcome]) -> Section:
         values += [summary.model_utility, summary.untargeted_forget_efficacy]
         quality = tables.p_value(summary.score("tofu.forget_quality"))
         rows.append((str(number), outcome.label, *map(tables.number, values), quality))
+    types = {outcome.label: outcome.after.precision or "float32" for outcome in outcomes if outcome.after is not None}
+    mixed = f"Not all were measured in the same precision: {', '.join(f'{one} in {kind}' for one, kind in types.items())}."
     return Section(
         "Comparison",
         "Scores after unlearning, or as evaluated. Scores of the forget set should fall, those of the others stay; model "
         "utility should stay, forget efficacy rise.",
         tables=[tables.Table(("", "result", *columns, "forget efficacy", "forget quality"), rows, left=2)],
+        notes=[mixed] if len(set(types.values())) > 1 else [],
         plots=utility_plot("comparison", outcomes),
         parts=[_differing_settings(outcomes)],
     )

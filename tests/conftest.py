@@ -78,6 +78,17 @@ def tiny(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def sixteen_bits(monkeypatch):
+    """Have this process started as `accelerate launch --mixed_precision bf16` starts one."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def gguf() -> Path:
     """SmolLM2-135M-Instruct, as its package ships it."""

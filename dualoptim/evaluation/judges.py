@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import compare_versions
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from dualoptim.config.args import MeasureArgs
 from dualoptim.data.own import load_refusals
 from dualoptim.errors import InputError, blamed
-from dualoptim.models.loaded import weights_hash
+from dualoptim.models.loaded import precision_of, weights_hash
 from dualoptim.models.weights import check_loaded, no_load_report
 
 _TEXTS_AT_ONCE = 32
@@ -24,7 +26,7 @@ ENTAILMENT_FLOOR = 0.1
 class SentenceEncoder:
     """Compares sentences by the cosine of their embeddings, with the package sentence-transformers."""
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         """Load an encoder from a folder or the hub.
 
         Raises:
@@ -37,17 +39,21 @@ class SentenceEncoder:
             )
         from sentence_transformers import SentenceTransformer  # seconds, and only for this
 
+        half: dict[str, Any] = {} if dtype == torch.float32 else {"dtype": dtype, "device_map": {"": device}}
         with blamed("--sentence-encoder", name, "give a folder or hub id of a sentence encoder"):
-            self._model = SentenceTransformer(_path_or_id(name), device=str(device), trust_remote_code=False)
+            self._model = SentenceTransformer(
+                _path_or_id(name), device=str(device), model_kwargs=half or None, trust_remote_code=False
+            )
+            if half:
+                self._model.to(dtype)  # layers that are sentence-transformers' own are stored apart
         self._device, self.weights = device, weights_hash(self._model)
 
     def similarities(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Compute the cosine of each pair of texts, 0 where it is negative, as published (arXiv 2410.08109)."""
         texts = [text for pair in pairs for text in pair]
         with torch.autocast(self._device.type, enabled=False):  # the launch's 16 bits are for the model that is judged
-            vectors = self._model.encode(
-                texts, batch_size=_TEXTS_AT_ONCE, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
-            )
+            vectors = self._model.encode(texts, batch_size=_TEXTS_AT_ONCE, convert_to_tensor=True, show_progress_bar=False)
+        vectors = torch.nn.functional.normalize(vectors.float())
         cosines = (vectors[0::2] * vectors[1::2]).sum(-1)
         return cosines.clamp(0, 1).tolist()
 
@@ -55,7 +61,7 @@ class SentenceEncoder:
 class EntailmentModel:
     """Tells whether a premise entails a hypothesis, with a sequence classifier that has a label `entailment`."""
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         """Load a classifier from a folder or the hub.
 
         Raises:
@@ -68,13 +74,13 @@ class EntailmentModel:
             self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             with no_load_report():
                 model, info = AutoModelForSequenceClassification.from_pretrained(
-                    source, output_loading_info=True, trust_remote_code=False
+                    source, dtype=dtype, device_map={"": device}, output_loading_info=True, trust_remote_code=False
                 )
             check_loaded(f"--entailment-model {name}", model, info)
             positions = getattr(model.config, "max_position_embeddings", None)
             if positions and self._tokenizer.model_max_length > positions:  # unset; some count from 2
                 self._tokenizer.model_max_length = positions - 2
-            self._model = model.float().to(device).eval()
+            self._model = model.eval()
         self.weights = weights_hash(self._model)
 
     @torch.no_grad()
@@ -100,15 +106,16 @@ class Judges:
     refusals: Sequence[str] = ()
 
 
-def load_judges(args: MeasureArgs, device: torch.device) -> Judges:
-    """Load what `--idk-file`, `--sentence-encoder` and `--entailment-model` name.
+def load_judges(args: MeasureArgs, accelerator: Accelerator) -> Judges:
+    """Load what `--idk-file`, `--sentence-encoder` and `--entailment-model` name, in the precision of the launch.
 
     Raises:
         InputError: if one of them cannot be loaded or does not fit.
     """
     refusals = load_refusals(args.idk_file)
-    encoder = SentenceEncoder(args.sentence_encoder, device) if args.sentence_encoder else None
-    return Judges(encoder, EntailmentModel(args.entailment_model, device) if args.entailment_model else None, refusals)
+    place = accelerator.device, precision_of(accelerator)
+    encoder = SentenceEncoder(args.sentence_encoder, *place) if args.sentence_encoder else None
+    return Judges(encoder, EntailmentModel(args.entailment_model, *place) if args.entailment_model else None, refusals)
 
 
 def entailed(rouge: float, label_entails: bool) -> float:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class RetainLogs:
         if known is None:
             return None
         utility, untargeted, targeted = known.model_utility, known.untargeted_forget_efficacy, known.targeted_forget_efficacy
-        return RetainOnly(self.source, known.sets, utility, untargeted, targeted, known.tofu, known.privacy)
+        scores = RetainOnly(self.source, known.sets, utility, untargeted, targeted, known.tofu, known.privacy)
+        return replace(scores, precision=known.precision)
 
 
 def read_retain_logs(path: str) -> RetainLogs:

@@ -85,6 +85,7 @@ class RetainOnly:
     targeted_forget_efficacy: float | None = None
     tofu: Scores = field(default_factory=dict)
     privacy: Scores = field(default_factory=dict)
+    precision: str | None = None
 
     def score(self, name: str) -> float | None:
         """Look one of `metrics.AGGREGATES` up."""
@@ -109,6 +110,7 @@ class Summary(dict[str, Any]):
     skipped: Mapping[str, str] = field(default_factory=dict)
     general: Mapping[str, Scores] | None = None  # lm-eval's metrics by task
     attacks: Attacks | None = None
+    precision: str | None = None  # of the weights that were measured; None: float32
 
     @classmethod
     def read(cls, path: Path) -> "Summary":

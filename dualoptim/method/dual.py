@@ -113,7 +113,7 @@ class DualOptimizer(Optimizer):
                 missing = [phase for phase in PHASES if (phase, id(parameter)) not in self._ready]
                 if not missing or (only_with_grad and parameter.grad is None):
                     continue
-                gradient, weight = parameter.grad, parameter.detach().clone()
+                gradient = parameter.grad
                 parameter.grad = torch.zeros_like(parameter)
                 for phase in missing:
                     self._ready.add((phase, id(parameter)))
@@ -134,7 +134,6 @@ class DualOptimizer(Optimizer):
                     finally:
                         self._take_back(phase)
                 parameter.grad = gradient
-                parameter.copy_(weight)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -68,13 +68,14 @@ class Loading:
         """Say how a launch needs weights, which were `stored` in some type, for a use.
 
         In 16 bits what is measured or frozen has 2 bytes a weight, and what trains the values of its float32 masters:
-        DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others. What trains is divided among processes
-        where the launch does that at all, but for files of other kinds and adapters, which are merged into whole weights.
+        DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others. They are divided among processes where
+        the launch does that at all, but for files of other kinds and adapters, which are merged into whole weights; what is
+        measured only by choice (`measured.choose`).
         """
         learns = isinstance(args, TrainArgs) and args.use_lora
         mergeless = not args.model.endswith(".gguf") and (learns or base_of(args.model) == args.model)
-        divided = use == "train" and args.model != DEMO and can_divide(accelerator) and mergeless
-        if accelerator.mixed_precision != "bf16":
+        divided = args.model != DEMO and can_divide(accelerator) and mergeless
+        if precision_of(accelerator) == torch.float32:
             return Loading(torch.float32, divided)
         widened = accelerator.distributed_type == DistributedType.DEEPSPEED and stored == "bfloat16"
         frozen = use == "measure" or learns
@@ -145,9 +146,8 @@ class LoadedModel:
 
         In 16 bits it is that of the rounded weights, which is the same whatever they are loaded for.
         """
-        half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
         asked = self.divided or self.accelerator.is_main_process
-        return shared(self.accelerator, weights_hash(self.model, half) if asked else "")
+        return shared(self.accelerator, weights_hash(self.model, precision_of(self.accelerator)) if asked else "")
 
     def in_step(self) -> AbstractContextManager[None]:
         """Have processes among which the model is divided call it equally often, however many texts each of them has."""
@@ -177,6 +177,11 @@ class MicroBatches:
             yield replace(self.layout(examples), reference=read)
 
 
+def precision_of(accelerator: Accelerator) -> torch.dtype:
+    """Name the type that the launch computes in, and that models have in it which do not train."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+
+
 def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
     """Compute with the launch's 16-bit products on float32 weights, for a model that is not prepared.
 
@@ -185,6 +190,31 @@ def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
     """
     half = accelerator.mixed_precision == "bf16"
     return torch.autocast(accelerator.device.type, torch.bfloat16) if half else nullcontext()
+
+
+@contextmanager
+def as_measured(loaded: LoadedModel) -> Iterator[None]:
+    """Give a model that trains for a while the weights, and the forward pass, of one that is loaded to be measured.
+
+    That is, 16 bits where the launch has them and its weights are float32; these are kept beside. A divided one computes so.
+    """
+    model = loaded.model
+    weights_changed(model)  # where PyTorch may not have counted it
+    if loaded.divided or precision_of(loaded.accelerator) == model.dtype:
+        yield
+        return
+    prepared = vars(model).pop("forward", None)  # Accelerate's, which computes with 16-bit products
+    kept = [(parameter, parameter.data) for parameter in model.parameters() if parameter.is_floating_point()]
+    for parameter, weights in kept:
+        parameter.data = weights.to(precision_of(loaded.accelerator))
+    try:
+        yield
+    finally:
+        weights_changed(model)
+        for parameter, weights in kept:
+            parameter.data = weights
+        if prepared:
+            model.forward = prepared
 
 
 _Places = list[tuple[str, int, int]]
@@ -201,6 +231,8 @@ def weights_hash(model: torch.nn.Module, dtype: torch.dtype | None = None) -> st
     """
     shares = [(name, own_share(tensor)) for name, tensor in sorted(model.state_dict(keep_vars=True).items())]
     places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in shares if isinstance(tensor, torch.Tensor)]
+    if all(tensor.dtype == dtype for _, tensor in shares if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()):
+        dtype = None  # nothing is rounded
     if model in _HASHES and _HASHES[model][:2] == (places, dtype):
         return _HASHES[model][2]
     digest = hashlib.sha256()

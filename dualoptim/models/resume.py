@@ -60,7 +60,8 @@ def inputs_of(job: "Job", position: int, formatter: Formatter) -> dict[str, str]
     """Hash all that the task at `position` reads but its weights: what it learns from, and what measures it."""
     task, measures = job.rows(position), job.measures
     learned = [*task.forget, *task.retain]
-    found = {"rows": rows_hash(learned, len(task.forget), task.refusals), "prompts": prompts_hash(learned, formatter)}
+    found = {"precision": job.accelerator.mixed_precision, "rows": rows_hash(learned, len(task.forget), task.refusals)}
+    found["prompts"] = prompts_hash(learned, formatter)
     if measures:
         found["evaluation"] = sets_hash(job.evaluation_sets(position)[0], formatter, *measures.identity())
     return found
@@ -127,6 +128,12 @@ def _check(resume: str, tasks: Sequence[Planned], kind: type) -> None:
         config = task.folder / "config.yaml"
         if config.is_file():
             check_same(config, task.resolved, kind)
+            now = task.inputs["precision"]
+            if (before := read_inputs(config).get("precision", now)) != now:
+                raise InputError(
+                    f"--resume: {task.folder.name} was begun with --mixed_precision {before}, and this launch has {now}; give "
+                    f"it --mixed_precision {before}"
+                )
             if changed := changed_input(config, {name: task.inputs[name] for name in TRAINED_FROM if name in task.inputs}):
                 raise InputError(
                     f"--resume: the {changed} of {task.folder.name} are not those that {config} was written for; give what "

@@ -4,15 +4,21 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dualoptim import UnlearnArgs
 from dualoptim.config.optimizers import Moments, kind_of
-from dualoptim.memory_plan import shape_of
+from dualoptim.method.adamw import adamw
+from dualoptim.method.dual import DualOptimizer
 from dualoptim.method.held import state_size
-from dualoptim.models.memory import Division, Parts, Shape, activation_bytes, divide, rounded_up, state_bytes
+from dualoptim.method.kernels import LARGE_PIECE, PIECE
+from dualoptim.models.memory import Demand, Division, Parts, Shape, divide, frozen_bytes, state_bytes
+from dualoptim.models.peaks import activation_bytes, evaluating, first_step, loading, stepping, training
+from dualoptim.models.shapes import shape_of
 
-SHAPE = Shape(quantizable=800, other=200, frozen=100, layers=2, hidden=8, intermediate=16, vocabulary=50)
+SIZES = {"layers": 2, "hidden": 8, "intermediate": 16, "vocabulary": 50, "largest": 400, "layer": 300, "looked_up": 100}
+SHAPE = Shape(quantizable=800, other=200, frozen=100, cached=10, **SIZES)
 
 
 def shape(quantizable, other):
@@ -68,26 +74,107 @@ def test_activations_by_hand():
 
 ZERO = Division(processes=2, deepspeed=True, bucket=30, live=70, sub_group=10**9)
 HALF = dataclasses.replace(ZERO, half=True)
+DUAL = Demand(Moments(4), tokens=10, tries=True)
 
 
 @pytest.mark.parametrize(
     ("division", "device", "host"),
-    [  # weights, gradients, masters, optimizer, buffers of 1100 parameters, 1000 of which train, with two banks
-        (Division(), Parts(4400, 4000, 0, 16000, 0), Parts()),
-        (Division(half=True), Parts(4400, 4000, 0, 16000, 2200), Parts()),
-        (Division(processes=2), Parts(4400, 8000, 0, 16000, 0), Parts()),
-        (dataclasses.replace(ZERO, stage=1), Parts(4400, 6000, 2000, 8000, 120), Parts()),
-        (dataclasses.replace(HALF, stage=1), Parts(2200, 6000, 2000, 8000, 60), Parts()),
-        (dataclasses.replace(ZERO, stage=2), Parts(4400, 4000, 2000, 8000, 120), Parts()),
-        (dataclasses.replace(HALF, stage=2), Parts(2200, 2000, 2000, 8000, 60), Parts()),
-        (dataclasses.replace(ZERO, stage=3), Parts(2200, 4000, 2000, 8000, 400), Parts()),
-        (dataclasses.replace(HALF, stage=3, sub_group=100), Parts(1100, 2400, 2000, 8000, 200), Parts()),
-        (dataclasses.replace(HALF, stage=3, offload=True), Parts(1100, 0, 0, 0, 200), Parts(0, 4000, 2000, 8000)),
-        (dataclasses.replace(HALF, stage=2, offload=True), Parts(2200, 2000, 0, 0, 60), Parts(0, 2000, 2000, 8000)),
+    [  # weights, gradients, masters and optimizer of 1100 parameters, 1000 of which train, with two banks
+        (Division(), Parts(4400, 0, 0, 16000), Parts()),
+        (Division(half=True), Parts(4200, 0, 0, 16000), Parts()),
+        (Division(processes=2), Parts(4400, 0, 0, 16000), Parts()),
+        (Division(processes=2, fsdp=True), Parts(2200, 0, 0, 8000), Parts()),
+        (Division(processes=2, fsdp=True, half=True), Parts(2100, 0, 0, 8000), Parts()),
+        (dataclasses.replace(ZERO, stage=1), Parts(4400, 0, 2000, 8000), Parts()),
+        (dataclasses.replace(HALF, stage=2), Parts(2200, 0, 2000, 8000), Parts()),
+        (dataclasses.replace(HALF, stage=3), Parts(1100, 0, 2000, 8000), Parts()),
+        (dataclasses.replace(HALF, stage=3, offload=True), Parts(1100), Parts(0, 0, 2000, 8000)),
     ],
 )
-def test_stages_by_hand(division, device, host):
-    assert divide(SHAPE, division, 16000) == (device, host)
+def test_what_lies_there_throughout_by_hand(division, device, host):
+    assert divide(SHAPE, division, DUAL) == (device, host)
+
+
+def test_frozen_weights_in_four_bits_by_hand():
+    shape = dataclasses.replace(SHAPE, frozen=20_000, packable=16_384)
+    packed = 16_384 // 2 + 16_384 // 64 + 4  # two a byte, a byte of scale for 64 of them, and a float32 for 256 scales
+    assert frozen_bytes(shape, Division(half=True), in_4bit=True) == packed + 2 * (20_000 - 16_384)
+    assert frozen_bytes(shape, Division(half=True), in_4bit=False) == 2 * 20_000
+
+
+@pytest.mark.parametrize(
+    ("division", "gradients", "buffers"),
+    [  # when the backward pass ends; gradients of 1000 parameters, the largest tensor has 400
+        (Division(), 4000, 0),
+        (Division(processes=2), 4000, 0),
+        (Division(processes=2, fsdp=True), 2000, 4 * (500 + 2 * 300) + 8 * 300),
+        (dataclasses.replace(ZERO, stage=1), 4000 + 2000, 0),  # in float32 flattened for the step
+        (dataclasses.replace(HALF, stage=1), 4000 + 2000, 2 * 30),
+        (dataclasses.replace(HALF, stage=2), 2000, 2 * 2 * 30 + 1600),
+        (dataclasses.replace(HALF, stage=3, sub_group=100), 2000, 2 * 70 + 2 * 2 * 30 + 1600),
+        (dataclasses.replace(HALF, stage=3, offload=True), 0, 2 * 70 + 2 * 2 * 30 + 1600),
+    ],
+)
+def test_the_fullest_moment_of_a_step_by_hand(division, gradients, buffers):
+    few = dataclasses.replace(DUAL, tokens=0)
+    planned = training(SHAPE, division, few)
+    assert (planned.gradients, planned.buffers) == (gradients, buffers)
+
+
+def test_a_step_of_many_tokens_is_fullest_when_its_backward_pass_begins():
+    many = dataclasses.replace(DUAL, tokens=1000)
+    kept = activation_bytes(SHAPE, 1000, half=False, checkpointing=False) + 1000 * 50 * 4 * 3
+    assert training(SHAPE, Division(), many) == Parts(gradients=1600, activations=kept)
+    assert training(SHAPE, Division(), dataclasses.replace(many, accumulates=True)) == Parts(gradients=4000, activations=kept)
+    assert training(SHAPE, Division(half=True), many).buffers == 2 * (1000 - 100)  # autocast's copies, not of embeddings
+
+
+def test_the_first_step_makes_states_with_a_zero_gradient_by_hand():
+    assert first_step(SHAPE, Division(), DUAL) == (Parts(gradients=4000, buffers=1600), Parts())
+    assert first_step(SHAPE, dataclasses.replace(HALF, stage=2), DUAL) == (Parts(gradients=2000, buffers=2000), Parts())
+    alone = dataclasses.replace(DUAL, tries=False)
+    assert first_step(SHAPE, dataclasses.replace(HALF, stage=2), alone) == (Parts(gradients=2000), Parts())
+
+
+def test_an_update_that_is_written_out_holds_four_values_of_a_piece():
+    shape, plus = dataclasses.replace(SHAPE, largest=2**30), dataclasses.replace(DUAL, by_hand=True)
+    here, there = (stepping(shape, Division(on_cuda=on_cuda), plus).buffers for on_cuda in (False, True))
+    assert (here, there) == (4 * 4 * PIECE, 4 * 4 * LARGE_PIECE)
+    assert stepping(shape, Division(processes=4, fsdp=True), plus).buffers == 4 * 4 * 2**28  # its tensors cannot be cut
+
+
+def test_an_evaluation_by_hand():
+    demand = dataclasses.replace(DUAL, rows=(3, 100))
+    scored, answered = 300 * (4 * 50 + 4 * (6 * 8 + 3 * 16)), 3 * (100 * 4 * 2 * 10 + 8 * 50)
+    assert evaluating(SHAPE, Division(), demand) == Parts(weights=4400, activations=max(scored, answered))
+    divided = dataclasses.replace(demand, evaluates_divided=True)
+    half = evaluating(SHAPE, dataclasses.replace(HALF, stage=3), divided)
+    assert (half.weights, half.buffers) == (1100, 2 * 300)
+
+
+def test_loading_holds_a_share_where_weights_are_divided():
+    assert loading(SHAPE, Division(processes=2), DUAL)[0].weights == 4400
+    assert loading(SHAPE, dataclasses.replace(HALF, stage=3), DUAL)[0].weights == 2100
+    assert loading(SHAPE, dataclasses.replace(HALF, stage=2), dataclasses.replace(DUAL, stored=2))[0].weights == 2200
+
+
+def test_making_states_copies_no_weights():
+    class Copies(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.seen += function.overloadpacket is torch.ops.aten.clone
+            return function(*args, **(kwargs or {}))
+
+    weight = torch.nn.Parameter(torch.randn(8))
+    make = adamw(1e-3, (0.9, 0.999))
+    optimizer = DualOptimizer([weight], forget=make, retain=make)
+    before = weight.detach().clone()
+    with Copies() as copies:
+        optimizer.materialize()
+    assert copies.seen == 0
+    assert torch.equal(weight, before)
+    assert set(optimizer.state[weight]) == {f"{p}/{k}" for p in ("forget", "retain") for k in ("step", "exp_avg", "exp_avg_sq")}
 
 
 def test_activations_of_a_llama_are_those_of_the_plan():
@@ -112,5 +199,5 @@ def _bytes(tensors):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))
 
 
-def test_parts_are_rounded_up():
-    assert [rounded_up(value, 4) for value in (0, 7, 8, 9)] == [0, 2, 2, 3]
+def test_shares_are_rounded_up():
+    assert [Division(processes=4).share(value) for value in (0, 7, 8, 9)] == [0, 2, 2, 3]

@@ -280,7 +280,7 @@ def test_other_refusals_are_refused_and_the_same_rows_in_another_file_are_not(ow
 def test_a_run_that_is_older_than_the_hashes_goes_on(args, runs, killed):
     task = killed() / TASK
     config = yaml.safe_load((task / "config.yaml").read_text())
-    assert config.pop("inputs").keys() == {"rows", "prompts", "weights"}
+    assert config.pop("inputs").keys() == {"precision", "rows", "prompts", "weights"}
     del config["max_update"]
     (task / "config.yaml").write_text(yaml.safe_dump(config))
     (task / "checkpoint" / "step-6" / "state.json").write_text('{"step": 6, "processes": 1}')
