@@ -31,7 +31,7 @@ class State:
     step: int  # the number of steps taken
     processes: int
     files: dict[str, int]  # the CRC-32 of every other file
-    bound: str = ""  # the launch that alone can read it, because of states in bytes
+    bound: str = ""  # the launches that alone can read it, because of states in bytes
 
 
 def save_checkpoint(engine: Engine, folder: Path, step: int, keep: int) -> None:
@@ -80,10 +80,9 @@ def load_checkpoint(engine: Engine, path: Path) -> None:
 
 
 def _launch(accelerator: Accelerator) -> str:
-    """Say which launch this is, where that binds a checkpoint: under ZeRO."""
+    """Say which launches cut states in bytes as this one does."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    kind = f"ZeRO-{plugin.zero_stage}" if plugin else accelerator.distributed_type.value
-    return f"{accelerator.num_processes} processes of {kind}"
+    return f"{accelerator.num_processes} processes of ZeRO-{plugin.zero_stage}" if plugin else "one process, or DDP"
 
 
 def _own(accelerator: Accelerator, names: Sequence[str]) -> Sequence[str]:
@@ -158,8 +157,8 @@ def _read_state(accelerator: Accelerator, path: Path, last_step: int) -> State |
         return "its state.json is not what was written" if (path / "state.json").exists() else "no checkpoint there"
     if state.bound and state.bound != _launch(accelerator):
         raise InputError(
-            f"--resume: {path} has optimizer states in bytes, as {state.bound} have cut them, and this run has "
-            f"{_launch(accelerator)}; start {state.bound}"
+            f"--resume: {path} has optimizer states in bytes, as {state.bound} cut them, and not {_launch(accelerator)}; "
+            f"start {state.bound}"
         )
     if state.step != step_of(path):
         return f"it says that it is of step {state.step}"

@@ -104,23 +104,22 @@ def _is_in_step(tensor: Tensor, value: Any) -> bool:
 
 
 def write_parts(engine: Engine, folder: Path) -> tuple[list[str], bool]:
-    """Write this process's share of weights and states; name its files, and tell whether any other launch can read them.
+    """Write this process's share of weights and states; name its files, and tell whether all of it can be cut otherwise.
 
-    Bytes of weights that ZeRO has laid end to end cannot be cut otherwise: their scales are of blocks across the weights.
+    States in bytes cannot: a block of them has one scale, and under ZeRO blocks lie across weights.
     """
     accelerator, held = engine.accelerator, held_by(engine)
-    divided = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
-    if not divided:  # all have the same
+    if accelerator.distributed_type not in (DistributedType.DEEPSPEED, DistributedType.FSDP):  # all have the same
         held = held[accelerator.process_index :: accelerator.num_processes]
     names, size, portable = [_random_file(accelerator)], 0, True
     tensors: dict[str, Tensor] = {}
     save_file(_random_states(accelerator), folder / names[0])
     for position, one in enumerate(held, start=1):
-        state = {name: value for name, value in engine.raw_optimizer.state[one.tensor].items() if value is not None}
-        portable &= not (divided and any(isinstance(value, Tensor) and value.dtype == torch.uint8 for value in state.values()))
+        state = engine.raw_optimizer.state.get(one.tensor, {})
         for key, value in _pieces_of(one, {_WEIGHT: one.tensor, **state}):
             tensors[key] = value.cpu()
             size += value.nbytes
+            portable &= f"@{_WHOLE}:" not in key
         if size >= _FILE_BYTES or position == len(held):
             names.append(f"part-{accelerator.process_index}-{len(names)}.safetensors")
             save_file(tensors, folder / names[-1])
@@ -131,6 +130,8 @@ def write_parts(engine: Engine, folder: Path) -> tuple[list[str], bool]:
 def _pieces_of(held: Held, values: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Give each value in the parts that it is of, a counter with each of them, and what cannot be cut under the name of all."""
     for entry, value in values.items():
+        if value is None:
+            continue
         if _is_in_step(held.tensor, value):
             for part in held.parts:
                 yield f"{entry}@{part.start}:{part.weight}", _flat(value)[part.place : part.place + part.size].contiguous()

@@ -134,7 +134,7 @@ def test_states_in_bytes_come_back(tmp_path):
     pytest.importorskip("bitsandbytes")
     engine, again = engine_of(width=2000, bits=8), engine_of(width=2000, bits=8, seed=1)
     take_steps(engine)
-    assert write_parts(engine, tmp_path)[1], "whole weights have blocks of their own"
+    assert not write_parts(engine, tmp_path)[1]
     read_parts(again, tmp_path)
     assert same(all_of(engine), all_of(again))
     assert any(value.dtype == torch.uint8 for value in all_of(again).values())

@@ -109,8 +109,6 @@ def test_two_processes_in_16_bits_go_on_at_the_same_bits(tiny, tmp_path, config)
         stage = config.removeprefix("zero")
         trained = tmp_path / "bytes-parts" / FOLDER / "trained.json"
         trained.unlink()
-        message = (
-            rf"has optimizer states in bytes, as 2 processes of ZeRO-{stage} have cut them, .*; start 2 processes of ZeRO-"
-        )
+        message = rf"has optimizer states in bytes, as 2 processes of ZeRO-{stage} cut them, .*; start 2 processes of ZeRO-"
         with pytest.raises(InputError, match=message):
             run(again["bytes"])
