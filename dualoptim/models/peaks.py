@@ -11,6 +11,7 @@ from dualoptim.models.memory import Demand, Division, Parts, Shape, divide, froz
 
 LOGIT_COPIES = 3  # the logits, their gradient, and a part of each that is worked on; measured
 BY_HAND = 4  # float32 values that an update which is written out holds per weight: both moments, a square, a difference
+DDP_SENDS = 250 * 2**20  # bytes at once
 CUDA, NCCL, LIBRARIES = 2**30 // 2, 2**30, 2**30 // 2  # taken before there is a model: by CUDA, by NCCL, on the host
 
 
@@ -34,11 +35,11 @@ def phases(shape: Shape, division: Division, demand: Demand) -> list[Phase]:
     on_device, on_host = first_step(shape, division, demand)
     found = [
         Phase("load", *loading(shape, division, demand)),
-        Phase("prepare", replace(device, optimizer=0, buffers=preparing(shape, division, demand)), replace(host, optimizer=0)),
+        Phase("prepare", replace(device, optimizer=0) + preparing(shape, division, demand), replace(host, optimizer=0)),
         Phase("first step", device + on_device, host + on_host),
         Phase("train", device + training(shape, division, demand), host + offloaded(shape, division)),
         *([Phase("evaluate", evaluating(shape, division, demand), Parts())] if demand.evaluates else []),
-        Phase("save", replace(device, buffers=saving(shape, division)), host),
+        Phase("save", device + saving(shape, division), host),
     ]
     context = Parts(context=CUDA + (NCCL if division.processes > 1 else 0)) if division.on_cuda else Parts()
     return [Phase(one.name, one.device + context, one.host + Parts(context=LIBRARIES)) for one in found]
@@ -56,10 +57,17 @@ def loading(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Pa
     return Parts(weights=division.share(weights), buffers=4 * shape.largest), Parts(buffers=4 * shape.largest)
 
 
-def preparing(shape: Shape, division: Division, demand: Demand) -> int:
-    """Count what lies beside weights and masters until these are as they were loaded: the loaded ones, copied by DeepSpeed."""
-    loaded = (demand.stored if division.half else 4) * shape.trainable if division.deepspeed else 0
-    return division.share(loaded) if division.divides else loaded
+def preparing(shape: Shape, division: Division, demand: Demand) -> Parts:
+    """Plan what lies beside weights and masters until training begins.
+
+    DeepSpeed copies weights, and those that were loaded are held until its masters are made of them. DDP lays out all gradients,
+    and sends the weights of the first process to the others.
+    """
+    whole = 4 * shape.trainable
+    if division.deepspeed:
+        loaded = demand.stored * shape.trainable if division.half else whole
+        return Parts(buffers=division.share(loaded) if division.divides else loaded)
+    return Parts(gradients=whole, buffers=min(whole, DDP_SENDS)) if division.processes > 1 and not division.fsdp else Parts()
 
 
 def first_step(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Parts]:
@@ -129,6 +137,8 @@ def training(shape: Shape, division: Division, demand: Demand) -> Parts:
     else:
         begin += Parts(gradients=whole if division.half or demand.accumulates else 0)
         end += Parts(gradients=whole + (2 * shape.trainable if division.half else 0), buffers=width * bucket)
+    if demand.frozen_head and division.divides:
+        begin += Parts(buffers=width * shape.head)
     step = stepping(shape, division, demand)
     moments = (begin, end) if division.offload else (begin, end, step)
     return max(moments, key=lambda moment: moment.total)
@@ -150,9 +160,12 @@ def evaluating(shape: Shape, division: Division, demand: Demand) -> Parts:
     return Parts(weights=weights, buffers=gathered, activations=max(scored, answered))
 
 
-def saving(shape: Shape, division: Division) -> int:
-    """Count what saving gathers on a device: one tensor at a time, in float32."""
-    return 4 * shape.largest if division.deepspeed or division.fsdp else 0
+def saving(shape: Shape, division: Division) -> Parts:
+    """Plan what saving adds: one tensor at a time, whole and in float32, and as it is saved; DDP and ZeRO-3 keep gradients."""
+    kept = division.share(4 * shape.trainable) if division.stage == 3 and not division.offload else 0
+    if division.processes > 1 and not division.deepspeed and not division.fsdp:
+        kept = 4 * shape.trainable
+    return Parts(gradients=kept, buffers=2 * 4 * shape.largest)
 
 
 def activation_bytes(shape: Shape, tokens: int, half: bool, checkpointing: bool) -> int:
