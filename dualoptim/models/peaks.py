@@ -60,7 +60,7 @@ def loading(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Pa
 def preparing(shape: Shape, division: Division, demand: Demand) -> Parts:
     """Plan what lies beside weights and masters until training begins.
 
-    DeepSpeed copies weights, and those that were loaded are held until its masters are made of them. DDP lays out all gradients,
+    DeepSpeed copies weights, and those that were loaded are held until its masters are made of them. DDP lays out all gradients
     and sends the weights of the first process to the others.
     """
     whole = 4 * shape.trainable
