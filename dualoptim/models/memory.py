@@ -45,9 +45,9 @@ class Shape:
         return self.vocabulary * self.hidden
 
     @property
-    def gathered(self) -> int:
-        """Count what lies there whole at once where layers are gathered: all that is around them, one, and the next one."""
-        return self.total - self.layers * self.layer + 2 * self.layer
+    def around(self) -> int:
+        """Count the parameters that are in no layer."""
+        return self.total - self.layers * self.layer
 
 
 @dataclass(frozen=True)
