@@ -61,7 +61,9 @@ def test_no_process_holds_the_whole_model(config, precision, random, monkeypatch
     print(config, precision, f"whole {whole / 2**20:.0f}", {name: round(size / 2**20) for name, (_, size) in phases.items()})
     for name in ("load", "evaluate", "prepare", "first step", "train", "save"):
         planned, size = phases[name]
-        share = 0 if name in ("load", "evaluate") else sum(planned[part] for part in held)
+        share = sum(planned[part] for part in held)
+        if name in ("load", "evaluate"):  # beside the float32 share lies the rounded one
+            share = whole // 4 if precision == "bf16" else 0
         assert 0.2 * whole < size <= 0.6 * whole + share, name
 
 
