@@ -107,7 +107,7 @@ def test_frozen_weights_in_four_bits_by_hand():
     [  # when the backward pass ends; gradients of 1000 parameters, the largest tensor has 400
         (Division(), 4000, 0),
         (Division(processes=2), 4000, 0),
-        (Division(processes=2, fsdp=True), 2000, 4 * (500 + 2 * 300) + 8 * 300),
+        (Division(processes=2, fsdp=True), 2000, 4 * (500 + 2 * 300) + 8 * 500),
         (dataclasses.replace(ZERO, stage=1), 4000 + 2000, 0),  # in float32 flattened for the step
         (dataclasses.replace(HALF, stage=1), 4000 + 2000, 2 * 30),
         (dataclasses.replace(HALF, stage=2), 2000, 2 * 2 * 30 + 1600),
