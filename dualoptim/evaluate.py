@@ -31,6 +31,7 @@ from dualoptim.models.launch import decided, output_folder, say, start_accelerat
 from dualoptim.models.load import load_config, load_model
 from dualoptim.models.loaded import LoadedModel, precision_of
 from dualoptim.models.lock import kept_for_one_run
+from dualoptim.models.measured import check_sharded
 from dualoptim.models.saving import how_to_go_on
 from dualoptim.models.together import wait
 from dualoptim.reporting.claim import claim
@@ -56,6 +57,7 @@ class Measures:
         Raises:
             InputError: if a part of it cannot be read.
         """
+        check_sharded(args, accelerator)
         check_general_ability(args)
         judges = load_judges(args, accelerator)
         retain = read_retain_logs(args.retain_logs) if args.retain_logs else None

@@ -7,7 +7,6 @@ rounding: in 16 bits a GPU's kernels go by the shape of the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,7 +21,6 @@ from dualoptim.evaluation.judges import Judges
 from dualoptim.evaluation.membership import min_k_scores
 from dualoptim.method.scores import score
 from dualoptim.models.loaded import LoadedModel
-from dualoptim.models.together import in_step
 
 OPTION_SETS = ("real_authors", "world_facts")
 """Sets with short answers, whose probability is normalized over the options and whose answer is its own paraphrase."""
@@ -93,18 +91,10 @@ class ScoringPass:
         """Compute the results of all scored rows, in order, on all processes, each of which computes those of every n-th."""
         rows, accelerator = self.scored_rows(rows), self.loaded.accelerator
         mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-        with self.loaded.autocast(), self._in_step():
+        with self.loaded.autocast(), self.loaded.in_step():
             results = compute([(index, rows[index]) for index in mine]) if len(mine) else []
         gathered = gather_object(list(zip(mine, results, strict=True)))
         return [result for _, result in sorted(gathered, key=lambda item: item[0])]
-
-    def _in_step(self) -> AbstractContextManager[None]:
-        """Have processes among which the model is divided call it equally often, however many rows each of them has."""
-        loaded = self.loaded
-        if not loaded.divided:
-            return nullcontext()
-        short = loaded.batch([Example([0, 0], 1)])
-        return in_step(loaded.accelerator, loaded.model, torch.no_grad()(lambda: score(loaded.model, short)))
 
     @torch.no_grad()
     def score_texts(self, label: str, rows: Sequence[Sequence[Example]], membership: bool = False) -> list[list[TextScore]]:

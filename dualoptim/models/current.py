@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from dualoptim.config.args import CommonArgs
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel, Loading, Use
+from dualoptim.models.measured import chosen
 
 
 class Current:
@@ -31,7 +32,8 @@ class Current:
 
     def _loading(self, args: CommonArgs, use: Use) -> Loading:
         assert self._loaded is not None
-        return Loading.of(args, self._accelerator, use, self._loaded.stored)
+        how = Loading.of(args, self._accelerator, use, self._loaded.stored)
+        return chosen(how, args, self._accelerator, self._loaded.model) if use == "measure" else how
 
     def became(self, name: str) -> None:
         """Take note that the model that is held has been trained, and is now that of `name`."""

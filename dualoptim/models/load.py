@@ -25,10 +25,12 @@ from dualoptim.data.demo import tiny_model
 from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_adapter
-from dualoptim.models.limits import answered_at_once, check_padding, is_coarse, keeps_apart, last_position, packed_row
-from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast
+from dualoptim.models.launch import say
+from dualoptim.models.limits import answered_at_once, check_padding, keeps_apart, last_position, packed_row
+from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast, is_coarse
+from dualoptim.models.measured import chosen, how_measured
 from dualoptim.models.packing import BLOCKWISE
-from dualoptim.models.sharding import is_divided, load_divided, settle, whole_shape
+from dualoptim.models.sharding import divides, is_divided, load_divided, settle, whole_shape
 from dualoptim.models.weights import check_loaded, no_load_report
 
 logger = logging.getLogger(__name__)
@@ -110,6 +112,8 @@ def load_model(
     stored: Any = known.get(config.dtype, "float32") if isinstance(config.dtype, torch.dtype) else "float32"
     name, learner = _name(args.model, base), args if isinstance(args, TrainArgs) and args.use_lora else None
     how = Loading.of(args, accelerator, use, stored)
+    if quantization:
+        how = replace(how, divided=False)
     weights = {"dtype": how.dtype, "attn_implementation": attention_implementation(args, accelerator, config)}
     load = partial(_pretrained, name, AutoModelForCausalLM, source, **options, **weights, **_WITH_REPORT)
     with no_load_report():
@@ -117,7 +121,10 @@ def load_model(
         model, info = load(**place, **(quantization or {}))
         check_loaded(f"--model {name}", model, info)
         if how.divided:
-            model, _ = load_divided(accelerator, model, load)
+            how = chosen(how, args, accelerator, model) if use == "measure" else how
+            model, _ = load_divided(accelerator, model, load) if how.divided else load(device_map={"": accelerator.device})
+        if use == "measure" and divides(accelerator):
+            say(accelerator, how_measured(how, args, accelerator, model))
     _check_stops(name, model.generation_config)
     if "gguf_file" in options:  # weights were widened on loading; what remains says that they cannot be saved
         model.hf_quantizer = None

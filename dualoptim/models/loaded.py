@@ -18,7 +18,7 @@ from dualoptim.data.prompts import Example, Formatter
 from dualoptim.data.stream import Stream
 from dualoptim.method.scores import Batch, Reference, score
 from dualoptim.models.adapter import base_of
-from dualoptim.models.sharding import can_divide, own_share, whole_tensors
+from dualoptim.models.sharding import can_divide, computes_in_half, own_share, whole_tensors
 from dualoptim.models.together import in_step, shared
 
 
@@ -68,12 +68,13 @@ class Loading:
         """Say how a launch needs weights, which were `stored` in some type, for a use.
 
         In 16 bits what is measured or frozen has 2 bytes a weight, and what trains the values of its float32 masters:
-        DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others. What trains is divided among processes
-        where the launch does that at all, but for files of other kinds and adapters, which are merged into whole weights.
+        DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others. They are divided among processes where
+        the launch does that at all, but for files of other kinds and adapters, which are merged into whole weights; what is
+        measured only by choice (`measured.choose`).
         """
         learns = isinstance(args, TrainArgs) and args.use_lora
         mergeless = not args.model.endswith(".gguf") and (learns or base_of(args.model) == args.model)
-        divided = use == "train" and args.model != DEMO and can_divide(accelerator) and mergeless
+        divided = args.model != DEMO and can_divide(accelerator) and mergeless
         if precision_of(accelerator) == torch.float32:
             return Loading(torch.float32, divided)
         widened = accelerator.distributed_type == DistributedType.DEEPSPEED and stored == "bfloat16"
@@ -114,19 +115,20 @@ class LoadedModel:
 
     @property
     def precision(self) -> str:
-        """Name the type of the weights that are measured here."""
-        return str(self.model.dtype).removeprefix("torch.")
+        """Name the type of the weights that are measured here; those that are divided compute in the launch's."""
+        return str(precision_of(self.accelerator) if self.divided else self.model.dtype).removeprefix("torch.")
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Lay out examples as the model takes them, on its device."""
         return self.layout(examples)
 
     def resolved(self, args: CommonArgs) -> dict[str, Any]:
-        """Give every argument as this run resolved it, readable by `--config`."""
+        """Give every argument as this run resolved it, readable by `--config`, and how many processes it has."""
         settings = to_dict(args) | {
             "data": None if getattr(args, "forget_file", None) else args.data_source,
             "template": self.template,
             "output_dir": str(args.output_dir),
+            "processes": self.accelerator.num_processes,
         }
         formatter, tags = self.formatter, self.formatter.tags
         if tags is None:
@@ -178,6 +180,12 @@ class MicroBatches:
 def precision_of(accelerator: Accelerator) -> torch.dtype:
     """Name the type that the launch computes in, and that models have in it which do not train."""
     return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+
+
+def is_coarse(model: Any) -> bool:
+    """Tell whether a model's kernel or its weights have 16 bits or fewer, whatever it is asked to compute in."""
+    in_bits = getattr(model, "hf_quantizer", None) is not None or model.dtype != torch.float32 or computes_in_half(model)
+    return in_bits or model.config._attn_implementation == "flash_attention_2"
 
 
 def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:

@@ -1,12 +1,14 @@
 """Choose how a launch that divides models measures them: divided among its processes, or whole on each of them."""
 
 import os
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
 
-from dualoptim.config.args import MeasureArgs
+from dualoptim.config.args import CommonArgs, MeasureArgs
 from dualoptim.errors import InputError
+from dualoptim.models.loaded import Loading
 from dualoptim.models.sharding import can_divide, whole_shape
 
 COMFORTABLE = 0.5
@@ -15,29 +17,32 @@ COMFORTABLE = 0.5
 GIB = 1024**3
 
 
-def is_measured_divided(args: MeasureArgs, accelerator: Accelerator, model: torch.nn.Module) -> bool:
-    """Choose by `--evaluate-sharded`, and where that is auto by whether the whole model fits comfortably.
-
-    `model` may be divided, or have no weights (meta device).
+def check_sharded(args: MeasureArgs, accelerator: Accelerator) -> None:
+    """Make sure that the launch divides a model that is to be measured divided.
 
     Raises:
-        InputError: if the launch divides no model.
+        InputError: if not.
     """
-    if not can_divide(accelerator):
-        if args.evaluate_sharded == "yes":
-            raise InputError("--evaluate-sharded yes needs a launch that divides models; use zero3.yaml, or fsdp2.yaml")
-        return False
+    if args.evaluate_sharded == "yes" and not can_divide(accelerator):
+        raise InputError("--evaluate-sharded yes needs a launch that divides models; use zero3.yaml or fsdp2.yaml, or drop it")
+
+
+def chosen(how: Loading, args: CommonArgs, accelerator: Accelerator, model: torch.nn.Module) -> Loading:
+    """Choose for a model that can be divided by `--evaluate-sharded`; where that is auto by whether the whole fits comfortably.
+
+    `model` may be divided, or have no weights (meta device).
+    """
+    asked = args.evaluate_sharded if isinstance(args, MeasureArgs) else "auto"
     whole, capacity = _sizes(accelerator, model)
-    return args.evaluate_sharded == "yes" or (args.evaluate_sharded == "auto" and whole > COMFORTABLE * capacity)
+    fits = asked == "no" or (asked == "auto" and whole <= COMFORTABLE * capacity)
+    return replace(how, divided=how.divided and not fits)
 
 
-def how_measured(args: MeasureArgs, accelerator: Accelerator, model: torch.nn.Module) -> str:
-    """Say the choice and why in a line, for a launch that has one."""
-    divided = is_measured_divided(args, accelerator, model)
+def how_measured(how: Loading, args: CommonArgs, accelerator: Accelerator, model: torch.nn.Module) -> str:
+    """Say in a line how a model is measured, and what the whole would take."""
     whole, capacity = (size / GIB for size in _sizes(accelerator, model))
-    how = f"divided among the {accelerator.num_processes} processes" if divided else "whole on every process"
-    why = f"--evaluate-sharded {args.evaluate_sharded}; whole it takes {whole:.2f} of {capacity:.2f} GiB"
-    return f"{args.model} is measured {how} ({why})"
+    place = f"divided among {accelerator.num_processes} processes" if how.divided else "whole on every process"
+    return f"{args.model} is measured {place}; the whole takes {whole:.3g} of {capacity:.3g} GiB (--evaluate-sharded)"
 
 
 def _sizes(accelerator: Accelerator, model: torch.nn.Module) -> tuple[int, int]:

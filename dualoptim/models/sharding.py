@@ -93,6 +93,7 @@ def settle(accelerator: Accelerator, model: Any) -> None:
     half = accelerator.mixed_precision == "bf16"
     for module in model.modules():
         vars(getattr(module, "config", module)).pop("distributed_config", None)  # of this launch, not of what is saved
+        vars(module).pop("_tp_size", None)  # by which PEFT takes it for a model in tensor parallelism
     if half:
         _IN_HALF.add(model)
     if is_zero(model):
@@ -103,10 +104,33 @@ def settle(accelerator: Accelerator, model: Any) -> None:
                 share.data, parameter.data = share.data.bfloat16(), parameter.data.bfloat16()
         _HOOKS[model] = [handle for unit in _units(model) for handle in _gathering(*unit)]
         return
+    if hasattr(model, "peft_config"):
+        _divide_adapter(accelerator, model)
     with torch.no_grad(), contextlib.suppress(Exception):  # models that are not ours raise anything
         # FSDP2 takes note of its parts in the first forward pass, and later ones may leave some out
         model(input_ids=torch.ones(1, 2, dtype=torch.long, device=accelerator.device))
     reshard(model)
+
+
+def _divide_adapter(accelerator: Accelerator, model: Any) -> None:
+    """Have FSDP2 divide an adapter whose base is divided: what it adds to a layer is gathered together."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    plugin = accelerator.state.fsdp_plugin
+    how = {"mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(), "offload_policy": plugin.cpu_offload}
+
+    def added(outer: nn.Module) -> list[nn.Module]:
+        return [
+            module
+            for module in outer.modules()
+            if any(not hasattr(parameter, "to_local") for parameter in module.parameters(recurse=False))
+        ]
+
+    for layers in layer_lists(model).values():
+        for layer in layers:
+            if parts := added(layer):
+                fully_shard(parts, **how)
+    fully_shard([*added(model), model], **how)
 
 
 def exact_share(parameter: Any) -> Tensor:
@@ -223,10 +247,9 @@ def bare(module: Any, of_values: bool = True) -> Any:
     hooks = {name: value for name, value in vars(copied).items() if "hook" in name}
     vars(copied).update(vars(module) | hooks)
     if of_values:
-        copied._parameters = {
-            name: nn.Parameter(_copied(one), False) for name, one in module._parameters.items() if one is not None
-        }
-        copied._modules = {name: bare(inner) for name, inner in module._modules.items() if inner is not None}
+        own, inner = module._parameters.items(), module._modules.items()
+        copied._parameters = {name: one if one is None else nn.Parameter(_copied(one), False) for name, one in own}
+        copied._modules = {name: one if one is None else bare(one) for name, one in inner}
     return copied
 
 

@@ -15,6 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from dualoptim.errors import InputError
+from dualoptim.models.sharding import whole_shape
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +94,10 @@ def check_saved(model: Any, folder: Path) -> None:
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict
 
-        wanted = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False)
-        # under ZeRO-3 no process has the whole of a weight, whose shape is kept beside it
-        shapes = {name: getattr(weight, "ds_shape", weight.shape) for name, weight in wanted.items()}
+        state = model.state_dict(keep_vars=True).items()
+        outlines = {name: torch.empty(whole_shape(weight), device="meta") for name, weight in state}  # PEFT would gather them
+        wanted = get_peft_model_state_dict(model, state_dict=outlines, save_embedding_layers=False)
+        shapes = {name: weight.shape for name, weight in wanted.items()}
         wrong = {name for name in shapes.keys() | saved.keys() if name not in saved or shapes.get(name) != saved[name].shape}
     else:
         unset_hf_deepspeed_config()

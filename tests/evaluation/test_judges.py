@@ -80,6 +80,27 @@ def test_the_classifier_says_what_its_logits_say(tmp_path):
     assert any(expected[i * len(texts) + j] != expected[j * len(texts) + i] for i in range(7) for j in range(7))
 
 
+def test_judges_have_two_bytes_a_weight_in_16_bits(minilm, tmp_path):
+    """Embeddings are compared in float32 all the same, and another precision is another judge to what is remembered."""
+    name, texts = classifier(tmp_path, ("entailment", "neutral")), ["paris is in france", "france is in paris", "is paris"]
+    pairs = [(one, other) for one in texts for other in texts]
+    place = torch.device("cpu")
+    encoders, judges = (
+        [kind(model, place, dtype) for dtype in (torch.float32, torch.bfloat16)]
+        for kind, model in ((SentenceEncoder, minilm), (EntailmentModel, name))
+    )
+    for whole, half in (encoders, judges):
+        assert {weight.dtype for weight in whole._model.parameters()} == {torch.float32}
+        assert {weight.dtype for weight in half._model.parameters()} == {torch.bfloat16}
+        assert whole.weights != half.weights
+    found, expected = (encoder.similarities(pairs) for encoder in reversed(encoders))
+    assert found == pytest.approx(expected, abs=2e-2)
+    assert [value for (one, other), value in zip(pairs, found, strict=True) if one == other] == pytest.approx(
+        [1, 1, 1], abs=1e-6
+    )
+    assert sum(one == other for one, other in zip(*(judge.entails(pairs) for judge in judges), strict=True)) >= 8
+
+
 def test_a_classifier_without_the_label_is_refused(tmp_path):
     name = classifier(tmp_path, ("positive", "negative"))
     with pytest.raises(InputError, match="its labels are positive, negative, none of them entailment"):

@@ -6,11 +6,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors import safe_open
-from support import state_of
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from support import MODELS, SIZES, state_of
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from dualoptim import UnlearnArgs
 from dualoptim.config.optimizers import kind_of
+from dualoptim.models import export
 from dualoptim.models.export import export_model
 from dualoptim.models.launch import release, start_accelerator, training
 from dualoptim.models.load import load_model
@@ -100,3 +102,42 @@ def test_a_model_that_would_not_load_again_replaces_nothing(tiny, tmp_path, monk
     with pytest.raises(RuntimeError, match=r"model\.tmp: what was saved would not load as the model that was trained"):
         export_model(loaded, tmp_path / "model", "a card")
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------------------- files, tensor by tensor
+
+MIXTURE = MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=3)
+
+
+@pytest.mark.parametrize(("name", "size"), [*((name, "50GB") for name in MODELS), ("mixtral", "50GB"), ("qwen2", "20KB")])
+def test_files_that_are_written_tensor_by_tensor_have_the_bytes_of_the_librarys(name, size, tmp_path, monkeypatch):
+    """In whatever order tensors come; experts, which transformers joins in memory, are apart again."""
+    model = MODELS[name]() if name in MODELS else MixtralForCausalLM(MIXTURE)
+    model.save_pretrained(tmp_path / "library", max_shard_size=size)
+    monkeypatch.setattr(export, "FILE_BYTES", size)
+    (tmp_path / "ours").mkdir()
+    outlines = export._outlines(model, torch.float32)
+    state = model.state_dict()
+    export._write_weights(model, tmp_path / "ours", outlines, ((name, state[name]) for name in list(outlines)[::-1]))
+    files = {path.name: path for path in (tmp_path / "ours").iterdir()}
+    weights = [path for path in (tmp_path / "library").iterdir() if path.suffix == ".safetensors"]
+    assert files.keys() == {path.name for path in weights} | ({"model.safetensors.index.json"} if size == "20KB" else set())
+    assert all(files[path.name].read_bytes() == path.read_bytes() for path in weights)
+    if size == "20KB":
+        ours, other = (json.loads((tmp_path / way / "model.safetensors.index.json").read_text()) for way in ("ours", "library"))
+        assert ours["weight_map"] == other["weight_map"]
+
+
+def test_types_of_other_widths_lie_as_the_library_has_them(tmp_path):
+    model = MODELS["llama"]()
+    state = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
+    state |= {
+        "seen": torch.tensor([True, False, True]),
+        "steps": torch.tensor([[1, 2, 3]]),
+        "a": torch.ones(3, dtype=torch.uint8),
+    }
+    save_file(state, tmp_path / "library.safetensors", metadata={"format": "pt"})
+    outlines = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    export._write_weights(model, tmp_path, outlines, iter(state.items()))
+    ours = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(ours[name], tensor) and ours[name].dtype == tensor.dtype for name, tensor in state.items())

@@ -1,11 +1,17 @@
 """What is loaded from where, in which layout and with which attention."""
 
+import contextlib
 import dataclasses
+import gc
 import logging
+import re
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 from support import examples
 from transformers import (
     AutoTokenizer,
@@ -14,6 +20,7 @@ from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MptConfig,
@@ -32,6 +39,7 @@ from dualoptim.method.objectives import FORGET
 from dualoptim.method.scores import score
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import attention_implementation, load_config, load_model, quantization_options
+from dualoptim.models.loaded import Loading
 from dualoptim.models.packing import BLOCKWISE
 from dualoptim.models.reference import Frozen
 
@@ -132,6 +140,85 @@ def test_the_same_model_is_the_same_at_every_load(tiny):
     args = UnlearnArgs(model=str(tiny), data="demo")
     one, other = (load_model(dataclasses.replace(args, seed=seed), start_accelerator(args)).model for seed in (1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------- weights in 16 bits
+
+DEEPSPEED, PLAIN = DistributedType.DEEPSPEED, DistributedType.NO
+
+
+@pytest.mark.parametrize(
+    ("strategy", "use", "stored", "changes", "dtype"),
+    [
+        (PLAIN, "measure", "float32", {}, torch.bfloat16),
+        (PLAIN, "train", "bfloat16", {}, torch.float32),
+        (PLAIN, "train", "bfloat16", {"use_lora": True}, torch.bfloat16),
+        (DEEPSPEED, "train", "bfloat16", {}, torch.bfloat16),  # its masters are made of these
+        (DEEPSPEED, "train", "float32", {}, torch.float32),
+        (DEEPSPEED, "train", "float16", {}, torch.float32),  # which bfloat16 would round
+    ],
+)
+def test_how_weights_lie_in_a_launch_in_16_bits(strategy, use, stored, changes, dtype, tiny):
+    args = UnlearnArgs(model=str(tiny), data="demo", **changes)
+    launched = SimpleNamespace(mixed_precision="bf16", distributed_type=strategy)
+    assert Loading.of(args, launched, use, stored).dtype == dtype
+    assert (
+        Loading.of(args, SimpleNamespace(mixed_precision="no", distributed_type=strategy), use, stored).dtype == torch.float32
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_lora": True}], ids=["all weights", "LoRA"])
+def test_weights_have_one_name_whatever_they_are_loaded_for(sixteen_bits, tiny, changes):
+    args = UnlearnArgs(model=str(tiny), data="demo", **changes)
+    accelerator = start_accelerator(args)
+    one, other = (load_model(args, accelerator, use) for use in ("train", "measure"))
+    assert {weight.dtype for weight in other.model.parameters() if not weight.requires_grad or not changes} == {torch.bfloat16}
+    assert {weight.dtype for weight in one.model.parameters() if weight.requires_grad} == {torch.float32}
+    assert one.weights_hash() == other.weights_hash()
+
+
+@pytest.mark.parametrize("strategy", [PLAIN, DEEPSPEED])
+def test_a_checkpoint_in_16_bits_takes_no_more_to_load(strategy, tiny, tmp_path):
+    """Memory of this process that no file stands behind, at its highest while the model is loaded."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
+    torch.manual_seed(0)
+    whole = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer))).bfloat16()
+    whole.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    half = 2 * sum(weight.numel() for weight in whole.parameters())
+    del whole
+    gc.collect()
+    use = "measure" if strategy == PLAIN else "train"
+    args = UnlearnArgs(model=str(tmp_path), data="demo", eval=False, max_length=64)
+    launched = SimpleNamespace(mixed_precision="bf16", distributed_type=strategy, device=torch.device("cpu"))
+    with highest() as seen:
+        loaded = load_model(args, launched, use)
+    assert {weight.dtype for weight in loaded.model.parameters()} == {torch.bfloat16}
+    assert seen[1] - seen[0] < 1.3 * half, f"{(seen[1] - seen[0]) / half:.2f} times its weights"
+
+
+@contextlib.contextmanager
+def highest():
+    """Anonymous memory of this process in bytes: before, and at its highest since."""
+
+    def now():
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
+
+    seen, ended = [now(), now()], threading.Event()
+
+    def watch():
+        while not ended.wait(0.002):
+            seen[1] = max(seen[1], now())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
 
 
 # ---------------------------------------------------------------------------------------------- models that are not as most are

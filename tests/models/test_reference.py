@@ -159,6 +159,22 @@ def test_what_a_model_does_with_its_logits_is_done_to_the_reference(name, taught
     assert torch.allclose(found(slice(2, 3)), expected[2:3], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("use", ["train", "measure"])
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_frozen_head_has_two_bytes_a_weight_in_16_bits(sixteen_bits, name, use, taught, tmp_path):
+    """And says what the model does, whose products are in 16 bits whichever way its weights lie."""
+    args = arguments(changing(name, tmp_path / "model", taught), tmp_path, "dual-adamw", attn_implementation="eager")
+    loaded = load_model(args, start_accelerator(args), use)
+    texts = [Example([3, 4, 5, 6], 2), Example([7, 8, 9], 1)]
+    frozen = Frozen(loaded, tmp_path / "reference", [RETAIN["KL"]], 2)
+    assert {weight.dtype for weight in frozen._tail.head.parameters()} == {torch.bfloat16}
+    frozen.score(loaded, RETAIN["KL"], texts)
+    with torch.no_grad(), loaded.autocast():
+        expected = score(loaded.model, loaded.batch(texts)).logits.float()
+    found = frozen.reader(RETAIN["KL"])(texts, torch.device("cpu")).logits(slice(None))
+    assert float((found - expected).norm()) <= 1e-2 * float(expected.norm())
+
+
 @pytest.mark.parametrize(("name", "lora"), [("a cap", False), ("a factor", False), ("a divisor", True)])
 def test_runs_on_such_a_model_are_those_with_a_live_reference(name, lora, taught, tmp_path, monkeypatch):
     model = changing(name, tmp_path / "model", taught)

@@ -8,7 +8,8 @@ import weakref
 
 import pytest
 import torch
-from support import FOLDER, arguments, launch
+from accelerate.state import AcceleratorState
+from support import FOLDER, arguments, launch, state_of
 
 from dualoptim import EvalArgs, InputError, attack, run
 from dualoptim.evaluate import evaluate
