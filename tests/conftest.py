@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # with -n each has a core of its own: threads of several would wait spinning
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # each has a core of its own: threads of several would spin
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
     os.environ.setdefault("OMP_NUM_THREADS", "1")
