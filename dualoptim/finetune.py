@@ -33,7 +33,7 @@ from dualoptim.models.launch import decided, output_folder, release, say, start_
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel, MicroBatches
 from dualoptim.models.lock import kept_for_one_run
-from dualoptim.models.resume import Planned, choose_checkpoints
+from dualoptim.models.resume import Planned, choose_checkpoints, with_its_batch
 from dualoptim.models.saving import Saving, how_to_go_on, steps_of
 from dualoptim.models.together import stop_together, wait
 from dualoptim.models.work import Work
@@ -65,7 +65,7 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
     accelerator = start_accelerator(args)
     folder = output_folder(args, accelerator)
     with kept_for_one_run(folder, accelerator, how_to_go_on(args, folder, "--resume")):
-        return _finetune(args, accelerator, folder)
+        return _finetune(with_its_batch(args, accelerator, folder), accelerator, folder)
 
 
 def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> FinetuneResult:

@@ -13,7 +13,7 @@ from dualoptim.config.args import UnlearnArgs
 from dualoptim.config.cli import main
 from dualoptim.errors import InputError
 from dualoptim.models.launch import say, start_accelerator
-from dualoptim.models.launches import ROOM, ZERO, Machine, choices, enough_processes, planned
+from dualoptim.models.launches import ZERO, Machine, choices, enough_processes, planned
 from dualoptim.models.measured import GIB
 from dualoptim.models.memory import Division, Parts, Shape
 from dualoptim.models.peaks import Phase

@@ -29,7 +29,7 @@ from dualoptim.models.launch import decided, is_sharded, output_folder, release,
 from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.reference import Frozen
-from dualoptim.models.resume import begins_anew, inputs_of, where_to_go_on
+from dualoptim.models.resume import begins_anew, inputs_of, where_to_go_on, with_its_batch
 from dualoptim.models.saving import Saving, how_to_go_on, steps_of
 from dualoptim.models.together import stop_together, wait
 from dualoptim.models.work import Work, freeze, work_of
@@ -67,7 +67,8 @@ def run(args: UnlearnArgs) -> RunResult:
     accelerator = start_accelerator(args)
     folder = output_folder(args, accelerator)
     with kept_for_one_run(folder, accelerator, how_to_go_on(args, folder, "--resume")):
-        return _run(replace(args, output_dir=str(folder), learning_rates=args.rates), accelerator)
+        args = with_its_batch(replace(args, output_dir=str(folder), learning_rates=args.rates), accelerator, folder)
+        return _run(args, accelerator)
 
 
 def _run(args: UnlearnArgs, accelerator: Accelerator) -> RunResult:

@@ -1,9 +1,6 @@
-"""Plant code in a file of a checkpoint, as someone might who can write to its folder."""
+"""Plant code in a file of a model, as someone might who can write to its folder."""
 
-import json
 import os
-import pickle
-import zlib
 from pathlib import Path
 
 import torch
@@ -20,19 +17,5 @@ class _Made:
 
 
 def plant(file: Path, marker: Path) -> None:
-    """Have a file of a checkpoint make the folder `marker` when it is loaded, and be as good as before otherwise."""
-    if file.name == ".metadata":
-        index = pickle.loads(file.read_bytes())
-        index.planner_data = {"planted": _Made(marker)}
-        file.write_bytes(pickle.dumps(index))
-        return
-    state = torch.load(file, weights_only=False)
-    torch.save({**state, "planted": _Made(marker)}, file)
-
-
-def plant_whole(checkpoint: Path, name: str, marker: Path) -> None:
-    """Plant code in one file of a checkpoint, and have its state.json say that this is what was written."""
-    plant(checkpoint / name, marker)
-    state = json.loads((checkpoint / "state.json").read_text())
-    state["files"][name] = zlib.crc32((checkpoint / name).read_bytes())
-    (checkpoint / "state.json").write_text(json.dumps(state))
+    """Have a file make the folder `marker` when it is loaded as a pickle, and be as good as before otherwise."""
+    torch.save({**torch.load(file, weights_only=False), "planted": _Made(marker)}, file)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import math
 import subprocess
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ A = TypeVar("A", bound=CommonArgs)
 
 ACTING = {name for kind in (UnlearnArgs, FinetuneArgs, EvalArgs) for name, flag in flags(kind).items() if flag.acts}
 """Flags that do something in the call that they are given to, and are no settings of what it does."""
+
+_BATCH = ("processes", "batch_size", "gradient_accumulation_steps")
+"""What the number of rows of a step is the product of."""
 
 
 def to_dict(args: CommonArgs) -> dict[str, Any]:
@@ -46,7 +50,7 @@ def load_yaml(path: str | Path, kind: type[A]) -> A:
     if not isinstance(values, dict):
         raise InputError(f"--config {path} holds no `name: value` lines; {remedy}")
     of_a_run = wrote(values)
-    for block in ("inputs", "environment"):
+    for block in ("inputs", "environment", "processes"):
         values.pop(block, None)
     found = {}
     for name, value in values.items():
@@ -70,9 +74,12 @@ def wrote(values: Any) -> bool:
 def write_config(path: Path, resolved: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> None:
     """Write the resolved arguments, the hashes of what they name (rows, prompts, weights), and the environment they ran in.
 
-    A flag that acts is left out, so that repeating a run with `--config` neither deletes nor uploads anything unasked.
+    A flag that acts is left out, so that repeating a run with `--config` neither deletes nor uploads anything unasked. Where
+    another number of processes began the run, the file still says so: the same command goes on with it again.
     """
     kept = {name: value for name, value in resolved.items() if name not in ACTING}
+    if (begun := batch_of(path)) and math.prod(begun) == math.prod(resolved.get(name, 0) for name in _BATCH):
+        kept |= dict(zip(_BATCH, begun, strict=True))
     blocks = {"inputs": dict(inputs)} if inputs else {}
     blocks["environment"] = environment()
     write_text(path, yaml.safe_dump({**kept, **blocks}, sort_keys=False, allow_unicode=True))
@@ -105,6 +112,17 @@ def earlier_value(path: Path, name: str) -> Any:
         InputError: if it is not what was written.
     """
     return _written(path).get(name)
+
+
+def batch_of(path: Path) -> tuple[int, ...] | None:
+    """Read in a `config.yaml` by how many processes it was begun, their batch size and accumulation; None if it does not say.
+
+    Raises:
+        InputError: if it is not what was written.
+    """
+    earlier = _written(path) if path.exists() else {}
+    found = tuple(value for name in _BATCH if type(value := earlier.get(name)) is int)
+    return found if len(found) == len(_BATCH) and min(found) > 0 else None
 
 
 def read_inputs(path: Path) -> dict[str, str]:
@@ -150,8 +168,8 @@ def environment() -> dict[str, Any]:
 def difference(path: Path, resolved: Mapping[str, Any], kind: type, may_change: Collection[str]) -> tuple[str, Any] | None:
     """Find the first flag of `kind` that an earlier `config.yaml` says otherwise, and its value there; None if there is none.
 
-    Flags whose `changes` is among `may_change` are not compared. A flag that is missing there, because the run is older than
-    the flag, had its default.
+    Flags whose `changes` is among `may_change` are not compared, nor those that share out as many rows of a step otherwise. A
+    flag that is missing there, because the run is older than the flag, had its default.
 
     Raises:
         InputError: if the file is not what was written.
@@ -159,9 +177,13 @@ def difference(path: Path, resolved: Mapping[str, Any], kind: type, may_change: 
     earlier = _written(path)
     defaults = to_plain({name: default_of(kind, name) for name in flags(kind)})
     given = {name: field_value(kind, name, earlier[name], f"{path}: {name}") for name in flags(kind) if name in earlier}
+    begun = batch_of(path)
+    as_many = begun and math.prod(begun) == math.prod(resolved.get(name, 0) for name in _BATCH)
     for name, flag in flags(kind).items():
         if name in ("date_string", "save_dtype") and name not in earlier:
             continue  # a run older than the flag does not know the day that its prompts named, nor the type that it saved
+        if as_many and name in _BATCH:
+            continue  # the rows of a step are shared out otherwise
         before = (defaults | to_plain(given))[name]
         if flag.changes not in may_change and before != resolved[name]:
             return name, before

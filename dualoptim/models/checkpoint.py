@@ -10,14 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object, load
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from dualoptim.atomic import read_json, write_json
 from dualoptim.config.args import NEWEST
-from dualoptim.errors import InputError, blamed
+from dualoptim.errors import InputError, blamed, reason
+from dualoptim.method.engine import Engine
 from dualoptim.models.launch import decided, say
-from dualoptim.models.pickled import named_code, tensors_only
+from dualoptim.models.portable import read_parts, write_parts
 from dualoptim.models.together import wait
 
 _READ_BYTES = 2**24
@@ -29,23 +30,24 @@ class State:
 
     step: int  # the number of steps taken
     processes: int
-    files: dict[str, int] | None = None  # the CRC-32 of every other file; None in checkpoints that are older than this
+    files: dict[str, int]  # the CRC-32 of every other file
+    bound: str = ""  # the launches that alone can read it, because of states in bytes
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
+def save_checkpoint(engine: Engine, folder: Path, step: int, keep: int) -> None:
     """Write everything that a run needs to go on after `step` steps: weights, both banks, random states.
 
     Streams and rates are functions of the step and need nothing. Written beside and renamed, so that a kill at any moment
     leaves whole checkpoints only; older ones than the newest `keep` are removed.
     """
-    beside, target = folder / "unfinished", folder / f"step-{step}"
+    accelerator, beside, target = engine.accelerator, folder / "unfinished", folder / f"step-{step}"
     if accelerator.is_main_process:
         shutil.rmtree(beside, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         beside.mkdir()
     wait(accelerator)
     try:
-        _write_state(accelerator, beside, step)
+        _write_state(engine, beside, step)
     except Exception:  # of a full disk, which libraries put into kinds of their own
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -57,32 +59,30 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     wait(accelerator)
 
 
-def _write_state(accelerator: Accelerator, folder: Path, step: int) -> None:
+def _write_state(engine: Engine, folder: Path, step: int) -> None:
     """Write the files of a checkpoint, and what they are."""
-    accelerator.save_state(str(folder), **({"exclude_frozen_parameters": True} if _leaves_out_frozen(accelerator) else {}))
-    wait(accelerator)
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = {name: _checksum(folder / name) for name in _own(accelerator, names)}
-    every = dict(gather_object(list(files.items())))
+    accelerator = engine.accelerator
+    names, portable = write_parts(engine, folder)
+    files = dict(gather_object([(name, _checksum(folder / name)) for name in names]))
+    bound = "" if all(gather_object([portable])) else _launch(accelerator)
     if accelerator.is_main_process:
-        write_json(folder / "state.json", asdict(State(step, accelerator.num_processes, every)))
+        write_json(folder / "state.json", asdict(State(step, accelerator.num_processes, files, bound)))
 
 
-def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
-    """Put what `save_checkpoint` wrote back into everything that is prepared; code that it names is not run.
+def load_checkpoint(engine: Engine, path: Path) -> None:
+    """Put what `save_checkpoint` wrote, in whatever launch, into weights, banks and (of as many processes) random states.
 
     Raises:
         InputError: if it does not fit.
     """
-    options = {"load_module_strict": False} if _leaves_out_frozen(accelerator) else {}
-    with tensors_only(), blamed("--resume", path, "give another folder step-N beside it, or begin anew with --overwrite"):
-        accelerator.load_state(str(path), **options)
+    with blamed("--resume", path, "give another folder step-N beside it, or begin anew with --overwrite"):
+        read_parts(engine, path)
 
 
-def _leaves_out_frozen(accelerator: Accelerator) -> bool:
-    """Whether checkpoints hold the trained weights alone: under DeepSpeed, with an adapter."""
-    frozen = any(not parameter.requires_grad for model in accelerator._models for parameter in model.parameters())
-    return frozen and accelerator.distributed_type == DistributedType.DEEPSPEED
+def _launch(accelerator: Accelerator) -> str:
+    """Say which launches cut states in bytes as this one does."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    return f"{accelerator.num_processes} processes of ZeRO-{plugin.zero_stage}" if plugin else "one process, or DDP"
 
 
 def _own(accelerator: Accelerator, names: Sequence[str]) -> Sequence[str]:
@@ -149,15 +149,16 @@ def _read_state(accelerator: Accelerator, path: Path, last_step: int) -> State |
         InputError: if no other one would do either.
     """
     try:
-        state = State(**{"files": None, **read_json(path / "state.json", {"step": int, "processes": int}, "")})
-        if not isinstance(state.files, dict | None):
-            return "its state.json is not what was written"
+        found = read_json(path / "state.json", {"step": int, "processes": int, "files": dict}, "")
+        if "optimizer.bin" in found["files"] or not any(name.startswith("part-") for name in found["files"]):
+            return "an older version of this program wrote it"
+        state = State(**found)
     except (InputError, TypeError):
         return "its state.json is not what was written" if (path / "state.json").exists() else "no checkpoint there"
-    if state.processes != accelerator.num_processes:
+    if state.bound and state.bound != _launch(accelerator):
         raise InputError(
-            f"--resume: {path} was written by {state.processes} processes and this run has {accelerator.num_processes}; "
-            f"start {state.processes}"
+            f"--resume: {path} has optimizer states in bytes, as {state.bound} cut them, and not {_launch(accelerator)}; "
+            f"start {state.bound}"
         )
     if state.step != step_of(path):
         return f"it says that it is of step {state.step}"
@@ -171,26 +172,18 @@ def _read_state(accelerator: Accelerator, path: Path, last_step: int) -> State |
 
 def _damage(accelerator: Accelerator, path: Path, state: State) -> str:
     """Tell what is wrong with the files of a checkpoint, nothing if they are whole; processes share them and agree."""
-    there = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    expected: dict[str, int | None] = dict.fromkeys(there) | (state.files or {})
-    for process in range(state.processes):  # Accelerate itself says nothing of random states that it cannot read
-        expected.setdefault(f"random_states_{process}.pkl")
-    own = _own(accelerator, sorted(expected))
-    return min(gather_object([problem for name in own for problem in _wrong(path / name, expected[name])]), default="")
+    own = _own(accelerator, sorted(state.files))
+    return min(gather_object([problem for name in own for problem in _wrong(path / name, state.files[name])]), default="")
 
 
-def _wrong(file: Path, checksum: int | None) -> Iterator[str]:
+def _wrong(file: Path, checksum: int) -> Iterator[str]:
     try:
-        if checksum is not None and _checksum(file) != checksum:
+        if _checksum(file) != checksum:
             yield f"{file.name} is not what was written"
-        elif code := named_code(file):
-            yield f"{file.name} asks for code to be run ({', '.join(code)})"
-        elif checksum is None and file.suffix == ".pkl":
-            load(file)
     except FileNotFoundError:
         yield f"{file.name} is missing"
-    except Exception as error:  # pickles fail in many ways
-        yield f"{file.name} cannot be read ({type(error).__name__})"
+    except OSError as error:
+        yield f"{file.name} cannot be read ({reason(error)})"
 
 
 def finished_log(task: Path, last_step: int) -> list[dict[str, Any]] | None:

@@ -101,6 +101,10 @@ def _settle_deepspeed(accelerator: Accelerator) -> None:
             )
     if accelerator.mixed_precision == "fp16":
         raise InputError('the launch\'s DeepSpeed file enables fp16; give "bf16": {"enabled": true} there instead')
+    if (config["zero_optimization"].get("offload_optimizer") or {}).get("device") == "nvme":
+        raise InputError(
+            "the launch's DeepSpeed file offloads the optimizer to NVMe, where no checkpoint finds it; give cpu there"
+        )
     config |= {
         "gradient_accumulation_steps": 1,  # the loop owns its micro-batches
         "train_micro_batch_size_per_gpu": 1,  # needed where no loader is prepared; nothing follows from it here

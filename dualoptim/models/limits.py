@@ -18,8 +18,8 @@ from dualoptim.data.batches import pack, pad
 from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError, reason
 from dualoptim.method.scores import score
-from dualoptim.models.loaded import Together
-from dualoptim.models.sharding import computes_in_half, is_divided, layer_lists
+from dualoptim.models.loaded import Together, is_coarse
+from dualoptim.models.sharding import is_divided, layer_lists
 
 _LONGEST_ROW = 2304  # tokens on a CPU, where the time to find out counts; 16 texts of TOFU have fewer
 _LONGEST_TEXT = 2**14  # tokens; a model that takes as many is taken to have no end
@@ -202,12 +202,6 @@ def texts_per_batch(args: CommonArgs) -> int:
     """Count the texts that a batch of the run has at most: objectives read one or two of a row."""
     training = 2 * args.batch_size if isinstance(args, TrainArgs) else 1
     return max(2, training, args.eval_batch_size if isinstance(args, MeasureArgs) else 1)
-
-
-def is_coarse(model: Any) -> bool:
-    """Tell whether a model's kernel or its weights have 16 bits or fewer, whatever it is asked to compute in."""
-    in_bits = getattr(model, "hf_quantizer", None) is not None or model.dtype != torch.float32 or computes_in_half(model)
-    return in_bits or model.config._attn_implementation == "flash_attention_2"
 
 
 @torch.no_grad()

@@ -26,8 +26,8 @@ from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_adapter
 from dualoptim.models.launch import say
-from dualoptim.models.limits import answered_at_once, check_padding, is_coarse, keeps_apart, last_position, packed_row
-from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast
+from dualoptim.models.limits import answered_at_once, check_padding, keeps_apart, last_position, packed_row
+from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast, is_coarse
 from dualoptim.models.measured import chosen, how_measured
 from dualoptim.models.packing import BLOCKWISE
 from dualoptim.models.sharding import divides, is_divided, load_divided, settle, whole_shape

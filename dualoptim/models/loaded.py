@@ -18,7 +18,7 @@ from dualoptim.data.prompts import Example, Formatter
 from dualoptim.data.stream import Stream
 from dualoptim.method.scores import Batch, Reference, score
 from dualoptim.models.adapter import base_of
-from dualoptim.models.sharding import can_divide, own_share, whole_tensors
+from dualoptim.models.sharding import can_divide, computes_in_half, own_share, whole_tensors
 from dualoptim.models.together import in_step, shared
 
 
@@ -123,11 +123,12 @@ class LoadedModel:
         return self.layout(examples)
 
     def resolved(self, args: CommonArgs) -> dict[str, Any]:
-        """Give every argument as this run resolved it, readable by `--config`."""
+        """Give every argument as this run resolved it, readable by `--config`, and how many processes it has."""
         settings = to_dict(args) | {
             "data": None if getattr(args, "forget_file", None) else args.data_source,
             "template": self.template,
             "output_dir": str(args.output_dir),
+            "processes": self.accelerator.num_processes,
         }
         formatter, tags = self.formatter, self.formatter.tags
         if tags is None:
@@ -179,6 +180,12 @@ class MicroBatches:
 def precision_of(accelerator: Accelerator) -> torch.dtype:
     """Name the type that the launch computes in, and that models have in it which do not train."""
     return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+
+
+def is_coarse(model: Any) -> bool:
+    """Tell whether a model's kernel or its weights have 16 bits or fewer, whatever it is asked to compute in."""
+    in_bits = getattr(model, "hf_quantizer", None) is not None or model.dtype != torch.float32 or computes_in_half(model)
+    return in_bits or model.config._attn_implementation == "flash_attention_2"
 
 
 def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:

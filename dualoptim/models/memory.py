@@ -40,9 +40,14 @@ class Shape:
         return self.trainable + self.frozen
 
     @property
-    def gathered(self) -> int:
-        """Count what lies there whole at once where layers are gathered: all that is around them, one, and the next one."""
-        return self.total - self.layers * self.layer + 2 * self.layer
+    def head(self) -> int:
+        """Count the weights of the output head."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def around(self) -> int:
+        """Count the parameters that are in no layer."""
+        return self.total - self.layers * self.layer
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,6 @@ def frozen_bytes(shape: Shape, division: Division, in_4bit: bool) -> int:
 def divide(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Parts]:
     """Divide weights, masters and optimizer state into device and host bytes; gradients come and go."""
     state, frozen = state_bytes(shape, demand.moments), frozen_bytes(shape, division, demand.in_4bit)
-    head = division.width * shape.vocabulary * shape.hidden if demand.frozen_head else 0
     masters = 0
     if division.deepspeed:
         weights = division.width * shape.trainable + frozen
@@ -143,7 +147,8 @@ def divide(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Par
     else:  # the weights that train are float32 and their own masters
         weights = 4 * shape.trainable + frozen
         state = division.share(state) if division.fsdp else state
-    weights = head + (division.share(weights) if division.divides else weights)
+    weights += division.width * shape.head if demand.frozen_head else 0
+    weights = division.share(weights) if division.divides else weights
     if division.offload:
         return Parts(weights=weights), Parts(masters=masters, optimizer=state)
     return Parts(weights=weights, masters=masters, optimizer=state), Parts()

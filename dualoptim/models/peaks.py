@@ -6,11 +6,12 @@ evaluates and saves.
 
 from dataclasses import dataclass, replace
 
-from dualoptim.method.kernels import LARGE_PIECE, PIECE
-from dualoptim.models.memory import Demand, Division, Parts, Shape, divide, frozen_bytes
+from dualoptim.method.kernels import LARGE_PIECE, PIECE, AgainstTargets
+from dualoptim.models.memory import Demand, Division, Parts, Shape, divide, frozen_bytes, state_bytes
 
 LOGIT_COPIES = 3  # the logits, their gradient, and a part of each that is worked on; measured
 BY_HAND = 4  # float32 values that an update which is written out holds per weight: both moments, a square, a difference
+DDP_SENDS = 250 * 2**20  # bytes at once
 CUDA, NCCL, LIBRARIES = 2**30 // 2, 2**30, 2**30 // 2  # taken before there is a model: by CUDA, by NCCL, on the host
 
 
@@ -34,11 +35,11 @@ def phases(shape: Shape, division: Division, demand: Demand) -> list[Phase]:
     on_device, on_host = first_step(shape, division, demand)
     found = [
         Phase("load", *loading(shape, division, demand)),
-        Phase("prepare", replace(device, optimizer=0, buffers=preparing(shape, division, demand)), replace(host, optimizer=0)),
+        Phase("prepare", replace(device, optimizer=0) + preparing(shape, division, demand), replace(host, optimizer=0)),
         Phase("first step", device + on_device, host + on_host),
         Phase("train", device + training(shape, division, demand), host + offloaded(shape, division)),
         *([Phase("evaluate", evaluating(shape, division, demand), Parts())] if demand.evaluates else []),
-        Phase("save", replace(device, buffers=saving(shape, division)), host),
+        Phase("save", device + saving(shape, division), host),
     ]
     context = Parts(context=CUDA + (NCCL if division.processes > 1 else 0)) if division.on_cuda else Parts()
     return [Phase(one.name, one.device + context, one.host + Parts(context=LIBRARIES)) for one in found]
@@ -53,13 +54,27 @@ def loading(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Pa
     weights = (demand.stored if division.deepspeed and division.half else 4) * shape.trainable + frozen
     if not division.divides:
         return Parts(weights=weights), Parts(buffers=4 * shape.largest)
-    return Parts(weights=division.share(weights), buffers=4 * shape.largest), Parts(buffers=4 * shape.largest)
+    # a tensor is gathered, filled with what was read, and divided again
+    return Parts(weights=division.share(weights), buffers=2 * 4 * shape.largest), Parts(buffers=4 * shape.largest)
 
 
-def preparing(shape: Shape, division: Division, demand: Demand) -> int:
-    """Count what lies beside weights and masters until these are as they were loaded: the loaded ones, copied by DeepSpeed."""
-    loaded = (demand.stored if division.half else 4) * shape.trainable if division.deepspeed else 0
-    return division.share(loaded) if division.divides else loaded
+def preparing(shape: Shape, division: Division, demand: Demand) -> Parts:
+    """Plan what lies beside weights and masters until training begins.
+
+    DeepSpeed copies weights, and those that were loaded are held until its masters are made of them. DDP lays out all gradients
+    and sends the weights of the first process to the others; under FSDP2 states that can be are made at once, for checkpoints.
+    """
+    whole = 4 * shape.trainable
+    if division.deepspeed:
+        loaded = demand.stored * shape.trainable if division.half else whole
+        if division.stage < 3:
+            return Parts(buffers=loaded)
+        kept = 0 if division.offload else division.share(whole)
+        return Parts(gradients=kept, buffers=division.share(loaded + division.width * shape.total))  # laid out end to end
+    if division.fsdp:
+        state = division.share(state_bytes(shape, demand.moments)) if demand.tries or demand.by_hand else 0
+        return Parts(optimizer=state, buffers=division.share(4 * shape.largest) if demand.tries else 0)
+    return Parts(gradients=whole, buffers=min(whole, DDP_SENDS)) if division.processes > 1 else Parts()
 
 
 def first_step(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Parts]:
@@ -67,8 +82,8 @@ def first_step(shape: Shape, division: Division, demand: Demand) -> tuple[Parts,
     part = division.share(4 * shape.trainable) if division.deepspeed else 4 * shape.largest
     zeros = min(part, 4 * division.sub_group) if division.stage == 3 else part
     step = stepping(shape, division, demand)
-    if demand.tries:
-        step = replace(step, buffers=step.buffers + (division.share(zeros) if division.fsdp else zeros))
+    if demand.tries and not division.fsdp:
+        step = replace(step, buffers=step.buffers + zeros)
     return (replace(step, gradients=0, buffers=0), step) if division.offload else (step, Parts())
 
 
@@ -76,6 +91,14 @@ def offloaded(shape: Shape, division: Division) -> Parts:
     """Plan the gradients on the host, where the steps are taken; with ZeRO-3 there are two copies, one of them pinned."""
     part = division.share(4 * shape.trainable) if division.offload else 0
     return Parts(gradients=2 * part if division.stage == 3 else part)
+
+
+def gathered(shape: Shape, division: Division) -> int:
+    """Count the bytes of weights that are whole while layers are gathered: ZeRO-3 keeps as many as it may.
+
+    FSDP2 has those that are in no layer, a layer, and the next one.
+    """
+    return division.width * (shape.around + 2 * shape.layer if division.fsdp else min(division.live, shape.total))
 
 
 def stepping(shape: Shape, division: Division, demand: Demand) -> Parts:
@@ -89,7 +112,7 @@ def stepping(shape: Shape, division: Division, demand: Demand) -> Parts:
         gradients = part if division.half else 2 * part  # in float32 flattened once more
     else:
         gradients = part + min(part, 4 * division.sub_group)  # one sub-group is flattened once more
-    buffers = division.width * min(division.live, shape.total) if division.stage == 3 else 0  # layers stay gathered
+    buffers = gathered(shape, division) if division.divides else 0  # layers stay as they are
     piece = min(LARGE_PIECE if division.on_cuda and not division.offload else PIECE, shape.largest)
     if division.fsdp:  # its tensors cannot be cut
         piece = division.share(shape.largest)
@@ -111,24 +134,29 @@ def training(shape: Shape, division: Division, demand: Demand) -> Parts:
     logits = demand.tokens * shape.vocabulary * width * LOGIT_COPIES
     begin, end = Parts(activations=kept + logits), Parts(activations=kept // shape.layers)
     if division.fsdp:
-        gathered = width * shape.gathered
-        begin += Parts(gradients=whole if demand.accumulates else 0, buffers=gathered)
-        end += Parts(gradients=whole if demand.accumulates else part, buffers=gathered + (width + 4) * shape.layer)
+        layers = gathered(shape, division)
+        begin += Parts(gradients=whole if demand.accumulates else 0, buffers=layers)
+        end += Parts(
+            gradients=whole if demand.accumulates else part, buffers=layers + (width + 4) * max(shape.layer, shape.around)
+        )
     elif not division.deepspeed:
         casts = 2 * max(0, shape.trainable - shape.looked_up) if division.half else 0
         stays = whole if demand.accumulates or division.processes > 1 else 4 * shape.largest  # that of the output head
         begin += Parts(gradients=stays, buffers=casts)
         end += Parts(gradients=whole)
     elif division.stage == 3:
-        gathered = width * min(division.live, shape.total)
-        begin += Parts(gradients=held_here, buffers=gathered + width * bucket)
-        end += Parts(gradients=held_here, buffers=gathered + 2 * width * bucket + 4 * shape.largest)
+        layers = gathered(shape, division)
+        begin += Parts(gradients=held_here, buffers=layers + width * bucket)
+        end += Parts(gradients=held_here, buffers=layers + 2 * width * bucket + 4 * shape.largest)
     elif division.stage == 2:
         begin += Parts(gradients=part if demand.accumulates else 0, buffers=width * bucket)
         end += Parts(gradients=part, buffers=2 * width * bucket + 4 * shape.largest)
     else:
         begin += Parts(gradients=whole if division.half or demand.accumulates else 0)
         end += Parts(gradients=whole + (2 * shape.trainable if division.half else 0), buffers=width * bucket)
+    if demand.frozen_head:  # its logits are made and compared some rows at a time
+        begin += Parts(activations=4 * 4 * AgainstTargets.rows * shape.vocabulary)
+        begin += Parts(buffers=width * shape.head if division.divides else 0)
     step = stepping(shape, division, demand)
     moments = (begin, end) if division.offload else (begin, end, step)
     return max(moments, key=lambda moment: moment.total)
@@ -142,17 +170,21 @@ def evaluating(shape: Shape, division: Division, demand: Demand) -> Parts:
     """
     width, (texts, length) = division.width, demand.rows
     weights = width * shape.trainable + frozen_bytes(shape, division, demand.in_4bit)
-    gathered = 0
+    layers = 0
     if demand.evaluates_divided:
-        weights, gathered = division.share(weights), width * (shape.gathered if division.fsdp else shape.layer)
+        weights, layers = division.share(weights), gathered(shape, division) if division.fsdp else width * shape.layer
     scored = texts * length * (width * shape.vocabulary + width * (6 * shape.hidden + 3 * shape.intermediate))
     answered = texts * (length * width * shape.layers * shape.cached + (width + 4) * shape.vocabulary)
-    return Parts(weights=weights, buffers=gathered, activations=max(scored, answered))
+    return Parts(weights=weights, buffers=layers, activations=max(scored, answered))
 
 
-def saving(shape: Shape, division: Division) -> int:
-    """Count what saving gathers on a device: one tensor at a time, in float32."""
-    return 4 * shape.largest if division.deepspeed or division.fsdp else 0
+def saving(shape: Shape, division: Division) -> Parts:
+    """Plan what saving adds: one tensor at a time, whole and in float32, and as it is saved; DDP and ZeRO-3 keep gradients."""
+    kept = division.share(4 * shape.trainable) if division.stage == 3 and not division.offload else 0
+    if division.processes > 1 and not division.deepspeed and not division.fsdp:
+        kept = 4 * shape.trainable
+    layers = gathered(shape, division) if division.divides else 0  # some stay from the last step
+    return Parts(gradients=kept, buffers=layers + 2 * 4 * shape.largest)
 
 
 def activation_bytes(shape: Shape, tokens: int, half: bool, checkpointing: bool) -> int:

@@ -1,15 +1,16 @@
 """Go on with what an earlier run left: with the same arguments, rows, prompts and weights, from checkpoints that are whole."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accelerate import Accelerator
 
 from dualoptim.config.args import DEMO, NEWEST, TrainArgs
 from dualoptim.config.product import single_runs
-from dualoptim.config.saved import changed_input, check_same, read_inputs
+from dualoptim.config.saved import batch_of, changed_input, check_same, read_inputs
 from dualoptim.data.identity import prompts_hash, rows_hash, sets_hash
 from dualoptim.data.prompts import Formatter
 from dualoptim.errors import InputError
@@ -21,8 +22,38 @@ from dualoptim.models.work import work_of
 if TYPE_CHECKING:
     from dualoptim.job import Job
 
+A = TypeVar("A", bound=TrainArgs)
+
 TRAINED_FROM = ("rows", "prompts", "weights")
 """The hashes of a `config.yaml` on which a training depends."""
+
+
+def with_its_batch(args: A, accelerator: Accelerator, folder: Path) -> A:
+    """Share out the rows of a step among these processes where another number of them began the run of `folder`.
+
+    Raises:
+        InputError: if they cannot be shared out alike.
+    """
+    configs = [folder / "config.yaml", *sorted(folder.glob("*/task*/config.yaml"))] if args.resume else []
+    begun = decided(accelerator, lambda: next(filter(None, map(batch_of, configs)), None))
+    now = accelerator.num_processes, args.batch_size, args.gradient_accumulation_steps
+    if not begun or math.prod(begun) == math.prod(now) or tuple(begun[1:]) != now[1:]:
+        return args  # what is asked for otherwise is refused beside the other flags
+    processes, size, rows = *begun[:2], math.prod(begun)
+    own, left = divmod(rows, accelerator.num_processes)
+    if left:
+        *few, most = (str(number) for number in range(1, rows + 1) if rows % number == 0)
+        raise InputError(
+            f"--resume: a step of this run takes {rows} rows, which {accelerator.num_processes} processes cannot share alike; "
+            f"start {', '.join(few)} or {most} processes"
+        )
+    size = next(number for number in range(size, 0, -1) if own % number == 0)
+    say(
+        accelerator,
+        f"--resume: {processes} processes began this run, and {accelerator.num_processes} go on with --batch-size {size} "
+        f"--gradient-accumulation-steps {own // size}: {rows} rows a step as before",
+    )
+    return replace(args, batch_size=size, gradient_accumulation_steps=own // size)
 
 
 def inputs_of(job: "Job", position: int, formatter: Formatter) -> dict[str, str]:

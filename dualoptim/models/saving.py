@@ -37,7 +37,7 @@ def steps_of(engine: Engine, work: Work, saving: Saving) -> Iterator[dict[str, A
     """
     accelerator = engine.accelerator
     if saving.start:
-        load_checkpoint(accelerator, saving.start)
+        load_checkpoint(engine, saving.start)
     for record in steps(engine, work.phases, work.plan, saving.taken):
         yield record
         step = record["step"]
@@ -45,7 +45,7 @@ def steps_of(engine: Engine, work: Work, saving: Saving) -> Iterator[dict[str, A
         stops = engine.stops or (accelerator.num_processes == 1 and engine.asked_to_stop())
         where, kept = f"after step {step} of {work.plan.last_step}", "which nothing keeps: this training begins anew"
         if saving.folder and (stops or (saving.every and step % saving.every == 0)):
-            save_checkpoint(accelerator, saving.folder, step, saving.keep)
+            save_checkpoint(engine, saving.folder, step, saving.keep)
             kept = f"kept in {saving.folder / f'step-{step}'}"
         if stops:
             stop_together(accelerator, f"{where}, {kept}")

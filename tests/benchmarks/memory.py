@@ -71,6 +71,7 @@ def measured(folder: Path, launch: str) -> dict[str, tuple[dict[str, int], int]]
         "eval_rows": 2,
         "eval_batch_size": 2,
         "max_new_tokens": 4,
+        "overwrite": True,
         **changes,
     }
     variables = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "HF_HUB_OFFLINE": "1"}

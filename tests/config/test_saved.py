@@ -11,7 +11,7 @@ from dualoptim import InputError, UnlearnArgs
 from dualoptim.config.args import SweepArgs
 from dualoptim.config.cli import parse
 from dualoptim.config.flags import default_of, flags
-from dualoptim.config.saved import ACTING, check_same, difference, load_yaml, to_dict, write_config
+from dualoptim.config.saved import ACTING, batch_of, check_same, difference, load_yaml, to_dict, write_config
 from dualoptim.data.prompts import Tags
 from dualoptim.models.loaded import LoadedModel
 
@@ -19,7 +19,8 @@ from dualoptim.models.loaded import LoadedModel
 def test_yaml_out_and_in(tmp_path):
     args = UnlearnArgs(model="org/name", learning_rates=(1e-5, 2e-6), forget_lr=3e-6, answer_tag="\n", output_dir="x")
     formatter = SimpleNamespace(tags=Tags("Question: ", "\n", "\n"), date_string=args.date_string, system_prompt=None)
-    loaded = LoadedModel(model=None, formatter=formatter, template="qa", accelerator=None, layout=None)
+    alone = SimpleNamespace(num_processes=1)
+    loaded = LoadedModel(model=None, formatter=formatter, template="qa", accelerator=alone, layout=None)
     write_config(tmp_path / "config.yaml", loaded.resolved(args))
     args = dataclasses.replace(
         args, template="qa", question_start_tag="Question: ", question_end_tag="\n", data="locuslab/TOFU"
@@ -29,7 +30,7 @@ def test_yaml_out_and_in(tmp_path):
     seed = parse(UnlearnArgs, ["--config", str(tmp_path / "config.yaml"), "--seed", "7"])
     assert seed == dataclasses.replace(args, seed=7)
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert set(written) == set(to_dict(args)) - ACTING | {"environment"}
+    assert set(written) == set(to_dict(args)) - ACTING | {"environment", "processes"}
     assert written["environment"]["versions"]["torch"] == torch.__version__
 
 
@@ -144,6 +145,22 @@ def test_a_key_that_no_flag_has_is_refused_when_it_is_given_and_not_when_a_run_g
     check_same(path, to_dict(ARGS), UnlearnArgs)
     with pytest.raises(InputError, match="unknown key 'of_a_later_version'"):
         load_yaml(path, UnlearnArgs)
+
+
+def test_the_rows_of_a_step_may_be_shared_out_otherwise(tmp_path):
+    """Among other processes or in other micro-batches; the file still says how the run was begun."""
+    begun = to_dict(ARGS) | {"processes": 2, "batch_size": 4, "gradient_accumulation_steps": 2}
+    path = tmp_path / "config.yaml"
+    write_config(path, begun)
+    alone = begun | {"processes": 1, "gradient_accumulation_steps": 4}
+    check_same(path, alone, UnlearnArgs)
+    write_config(path, alone)
+    assert batch_of(path) == (2, 4, 2)
+    with pytest.raises(InputError, match=r"--gradient-accumulation-steps was 2 in .* and is 3; give the same value"):
+        check_same(path, begun | {"gradient_accumulation_steps": 3}, UnlearnArgs)
+    write_config(path, begun | {"gradient_accumulation_steps": 3})
+    assert batch_of(path) == (2, 4, 3)
+    assert load_yaml(path, UnlearnArgs).batch_size == 4
 
 
 OTHER = {  # a value that is not the default, for every flag whose type does not say one

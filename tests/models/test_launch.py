@@ -194,6 +194,10 @@ def deepspeed_file(fresh, tmp_path, monkeypatch):
         ({"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, "has a section 'optimizer', .*; remove it there"),
         ({"scheduler": {"type": "WarmupLR", "params": {}}}, "has a section 'scheduler', .*; remove it there"),
         ({"fp16": {"enabled": True}}, 'enables fp16; give "bf16": {"enabled": true} there instead'),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/tmp"}}},
+            "offloads the optimizer to NVMe, where no checkpoint finds it; give cpu there",
+        ),
         ({"zero_optimization": None}, None),
     ],
 )

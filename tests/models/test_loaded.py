@@ -33,8 +33,8 @@ def test_what_a_run_resolves_is_readable_by_config(tiny, tmp_path):
     args = UnlearnArgs(model=str(tiny), data="demo", output_dir=str(tmp_path))
     loaded = load_model(args, start_accelerator(args))
     tags = {"question_start_tag": "Question: ", "question_end_tag": "\n", "answer_tag": "Answer:"}
-    changed = {name: value for name, value in loaded.resolved(args).items() if value != to_dict(args)[name]}
-    assert changed.keys() == {"template", *tags}
+    changed = {name: value for name, value in loaded.resolved(args).items() if value != to_dict(args).get(name)}
+    assert changed.keys() == {"template", "processes", *tags}
     assert changed["template"] == "qa"
     own = UnlearnArgs(model=str(tiny), forget_file="rows.csv", output_dir=str(tmp_path))
     assert loaded.resolved(own)["data"] is None  # a default would be read as given beside the file

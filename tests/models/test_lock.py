@@ -253,7 +253,6 @@ FULL = {
     "a read-only file system": OSError(errno.EROFS, "Read-only file system", "x"),
     "a broken disk": OSError(errno.EIO, "Input/output error"),
     "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-    "torch": RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
     "torch's checkpoints": RuntimeError(
         "CheckpointException ranks:dict_keys([0]) ... OSError: [Errno 28] No space left on device"
     ),

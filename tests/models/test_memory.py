@@ -107,7 +107,7 @@ def test_frozen_weights_in_four_bits_by_hand():
     [  # when the backward pass ends; gradients of 1000 parameters, the largest tensor has 400
         (Division(), 4000, 0),
         (Division(processes=2), 4000, 0),
-        (Division(processes=2, fsdp=True), 2000, 4 * (500 + 2 * 300) + 8 * 300),
+        (Division(processes=2, fsdp=True), 2000, 4 * (500 + 2 * 300) + 8 * 500),
         (dataclasses.replace(ZERO, stage=1), 4000 + 2000, 0),  # in float32 flattened for the step
         (dataclasses.replace(HALF, stage=1), 4000 + 2000, 2 * 30),
         (dataclasses.replace(HALF, stage=2), 2000, 2 * 2 * 30 + 1600),
@@ -140,7 +140,8 @@ def test_an_update_that_is_written_out_holds_four_values_of_a_piece():
     shape, plus = dataclasses.replace(SHAPE, largest=2**30), dataclasses.replace(DUAL, by_hand=True)
     here, there = (stepping(shape, Division(on_cuda=on_cuda), plus).buffers for on_cuda in (False, True))
     assert (here, there) == (4 * 4 * PIECE, 4 * 4 * LARGE_PIECE)
-    assert stepping(shape, Division(processes=4, fsdp=True), plus).buffers == 4 * 4 * 2**28  # its tensors cannot be cut
+    divided = stepping(shape, Division(processes=4, fsdp=True), plus)
+    assert divided.buffers == 4 * 4 * 2**28 + 4 * (500 + 2 * 300)  # its tensors cannot be cut, and layers stay gathered
 
 
 def test_an_evaluation_by_hand():

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from support import ROOT, command, environment, state_of
 
 from dualoptim import EvalArgs, UnlearnArgs, run
 from dualoptim.config.args import SweepArgs
 from dualoptim.errors import WriteError
 from dualoptim.evaluate import evaluate
-from dualoptim.models import reference
+from dualoptim.models import portable, store
 from dualoptim.report import ReportArgs, report
 from dualoptim.reporting.log import StepLog
 from dualoptim.sweep import sweep
@@ -53,17 +52,17 @@ class SafetensorError(Exception):
 
 def fill(monkeypatch, name):
     """Have the writing of one kind of file fail in the middle, the second time for those that are written several times."""
-    write, save, add = Path.write_bytes, Accelerator.save_state, StepLog._check_place
+    write, save, add = Path.write_bytes, portable.save_file, StepLog._check_place
 
     def part_of_a_file(path, data):
         write(path, data[: len(data) // 2] if path.name == f"{name}.tmp" else data)
         if path.name == f"{name}.tmp":
             raise full(path)
 
-    def part_of_a_checkpoint(self, folder, **options):
-        save(self, folder, **options)
-        if Path(folder).parent.joinpath("step-2").is_dir():
-            (Path(folder) / "model.safetensors").write_bytes(b"half")
+    def part_of_a_checkpoint(tensors, path):
+        save(tensors, path)
+        if path.parents[1].joinpath("step-2").is_dir():
+            path.write_bytes(b"half")
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     def part_of_a_line(self):
@@ -79,11 +78,11 @@ def fill(monkeypatch, name):
 
     monkeypatch.setattr(Path, "write_bytes", part_of_a_file)
     if name == "checkpoint":
-        monkeypatch.setattr(Accelerator, "save_state", part_of_a_checkpoint)
+        monkeypatch.setattr(portable, "save_file", part_of_a_checkpoint)
     if name == "log.jsonl line":
         monkeypatch.setattr(StepLog, "_check_place", part_of_a_line)
     if name == "reference":
-        monkeypatch.setattr(reference, "save_file", part_of_a_reference)
+        monkeypatch.setattr(store, "save_file", part_of_a_reference)
 
 
 KINDS = [

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -15,8 +16,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import FOLDER, ROOT, STRATEGIES, Started, arguments, command, environment, launch, same_end, state_of
+from support import (
+    FOLDER,
+    RATE,
+    ROOT,
+    STRATEGIES,
+    Started,
+    arguments,
+    command,
+    difference,
+    environment,
+    launch,
+    records,
+    same_end,
+    state_of,
+)
 
+from dualoptim import run
 from dualoptim.models.checkpoint import read_log
 
 SAVE_EVERY = 4
@@ -157,6 +173,72 @@ def test_killed_at_ten_random_moments(strategy, tiny, tmp_path):
     killed.end(whole)
 
 
+# -------------------------------------------------------------------------------------------------------- in another launch
+
+DIVIDED = [name for name in STRATEGIES if name != "one process"]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """The folder of a run of one process that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(run_to_kill("one process", tiny, folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(tiny, tmp_path_factory):
+    """The folder of a run that was killed under a strategy, once for all that go on with it."""
+    folders = {}
+
+    def of(strategy):
+        if strategy not in folders:
+            folders[strategy] = tmp_path_factory.mktemp("killed")
+            Killed(strategy, run_to_kill(strategy, tiny, folders[strategy]), seed=1).start("in a retain step", at=10)
+        return folders[strategy]
+
+    return of
+
+
+def go_on(folder, strategy, args):
+    """Go on with a copy of an interrupted run under another strategy; what was said."""
+    config, processes = STRATEGIES[strategy]
+    spec = {"runs": [dataclasses.asdict(dataclasses.replace(args, output_dir=str(folder), resume="newest"))]}
+    return launch(config, spec, processes).stdout
+
+
+def same_within_rounding(whole, resumed):
+    one, other = records(whole), records(resumed)
+    assert [record["step"] for record in other] == list(range(1, len(one) + 1))
+    for first, second in zip(one, other, strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-4), first["step"]
+        assert (first["count"], first["tokens"]) == (second["count"], second["tokens"])
+    largest, _ = difference(state_of(resumed / FOLDER / "model"), state_of(whole / FOLDER / "model"))
+    assert largest <= 0.01 * RATE
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        *((strategy, "one process") for strategy in DIVIDED),
+        *(("one process", strategy) for strategy in DIVIDED),
+        ("ZeRO-2", "FSDP2"),
+        pytest.param("FSDP2", "ZeRO-3", marks=pytest.mark.campaign),
+        pytest.param("ZeRO-3", "DDP", marks=pytest.mark.campaign),
+    ],
+)
+def test_killed_in_one_launch_and_resumed_in_another(tiny, tmp_path, whole, killed, before, after):
+    pytest.importorskip("deepspeed")
+    folder = shutil.copytree(killed(before), tmp_path / "run")
+    said = go_on(folder, after, run_to_kill(before, tiny, folder))
+    same_within_rounding(whole, folder)
+    number, now = STRATEGIES[before][1], STRATEGIES[after][1]
+    if number != now:
+        assert f"{number} processes began this run, and {now} go on with --batch-size" in said
+        assert said.count(": 8 rows a step as before") == 1
+
+
 # ------------------------------------------------------------------------------------------------- the demo, an evaluation
 
 TEACH = {"num_epochs": 4, "target_loss": 0.0}
@@ -203,37 +285,66 @@ def wait_until(started, true):
         time.sleep(0.002)
 
 
+def evaluation(tiny, folder, strategy):
+    """The line that evaluates the model, and its variables."""
+    config, processes = STRATEGIES[strategy]
+    flags = f"--model {tiny} --data demo --output-dir {folder} --eval-rows 8 --max-new-tokens 24 --threads 1"
+    line = [*command(config, {}, processes)[:-2], "-m", "dualoptim", "eval", *flags.split()]
+    return line, environment(config) | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+
+
+def kill_an_evaluation(tiny, folder, strategy, sets, draw):
+    """Evaluate until so many sets are finished; the times at which they were written."""
+    line, variables = evaluation(tiny, folder, strategy)
+    with Started(line, variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        wait_until(started, lambda: len(list((folder / "eval").glob("*.jsonl"))) >= sets)
+        time.sleep(draw.uniform(0, 0.05))
+        assert started.process.poll() is None
+        assert started.kill() > STRATEGIES[strategy][1]
+    assert not (folder / "eval" / "summary.json").exists()
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "eval").glob("*.jsonl")}
+
+
+def evaluate_to_its_end(tiny, folder, strategy):
+    line, variables = evaluation(tiny, folder, strategy)
+    subprocess.run(line, check=True, env=variables, capture_output=True, timeout=300)
+    return folder / "eval"
+
+
+def kept(folder, before):
+    """Whether the sets that had been finished, all but the last, were not written again."""
+    finished = {name: time for name, time in before.items() if name != max(before, key=before.get)}
+    return all((folder / name).stat().st_mtime_ns == time for name, time in finished.items())
+
+
 @pytest.mark.launch
 @pytest.mark.parametrize("strategy", ["one process", pytest.param("DDP", marks=pytest.mark.campaign)])
 def test_an_evaluation_is_killed_and_goes_on(strategy, tiny, tmp_path):
     """Killed in three sets, it keeps those that it had finished, and ends with the same files."""
-    config, processes = STRATEGIES[strategy]
     draw = random.Random(3)
-
-    def line(folder):
-        flags = f"--model {tiny} --data demo --output-dir {folder} --eval-rows 8 --max-new-tokens 24 --threads 1"
-        return [*command(config, {}, processes)[:-2], "-m", "dualoptim", "eval", *flags.split()]
-
-    variables = environment(config) | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    subprocess.run(line(tmp_path / "whole"), check=True, env=variables, capture_output=True, timeout=300)
-    killed = tmp_path / "killed" / "eval"
+    whole = evaluate_to_its_end(tiny, tmp_path / "whole", strategy)
     for count in (1, 2, 4):
-        with Started(line(tmp_path / "killed"), variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
-            wait_until(started, lambda least=count: len(list(killed.glob("*.jsonl"))) >= least)
-            time.sleep(draw.uniform(0, 0.05))
-            assert started.process.poll() is None
-            assert started.kill() > processes
-        assert not (killed / "summary.json").exists()
-    before = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.jsonl")}
-    subprocess.run(line(tmp_path / "killed"), check=True, env=variables, capture_output=True, timeout=300)
-    assert all(
-        (killed / name).stat().st_mtime_ns == time for name, time in before.items() if name != max(before, key=before.get)
-    )
-    whole = tmp_path / "whole" / "eval"
+        before = kill_an_evaluation(tiny, tmp_path / "killed", strategy, count, draw)
+    killed = evaluate_to_its_end(tiny, tmp_path / "killed", strategy)
+    assert kept(killed, before)
     assert {path.name for path in whole.iterdir()} == {path.name for path in killed.iterdir()}
     for path in whole.iterdir():
         if path.name != "config.yaml":  # which names the folder
             assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(("before", "after"), [("DDP", "one process"), ("one process", "DDP")])
+def test_an_evaluation_goes_on_with_other_processes(tiny, tmp_path, before, after):
+    whole = evaluate_to_its_end(tiny, tmp_path / "whole", "one process")
+    times = kill_an_evaluation(tiny, tmp_path / "killed", before, 3, random.Random(3))
+    killed = evaluate_to_its_end(tiny, tmp_path / "killed", after)
+    assert kept(killed, times)
+    for path in whole.glob("*.jsonl"):
+        rows = zip(*(map(json.loads, one.read_text().splitlines()) for one in (path, killed / path.name)), strict=True)
+        for first, second in rows:
+            assert first.keys() == second.keys()
+            assert all(second[name] == pytest.approx(value, rel=1e-4) for name, value in first.items()), path.name
 
 
 @pytest.mark.launch
