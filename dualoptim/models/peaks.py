@@ -6,7 +6,7 @@ evaluates and saves.
 
 from dataclasses import dataclass, replace
 
-from dualoptim.method.kernels import LARGE_PIECE, PIECE
+from dualoptim.method.kernels import LARGE_PIECE, PIECE, AgainstTargets
 from dualoptim.models.memory import Demand, Division, Parts, Shape, divide, frozen_bytes, state_bytes
 
 LOGIT_COPIES = 3  # the logits, their gradient, and a part of each that is worked on; measured
@@ -82,8 +82,8 @@ def first_step(shape: Shape, division: Division, demand: Demand) -> tuple[Parts,
     part = division.share(4 * shape.trainable) if division.deepspeed else 4 * shape.largest
     zeros = min(part, 4 * division.sub_group) if division.stage == 3 else part
     step = stepping(shape, division, demand)
-    if demand.tries:
-        step = replace(step, buffers=step.buffers + (division.share(zeros) if division.fsdp else zeros))
+    if demand.tries and not division.fsdp:
+        step = replace(step, buffers=step.buffers + zeros)
     return (replace(step, gradients=0, buffers=0), step) if division.offload else (step, Parts())
 
 
@@ -112,7 +112,7 @@ def stepping(shape: Shape, division: Division, demand: Demand) -> Parts:
         gradients = part if division.half else 2 * part  # in float32 flattened once more
     else:
         gradients = part + min(part, 4 * division.sub_group)  # one sub-group is flattened once more
-    buffers = gathered(shape, division) if division.stage == 3 else 0  # layers stay as they are
+    buffers = gathered(shape, division) if division.divides else 0  # layers stay as they are
     piece = min(LARGE_PIECE if division.on_cuda and not division.offload else PIECE, shape.largest)
     if division.fsdp:  # its tensors cannot be cut
         piece = division.share(shape.largest)
@@ -154,8 +154,9 @@ def training(shape: Shape, division: Division, demand: Demand) -> Parts:
     else:
         begin += Parts(gradients=whole if division.half or demand.accumulates else 0)
         end += Parts(gradients=whole + (2 * shape.trainable if division.half else 0), buffers=width * bucket)
-    if demand.frozen_head and division.divides:
-        begin += Parts(buffers=width * shape.head)
+    if demand.frozen_head:  # its logits are made and compared some rows at a time
+        begin += Parts(activations=4 * 4 * AgainstTargets.rows * shape.vocabulary)
+        begin += Parts(buffers=width * shape.head if division.divides else 0)
     step = stepping(shape, division, demand)
     moments = (begin, end) if division.offload else (begin, end, step)
     return max(moments, key=lambda moment: moment.total)
