@@ -39,7 +39,7 @@ def can_divide(accelerator: Accelerator) -> bool:
     if accelerator.distributed_type == DistributedType.FSDP:
         plain = accelerator.num_processes > 1 and not accelerator.state.fsdp_plugin.activation_checkpointing
         return plain and compare_versions("torch", ">=", "2.8") and compare_versions("transformers", ">=", "5.24")
-    return divides(accelerator)
+    return divides(accelerator) and (zero_of(accelerator).get("offload_param") or {}).get("device") != "nvme"
 
 
 def load_divided(accelerator: Accelerator, outline: Any, load: Callable[..., Any]) -> Any:
@@ -57,12 +57,12 @@ def _dividing(accelerator: Accelerator, outline: Any) -> Iterator[dict[str, Any]
     if accelerator.distributed_type == DistributedType.FSDP:
         from transformers.distributed import DistributedConfig
 
-        plugin = accelerator.state.fsdp_plugin
+        plugin, layers = accelerator.state.fsdp_plugin, layer_lists(outline)
         # in 16 bits float32 weights are cast on their way, and their gradients summed in float32; others stay what they are
         mixed = accelerator.mixed_precision == "bf16" and outline.dtype == torch.float32
         config = DistributedConfig(
             fsdp_size=accelerator.num_processes,
-            fsdp_plan={f"{name}.*": "free_full_weight" for name in layer_lists(outline)},
+            fsdp_plan={f"{name}.*": f"{'free' if plugin.reshard_after_forward else 'keep'}_full_weight" for name in layers},
             fsdp_cpu_offload=plugin.cpu_offload is not None and "CPU" in type(plugin.cpu_offload).__name__,
             fsdp_mixed_precision=mixed,
         )

@@ -161,9 +161,9 @@ def test_what_a_model_does_with_its_logits_is_done_to_the_reference(name, taught
 
 @pytest.mark.parametrize("use", ["train", "measure"])
 @pytest.mark.parametrize("name", CHANGING)
-def test_a_frozen_head_has_two_bytes_a_weight_in_16_bits(sixteen_bits, name, use, taught, tmp_path):
+def test_a_frozen_head_has_two_bytes_a_weight_in_16_bits(sixteen_bits, name, use, tiny, tmp_path):
     """And says what the model does, whose products are in 16 bits whichever way its weights lie."""
-    args = arguments(changing(name, tmp_path / "model", taught), tmp_path, "dual-adamw", attn_implementation="eager")
+    args = arguments(changing(name, tmp_path / "model", tiny), tmp_path, "dual-adamw", attn_implementation="eager")
     loaded = load_model(args, start_accelerator(args), use)
     texts = [Example([3, 4, 5, 6], 2), Example([7, 8, 9], 1)]
     frozen = Frozen(loaded, tmp_path / "reference", [RETAIN["KL"]], 2)

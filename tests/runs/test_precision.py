@@ -73,7 +73,7 @@ def test_an_adapter_trains_in_float32_on_a_base_of_two_bytes(sixteen_bits, tiny,
     assert {weight.dtype for weight in state_of(task.model).values()} == {torch.float32}
 
 
-def test_attacks_measure_in_the_precision_of_what_they_are_compared_with(sixteen_bits, taught, tmp_path, monkeypatch):
+def test_attacks_measure_in_the_precision_of_what_they_are_compared_with(sixteen_bits, tiny, tmp_path, monkeypatch):
     seen, original = [], attack.measure
 
     def measured(scoring, *rest):
@@ -81,8 +81,16 @@ def test_attacks_measure_in_the_precision_of_what_they_are_compared_with(sixteen
         return original(scoring, *rest)
 
     monkeypatch.setattr(attack, "measure", measured)
-    flags = {"quantize": (8,), "relearn": 2, "relearn_every": 1, "paraphrase": True, "sample": 1, "mia_gradnorm": True}
-    summary = evaluate(EvalArgs(model=str(taught), data="demo", output_dir=str(tmp_path), **flags, **ROWS))
+    flags = {
+        "quantize": (8,),
+        "relearn": 2,
+        "relearn_every": 1,
+        "relearn_lr": 1e-2,
+        "paraphrase": True,
+        "sample": 1,
+        "mia_gradnorm": True,
+    }
+    summary = evaluate(EvalArgs(model=str(tiny), data="demo", output_dir=str(tmp_path), **flags, **ROWS))
     assert seen == [("bfloat16", False)] * 4  # other questions, fewer bits, two steps of relearning
     assert summary["attacks"]["relearn"]["curve"][1]["sets"]["forget"] != summary["sets"]["forget"]
     assert 0.5 < summary["privacy"]["mia_gradnorm"] <= 1

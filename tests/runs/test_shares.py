@@ -4,23 +4,24 @@ import dataclasses
 import json
 
 import pytest
-import torch
 from support import FOLDER, RATE, arguments, difference, launch, records, state_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dualoptim import run
 from dualoptim.data import demo
 
-LARGE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 24000}
+LARGE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 16, "num_attention_heads": 8}
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 @pytest.fixture
 def random(tmp_path):
-    """Random models, a large one (63 million parameters, tied) and a tiny one, and rows to unlearn."""
+    """Random models, a large one (52 million parameters) and a tiny one, and rows to unlearn."""
     tokenizer = demo.tiny_model(0)[1]
-    for name, sizes in (("large", LARGE), ("tiny", TINY | {"vocab_size": len(tokenizer)})):
-        config = LlamaConfig(**sizes, eos_token_id=tokenizer.eos_token_id, pad_token_id=None, tie_word_embeddings=True)
+    for name, sizes in (("large", LARGE), ("tiny", TINY)):
+        config = LlamaConfig(
+            **sizes, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=None, tie_word_embeddings=True
+        )
         LlamaForCausalLM(config).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     for name in ("forget", "retain"):
@@ -55,15 +56,14 @@ def test_no_process_holds_the_whole_model(config, precision, random, monkeypatch
     }
     done = launch(config, fields, script="memory_worker.py", precision=precision)
     phases = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"load')))
-    with torch.device("meta"):
-        whole = 4 * sum(
-            weight.numel() for weight in LlamaForCausalLM(LlamaConfig(**LARGE, tie_word_embeddings=True)).parameters()
-        )
+    whole = (random / "large" / "model.safetensors").stat().st_size
     held = ("weights", "gradients", "masters", "optimizer")
     print(config, precision, f"whole {whole / 2**20:.0f}", {name: round(size / 2**20) for name, (_, size) in phases.items()})
     for name in ("load", "evaluate", "prepare", "first step", "train", "save"):
         planned, size = phases[name]
-        share = 0 if name in ("load", "evaluate") else sum(planned[part] for part in held)
+        share = sum(planned[part] for part in held)
+        if name in ("load", "evaluate"):  # beside the float32 share lies the rounded one
+            share = whole // 4 if precision == "bf16" else 0
         assert 0.2 * whole < size <= 0.6 * whole + share, name
 
 
