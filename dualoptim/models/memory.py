@@ -138,7 +138,10 @@ def frozen_bytes(shape: Shape, division: Division, in_4bit: bool) -> int:
 
 
 def divide(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Parts]:
-    """Divide weights, masters and optimizer state into device and host bytes; gradients come and go."""
+    """Divide weights, masters and optimizer state into device and host bytes; gradients come and go, but for those on the host.
+
+    There ZeRO-3 has them twice, once as they arrive.
+    """
     state, frozen = state_bytes(shape, demand.moments), frozen_bytes(shape, division, demand.in_4bit)
     masters = 0
     if division.deepspeed:
@@ -150,5 +153,6 @@ def divide(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Par
     weights += division.width * shape.head if demand.frozen_head else 0
     weights = division.share(weights) if division.divides else weights
     if division.offload:
-        return Parts(weights=weights), Parts(masters=masters, optimizer=state)
+        gradients = (2 if division.stage == 3 else 1) * masters
+        return Parts(weights=weights), Parts(gradients=gradients, masters=masters, optimizer=state)
     return Parts(weights=weights, masters=masters, optimizer=state), Parts()

@@ -37,7 +37,7 @@ def phases(shape: Shape, division: Division, demand: Demand) -> list[Phase]:
         Phase("load", *loading(shape, division, demand)),
         Phase("prepare", replace(device, optimizer=0) + preparing(shape, division, demand), replace(host, optimizer=0)),
         Phase("first step", device + on_device, host + on_host),
-        Phase("train", device + training(shape, division, demand), host + offloaded(shape, division)),
+        Phase("train", device + training(shape, division, demand), host),
         *([Phase("evaluate", evaluating(shape, division, demand), Parts())] if demand.evaluates else []),
         Phase("save", device + saving(shape, division), host),
     ]
@@ -81,16 +81,11 @@ def first_step(shape: Shape, division: Division, demand: Demand) -> tuple[Parts,
     """Plan the step in which the optimizer's state comes into being, where this takes a zero gradient: device, host."""
     part = division.share(4 * shape.trainable) if division.deepspeed else 4 * shape.largest
     zeros = min(part, 4 * division.sub_group) if division.stage == 3 else part
+    zeros = zeros if demand.tries and not division.fsdp else 0
     step = stepping(shape, division, demand)
-    if demand.tries and not division.fsdp:
-        step = replace(step, buffers=step.buffers + zeros)
-    return (replace(step, gradients=0, buffers=0), step) if division.offload else (step, Parts())
-
-
-def offloaded(shape: Shape, division: Division) -> Parts:
-    """Plan the gradients on the host, where the steps are taken; with ZeRO-3 there are two copies, one of them pinned."""
-    part = division.share(4 * shape.trainable) if division.offload else 0
-    return Parts(gradients=2 * part if division.stage == 3 else part)
+    if division.offload:
+        return replace(step, gradients=0), Parts(buffers=zeros)
+    return replace(step, buffers=step.buffers + zeros), Parts()
 
 
 def gathered(shape: Shape, division: Division) -> int:
@@ -170,11 +165,14 @@ def evaluating(shape: Shape, division: Division, demand: Demand) -> Parts:
     """
     width, (texts, length) = division.width, demand.rows
     weights = width * shape.trainable + frozen_bytes(shape, division, demand.in_4bit)
-    layers = 0
+    head = width * shape.head if demand.frozen_head else 0  # of the reference, which a task keeps to its end
+    layers = 0 if division.on_cuda or not division.half else width * shape.head  # a CPU lays it out anew for 16-bit products
     if demand.evaluates_divided:
-        weights, layers = division.share(weights), gathered(shape, division) if division.fsdp else width * shape.layer
+        weights = division.share(weights)
+        layers += gathered(shape, division) if division.fsdp else width * shape.layer
     scored = texts * length * (width * shape.vocabulary + width * (6 * shape.hidden + 3 * shape.intermediate))
     answered = texts * (length * width * shape.layers * shape.cached + (width + 4) * shape.vocabulary)
+    weights += division.share(head) if division.divides else head
     return Parts(weights=weights, buffers=layers, activations=max(scored, answered))
 
 

@@ -88,7 +88,7 @@ DUAL = Demand(Moments(4), tokens=10, tries=True)
         (dataclasses.replace(ZERO, stage=1), Parts(4400, 0, 2000, 8000), Parts()),
         (dataclasses.replace(HALF, stage=2), Parts(2200, 0, 2000, 8000), Parts()),
         (dataclasses.replace(HALF, stage=3), Parts(1100, 0, 2000, 8000), Parts()),
-        (dataclasses.replace(HALF, stage=3, offload=True), Parts(1100), Parts(0, 0, 2000, 8000)),
+        (dataclasses.replace(HALF, stage=3, offload=True), Parts(1100), Parts(0, 4000, 2000, 8000)),
     ],
 )
 def test_what_lies_there_throughout_by_hand(division, device, host):
@@ -132,6 +132,8 @@ def test_a_step_of_many_tokens_is_fullest_when_its_backward_pass_begins():
 def test_the_first_step_makes_states_with_a_zero_gradient_by_hand():
     assert first_step(SHAPE, Division(), DUAL) == (Parts(gradients=4000, buffers=1600), Parts())
     assert first_step(SHAPE, dataclasses.replace(HALF, stage=2), DUAL) == (Parts(gradients=2000, buffers=2000), Parts())
+    offload = dataclasses.replace(HALF, stage=3, offload=True)
+    assert first_step(SHAPE, offload, DUAL) == (Parts(buffers=2 * 70), Parts(buffers=2000))
     alone = dataclasses.replace(DUAL, tries=False)
     assert first_step(SHAPE, dataclasses.replace(HALF, stage=2), alone) == (Parts(gradients=2000), Parts())
 
@@ -150,7 +152,9 @@ def test_an_evaluation_by_hand():
     assert evaluating(SHAPE, Division(), demand) == Parts(weights=4400, activations=max(scored, answered))
     divided = dataclasses.replace(demand, evaluates_divided=True)
     half = evaluating(SHAPE, dataclasses.replace(HALF, stage=3), divided)
-    assert (half.weights, half.buffers) == (1100, 2 * 300)
+    assert (half.weights, half.buffers) == (1100, 2 * 300 + 2 * 400)  # a layer, and on a CPU a copy of the output head
+    with_head = dataclasses.replace(divided, frozen_head=True)
+    assert evaluating(SHAPE, dataclasses.replace(HALF, stage=3, on_cuda=True), with_head).weights == 1100 + 400
 
 
 def test_loading_holds_a_share_where_weights_are_divided():
