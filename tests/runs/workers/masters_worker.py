@@ -9,6 +9,7 @@ import sys
 
 import torch
 from distributed_worker import switch_fsdp_on
+from transformers import AutoModelForCausalLM
 
 from dualoptim import UnlearnArgs
 from dualoptim.config.cli import main
@@ -16,7 +17,6 @@ from dualoptim.config.optimizers import kind_of
 from dualoptim.models.launch import prepared, release, start_accelerator, training
 from dualoptim.models.load import load_model
 from dualoptim.models.masters import trained
-from dualoptim.models.sharding import whole_tensors
 
 
 def differing(loaded, weights) -> dict[str, int]:
@@ -37,7 +37,8 @@ def work(folder: str) -> None:
         switch_fsdp_on(accelerator)
     loaded = load_model(args, accelerator)
     names = [name for name, _ in loaded.model.named_parameters()]
-    weights = {name: weight.clone() for name, weight in whole_tensors(loaded.model, names)}
+    stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)  # DeepSpeed's own may be rounded already
+    weights = {name: weight for name, weight in stored.named_parameters() if name in names}
     with training(loaded, args, kind_of(args).build(args)) as engine:
         found = {"divided": loaded.divided, "prepared": differing(loaded, weights)}
         engine.use_phase("forget", 0.0)
