@@ -166,7 +166,7 @@ def evaluating(shape: Shape, division: Division, demand: Demand) -> Parts:
     width, (texts, length) = division.width, demand.rows
     weights = width * shape.trainable + frozen_bytes(shape, division, demand.in_4bit)
     head = width * shape.head if demand.frozen_head else 0  # of the reference, which a task keeps to its end
-    layers = 0 if division.on_cuda or not division.half else width * shape.head  # on a CPU as much more was measured, as if it were copied
+    layers = 0 if division.on_cuda or not division.half else width * shape.head  # a CPU was seen to hold as much more
     if demand.evaluates_divided:
         weights = division.share(weights)
         layers += gathered(shape, division) if division.fsdp else width * shape.layer
