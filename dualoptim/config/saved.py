@@ -100,8 +100,6 @@ def _written(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({reason(error)}); {_MEND}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no `name: value` lines; {_MEND}")
-    if not wrote(found):  # what was cut off ends the file
-        raise InputError(f"{path} is not whole: a run's ends with the environment that it ran in; {_MEND}")
     return found
 
 
@@ -194,8 +192,10 @@ def check_same(path: Path, resolved: Mapping[str, Any], kind: type) -> None:
     """Make sure that a run goes on with the mathematics that its `config.yaml` says.
 
     Raises:
-        InputError: naming the first flag that differs.
+        InputError: naming the first flag that differs, or if the file is not whole.
     """
+    if not wrote(_written(path)):  # what was cut off ends the file
+        raise InputError(f"{path} is not whole: a run's ends with the environment that it ran in; {_MEND}")
     if found := difference(path, resolved, kind, may_change=("speed", "measures", "nothing")):
         name, before = found
         raise InputError(f"--resume: {flag_name(name)} was {before} in {path} and is {resolved[name]}; give the same value")

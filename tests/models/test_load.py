@@ -160,11 +160,10 @@ DEEPSPEED, PLAIN = DistributedType.DEEPSPEED, DistributedType.NO
 )
 def test_how_weights_lie_in_a_launch_in_16_bits(strategy, use, stored, changes, dtype, tiny):
     args = UnlearnArgs(model=str(tiny), data="demo", **changes)
-    launched = SimpleNamespace(mixed_precision="bf16", distributed_type=strategy)
+    launched = SimpleNamespace(mixed_precision="bf16", distributed_type=strategy, state=SimpleNamespace())
     assert Loading.of(args, launched, use, stored).dtype == dtype
-    assert (
-        Loading.of(args, SimpleNamespace(mixed_precision="no", distributed_type=strategy), use, stored).dtype == torch.float32
-    )
+    launched.mixed_precision = "no"
+    assert Loading.of(args, launched, use, stored).dtype == torch.float32
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_lora": True}], ids=["all weights", "LoRA"])
@@ -191,7 +190,9 @@ def test_a_checkpoint_in_16_bits_takes_no_more_to_load(strategy, tiny, tmp_path)
     gc.collect()
     use = "measure" if strategy == PLAIN else "train"
     args = UnlearnArgs(model=str(tmp_path), data="demo", eval=False, max_length=64)
-    launched = SimpleNamespace(mixed_precision="bf16", distributed_type=strategy, device=torch.device("cpu"))
+    launched = SimpleNamespace(
+        mixed_precision="bf16", distributed_type=strategy, device=torch.device("cpu"), state=SimpleNamespace()
+    )
     with highest() as seen:
         loaded = load_model(args, launched, use)
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.bfloat16}

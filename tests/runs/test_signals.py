@@ -173,9 +173,9 @@ def test_the_evaluation_says_what_it_kept(taught, tmp_path, capsys, signal_in, m
 
 
 def test_loading_ends_at_once_and_leaves_nothing(tiny, tmp_path, capsys, signal_in):
-    from dualoptim import unlearn
+    from dualoptim.models import current
 
-    signal_in(unlearn, "load_model")
+    signal_in(current, "load_model")
     code, line = stopped(run, arguments(tiny, tmp_path / "out", "dual-adamw"), capsys)
     assert (code, line) == (143, "stopped by SIGTERM; to go on, give the same command with --resume")
     assert not (tmp_path / "out").exists()
