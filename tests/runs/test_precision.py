@@ -117,7 +117,9 @@ def test_precisions_are_not_mixed_without_a_word(sixteen_bits, tiny, tmp_path, m
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("config", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize(
+    "config", ["ddp", "zero3", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("zero1", "zero2", "fsdp2"))]
+)
 def test_the_reference_is_scored_as_training_computes(config, tiny, tmp_path):
     """Nothing has been unlearned at the first step, so that the model is its own reference."""
     if config.startswith("zero"):
