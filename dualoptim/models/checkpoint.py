@@ -120,7 +120,7 @@ def choose_checkpoint(accelerator: Accelerator, task: Path, resume: str, last_st
     that has finished nothing but the newest one's `state.json` is looked at.
 
     Raises:
-        InputError: if none of them will do, or the run would end before it or was started with other processes than it.
+        InputError: if none of them will do, the run would end before it, or it has states in bytes that another launch cut.
     """
     given = None if resume == NEWEST else Path(resume).expanduser()
     named = given is not None and given.resolve().parent == (task / "checkpoint").resolve()
