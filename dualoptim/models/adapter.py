@@ -118,6 +118,7 @@ def _merged(adapted: Any) -> Any:
             layer: Any = BaseTunerLayer.get_base_layer(module)
             layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
     model = adapted.merge_and_unload()
+    vars(model).pop("peft_config", None)  # which PEFT 0.18 leaves on what is no adapter any more
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     still = {one: other for one, other in tied.items() if model.get_parameter(one) is model.get_parameter(other)}
     if still != tied:  # else saving would leave one of the two out, and loading would tie them again

@@ -167,6 +167,7 @@ def test_mistakes_are_named():
 @pytest.fixture(params=[0, 7])
 def eight_processes(request):
     """A mesh of eight processes of which this is the first or the last one; nothing is ever sent."""
+    pytest.importorskip("torch", "2.8")  # older ones send shares where a tensor is divided, and models are loaded whole there
     torch.distributed.init_process_group("fake", rank=request.param, world_size=8, store=FakeStore())
     yield init_device_mesh("cpu", (8,))
     torch.distributed.destroy_process_group()
