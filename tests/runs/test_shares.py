@@ -56,13 +56,13 @@ def test_no_process_holds_the_whole_model(random, monkeypatch):
     done = launch("zero3", fields, script="memory_worker.py", precision="bf16")
     phases = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"load')))
     whole = (random / "large" / "model.safetensors").stat().st_size
-    held = ("weights", "gradients", "masters", "optimizer", "activations", "logits")
-    print(f"MiB: whole {whole / 2**20:.0f}", {name: round(size / 2**20) for name, (_, size) in phases.items()})
+    held = ("weights", "gradients", "masters", "optimizer", "activations")
+    print(f"MiB: whole {whole / 2**20:.0f}; planned, and held:")
     for name in ("load", "evaluate", "prepare", "first step", "train", "save"):
         planned, size = phases[name]
-        share = sum(planned[part] for part in held)
-        if name in ("load", "evaluate"):  # beside the float32 share lies the rounded one
-            share = whole // 4 + planned["activations"] + planned["logits"]
+        # an engine also keeps layers that it gathers, up to all of a model as small as this, and lays out copies
+        share = sum(planned[part] for part in (held if name in ("load", "evaluate") else (*held, "buffers")))
+        print(f"{name}: {share / 2**20:.0f}, {size / 2**20:.0f}")
         assert 0.2 * whole < size <= 0.6 * whole + share, name
 
 
