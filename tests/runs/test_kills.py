@@ -334,13 +334,13 @@ def test_an_evaluation_goes_on_with_other_processes(tiny, tmp_path):
     """From one process to two and back, it keeps the sets that are finished, and what it adds are the same scores."""
     whole = evaluate_to_its_end(tiny, tmp_path / "whole", "one process")
     for strategy, lost in (("DDP", ("retain", "world_facts")), ("one process", ("real_authors",))):
-        shutil.copytree(tmp_path / "whole", tmp_path / strategy)
-        killed = tmp_path / strategy / "eval"
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / strategy.replace(" ", "-"))
+        killed = folder / "eval"
         (killed / "summary.json").unlink()
         for name in lost:
             (killed / f"{name}.jsonl").unlink()
         times = {path: path.stat().st_mtime_ns for path in killed.glob("*.jsonl")}
-        evaluate_to_its_end(tiny, tmp_path / strategy, strategy)
+        evaluate_to_its_end(tiny, folder, strategy)
         assert all(path.stat().st_mtime_ns == time for path, time in times.items())
         for path in whole.glob("*.jsonl"):
             rows = zip(*(map(json.loads, one.read_text().splitlines()) for one in (path, killed / path.name)), strict=True)
@@ -349,7 +349,7 @@ def test_an_evaluation_goes_on_with_other_processes(tiny, tmp_path):
                 for name, value in first.items():
                     assert second[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), path.name
         shutil.rmtree(tmp_path / "whole")  # what two have finished goes on with one
-        shutil.copytree(tmp_path / strategy, tmp_path / "whole")
+        shutil.copytree(folder, tmp_path / "whole")
 
 
 @pytest.mark.launch
