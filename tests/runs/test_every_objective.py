@@ -100,7 +100,7 @@ def test_two_real_steps(losses, optim, smollm2, tmp_path):
     check_two_steps(*take_two_steps(smollm2, losses, optim, tmp_path), losses, optim)
 
 
-@pytest.mark.launch
+@pytest.mark.campaign
 def test_one_of_each_family_under_zero3_on_two_processes(gguf, tofu, tmp_path):
     """In one launch, whose pairs leave no training state behind each other."""
     pytest.importorskip("deepspeed")
