@@ -3,10 +3,8 @@
 Where it does not fit, the same arithmetic finds the launches and flags with which it would.
 """
 
-import os
 from dataclasses import dataclass, fields, replace
 
-import torch
 from accelerate import Accelerator, DistributedType
 
 from dualoptim.config.args import UnlearnArgs
@@ -14,7 +12,7 @@ from dualoptim.config.cli import main
 from dualoptim.errors import InputError
 from dualoptim.models.launch import say, start_accelerator
 from dualoptim.models.launches import ZERO, Machine, choices, enough_processes, planned
-from dualoptim.models.measured import GIB
+from dualoptim.models.measured import GIB, memory_of
 from dualoptim.models.memory import Division, Parts, Shape
 from dualoptim.models.peaks import Phase
 from dualoptim.models.shapes import demand_of, empty_model, shape_of
@@ -57,11 +55,8 @@ def plan(args: UnlearnArgs, accelerator: Accelerator) -> MemoryPlan:
 
 def machine_of(accelerator: Accelerator) -> Machine:
     """Find out what memory there is for each process of this launch."""
-    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    share = ram // int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-    on_cuda = accelerator.device.type == "cuda"
-    device = torch.cuda.get_device_properties(accelerator.device).total_memory if on_cuda else share
-    return Machine(accelerator.num_processes, device, share, accelerator.mixed_precision == "bf16", on_cuda)
+    half, on_cuda = accelerator.mixed_precision == "bf16", accelerator.device.type == "cuda"
+    return Machine(accelerator.num_processes, *memory_of(accelerator), half, on_cuda)
 
 
 def division_of(accelerator: Accelerator) -> Division:

@@ -7,7 +7,7 @@ from typing import Any
 from dualoptim.config.args import UnlearnArgs
 from dualoptim.config.flags import flag_name
 from dualoptim.errors import InputError
-from dualoptim.models.measured import COMFORTABLE
+from dualoptim.models.measured import rather_divided
 from dualoptim.models.memory import Division, Shape
 from dualoptim.models.peaks import Phase, phases
 from dualoptim.models.shapes import demand_of, empty_model, shape_of
@@ -57,8 +57,8 @@ class Machine:
 
 def planned(args: UnlearnArgs, shape: Shape, division: Division, machine: Machine) -> list[Phase]:
     """Plan the phases of a run on a machine, on which `--evaluate-sharded auto` depends."""
-    large = division.width * shape.total > COMFORTABLE * machine.device
-    divided = division.divides and (args.evaluate_sharded == "yes" or (args.evaluate_sharded == "auto" and large))
+    whole = division.width * shape.total
+    divided = division.divides and rather_divided(args.evaluate_sharded, whole, machine.device)
     return phases(shape, division, replace(demand_of(args), evaluates_divided=divided))
 
 

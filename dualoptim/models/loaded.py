@@ -70,7 +70,7 @@ class Loading:
         In 16 bits what is measured or frozen has 2 bytes a weight, and what trains the values of its float32 masters:
         DeepSpeed makes these itself, of 16-bit weights if the checkpoint has no others. They are divided among processes where
         the launch does that at all, but for files of other kinds and adapters, which are merged into whole weights; what is
-        measured only by choice (`measured.choose`).
+        measured only by choice (`measured.chosen`).
         """
         learns = isinstance(args, TrainArgs) and args.use_lora
         mergeless = not args.model.endswith(".gguf") and (learns or base_of(args.model) == args.model)

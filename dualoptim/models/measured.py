@@ -33,9 +33,12 @@ def chosen(how: Loading, args: CommonArgs, accelerator: Accelerator, model: torc
     `model` may be divided, or have no weights (meta device).
     """
     asked = args.evaluate_sharded if isinstance(args, MeasureArgs) else "auto"
-    whole, capacity = _sizes(accelerator, model)
-    fits = asked == "no" or (asked == "auto" and whole <= COMFORTABLE * capacity)
-    return replace(how, divided=how.divided and not fits)
+    return replace(how, divided=how.divided and rather_divided(asked, *_sizes(accelerator, model)))
+
+
+def rather_divided(asked: str, whole: int, capacity: int) -> bool:
+    """Tell what `--evaluate-sharded` stands for, by the bytes of the whole model and of a process's memory."""
+    return asked == "yes" or (asked == "auto" and whole > COMFORTABLE * capacity)
 
 
 def how_measured(how: Loading, args: CommonArgs, accelerator: Accelerator, model: torch.nn.Module) -> str:
@@ -49,7 +52,13 @@ def _sizes(accelerator: Accelerator, model: torch.nn.Module) -> tuple[int, int]:
     """Bytes of the whole model as it is measured, 2 a weight in 16-bit launches, and of this process's memory."""
     weights = sum(whole_shape(one).numel() for one in model.parameters())
     whole = weights * (2 if accelerator.mixed_precision == "bf16" else 4)
-    if accelerator.device.type == "cuda":
-        return whole, torch.cuda.get_device_properties(accelerator.device).total_memory
+    return whole, memory_of(accelerator)[0]
+
+
+def memory_of(accelerator: Accelerator) -> tuple[int, int]:
+    """Give the bytes of this process's device and of its share of the host; without a GPU both are the same memory."""
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return whole, ram // int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    share = ram // int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_properties(accelerator.device).total_memory, share
+    return share, share
