@@ -234,7 +234,9 @@ def attention_implementation(args: CommonArgs, accelerator: Accelerator, config:
             "install flash-attn), --mixed_precision bf16 in the launch, and heads of at most 256; choose sdpa"
         )
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    has = {"flash_attention_2": getattr(kind, "_supports_flash_attn", True), "sdpa": getattr(kind, "_supports_sdpa", True)}
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)  # which sdpa leaves out; older Gemma 2 has it
+    sdpa = getattr(kind, "_supports_sdpa", True) and not capped
+    has = {"flash_attention_2": getattr(kind, "_supports_flash_attn", True), "sdpa": sdpa}
     if not has.get(args.attn_implementation, True):
         best = "sdpa" if has["sdpa"] else "eager"
         raise InputError(f"--attn-implementation {args.attn_implementation}: {kind.__name__} has no such kernel; choose {best}")
