@@ -155,7 +155,8 @@ def plan_of(args: FinetuneArgs, num_rows: int, processes: int) -> Plan:
     """Say how many steps the training takes, and at which rates."""
     cycle = (("learn", 1),)
     per_epoch = steps_per_epoch(num_rows, args.batch_size * args.gradient_accumulation_steps * processes, cycle)
-    return Plan(cycle, per_epoch, args.num_epochs, args.warmup_epochs, args.max_steps)
+    rates = args.warmup_epochs, args.max_steps, args.warmup_steps, args.lr_schedule
+    return Plan(cycle, per_epoch, args.num_epochs, *rates)
 
 
 def rows_to_learn(args: FinetuneArgs) -> list[Row]:
