@@ -30,6 +30,7 @@ from dualoptim.models.limits import answered_at_once, check_padding, keeps_apart
 from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast, is_coarse
 from dualoptim.models.measured import chosen, how_measured
 from dualoptim.models.packing import BLOCKWISE
+from dualoptim.models.places import takes_places
 from dualoptim.models.sharding import divides, is_divided, load_divided, settle, whole_shape
 from dualoptim.models.weights import check_loaded, no_load_report
 
@@ -211,11 +212,12 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
         # other kernels take no mask for whole texts, and flash-attention would fail on the GPU for good
         masked = model.config._attn_implementation in ("sdpa", BLOCKWISE)
         shares = row > 0 and masked and keeps_apart(model, row, args.max_length, share=True)
+        told = row > 0 and takes_places(model)
         if not row:
             check_padding(model, args.model)
     if args.packing and not row:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
-    layout = Layout(accelerator.device, row > 0, shares, row)
+    layout = Layout(accelerator.device, row > 0, shares, row, told)
     return LoadedModel(model, formatter, template, accelerator, layout, Answering(positions, together), divided=divided)
 
 

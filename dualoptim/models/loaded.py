@@ -18,6 +18,7 @@ from dualoptim.data.prompts import Example, Formatter
 from dualoptim.data.stream import Stream
 from dualoptim.method.scores import Batch, Reference, score
 from dualoptim.models.adapter import base_of
+from dualoptim.models.places import places_of
 from dualoptim.models.sharding import can_divide, computes_in_half, own_share, whole_tensors
 from dualoptim.models.together import in_step, shared
 
@@ -30,13 +31,14 @@ class Layout:
     packed: bool  # end to end in one row, or one row each
     shares: bool = False  # packed texts may have the tokens in common that they begin with
     row: int | None = None  # tokens that a packed row has at most; texts that have more together get one row each
+    told: bool = False  # the kernel is told where texts lie in a packed row
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Lay out the batch, on the device."""
         if self.packed:
             batch = pack(examples, self.shares)
             if self.row is None or batch.input_ids.shape[1] <= self.row:
-                return batch.to(self.device)
+                return replace(batch, places=places_of(examples) if self.told else {}).to(self.device)
         return pad(examples).to(self.device)
 
 
