@@ -134,14 +134,14 @@ class Gumbel(LogitsProcessor):
     Every sequence has noise of its own, from its seed, so that what is drawn does not depend on what it is batched with.
     """
 
-    def __init__(self, seeds: Sequence[int], start: int, temperature: float) -> None:
-        """Take each sequence's seed, and the length of what they go on from as `start`."""
-        self._seeds, self._start, self._temperature = torch.tensor(seeds), start, temperature
+    def __init__(self, seeds: Sequence[int], starts: int | Sequence[int], temperature: float) -> None:
+        """Take each sequence's seed, and the length of what they go on from, of all or of each, as `starts`."""
+        self._seeds, self._starts, self._temperature = torch.tensor(seeds), torch.tensor(starts), temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Divide logits [B, V] by the temperature, and add noise."""
-        self._seeds = self._seeds.to(scores.device)
-        noise = gumbel(self._seeds, input_ids.shape[1] - self._start, scores.shape[-1])
+        self._seeds, self._starts = self._seeds.to(scores.device), self._starts.to(scores.device)
+        noise = gumbel(self._seeds, input_ids.shape[1] - self._starts, scores.shape[-1])
         return scores / self._temperature + noise.to(scores.dtype)
 
 

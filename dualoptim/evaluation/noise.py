@@ -24,8 +24,8 @@ def mixed(values: Tensor) -> Tensor:
     return values
 
 
-def gumbel(seeds: Tensor, positions: Tensor | int, vocabulary: int) -> Tensor:
-    """Draw Gumbel noise [B, V] in float64 for the tokens at `positions` [B] of answers with `seeds` [B], on their device.
+def gumbel(seeds: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
+    """Draw Gumbel noise [B, V] in float64 for tokens at `positions` ([B], or one) of answers with `seeds` [B], on their device.
 
     Ids are hashed in 32 bits, which processors do fastest (the constants are Chris Wellons' lowbias32), with both halves of a
     hash in 64 bits of seed and position.

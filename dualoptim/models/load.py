@@ -25,6 +25,7 @@ from dualoptim.data.demo import tiny_model
 from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_adapter
+from dualoptim.models.hashing import loaded_from
 from dualoptim.models.launch import say
 from dualoptim.models.limits import answered_at_once, check_padding, keeps_apart, last_position, packed_row
 from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast, is_coarse
@@ -131,6 +132,8 @@ def load_model(
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
+    if base == args.model and not quantization:
+        loaded_from(model, source)
     if base != args.model:
         model = load_adapter(model, args.model, learner)
     elif learner:

@@ -27,8 +27,9 @@ from dualoptim.method.device import sent
 from dualoptim.method.kernels import kept
 from dualoptim.method.objectives import Objective
 from dualoptim.method.scores import Batch, Reference, TokenScores, score
+from dualoptim.models.hashing import weights_hash
 from dualoptim.models.launch import is_sharded, say
-from dualoptim.models.loaded import LoadedModel, Use, autocast, weights_hash
+from dualoptim.models.loaded import LoadedModel, Use, autocast
 from dualoptim.models.sharding import Share, bare, can_divide
 from dualoptim.models.store import Store, text_key
 from dualoptim.models.together import wait
