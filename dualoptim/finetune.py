@@ -23,9 +23,9 @@ from dualoptim.data.stream import ExampleBuilder, Stream
 from dualoptim.data.tofu import tofu_source
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.method.adamw import adamw
-from dualoptim.method.loop import Phase, Term
 from dualoptim.method.objectives import Objective, negative_log_likelihood
 from dualoptim.method.schedule import Plan, steps_per_epoch
+from dualoptim.method.window import Phase, Term
 from dualoptim.models.adapter import adapter_settings
 from dualoptim.models.checkpoint import discard_after, finished_log, read_log
 from dualoptim.models.export import export_model

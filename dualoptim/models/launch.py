@@ -28,7 +28,8 @@ from dualoptim.method.dual import MakeOptimizer
 from dualoptim.method.engine import Engine, prepare
 from dualoptim.method.groups import decay_groups
 from dualoptim.models.buckets import sized
-from dualoptim.models.loaded import LoadedModel, weights_changed
+from dualoptim.models.hashing import weights_changed
+from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.masters import keep, restore
 from dualoptim.models.sharding import divides, hand_over, zero_of
 from dualoptim.models.together import shared

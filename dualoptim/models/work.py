@@ -12,10 +12,10 @@ from dualoptim.data.prompts import Example
 from dualoptim.data.rows import Row
 from dualoptim.data.stream import ExampleBuilder, Stream
 from dualoptim.errors import InputError
-from dualoptim.method.loop import Phase, Term
 from dualoptim.method.objectives import FORGET, PUBLISHED_LAYER, RETAIN, Objective, split_objectives
 from dualoptim.method.schedule import Cycle, Plan, steps_per_epoch
 from dualoptim.method.scores import score
+from dualoptim.method.window import Phase, Term
 from dualoptim.models.loaded import LoadedModel, MicroBatches
 from dualoptim.models.reference import Frozen, check_reference
 
