@@ -4,6 +4,7 @@ Where it does not fit, the same arithmetic finds the launches and flags with whi
 """
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from accelerate import Accelerator, DistributedType
 
@@ -138,6 +139,15 @@ def advise(plan: MemoryPlan, args: UnlearnArgs) -> str:
     return "\n".join(["what would fit, best first:", *found]) if found else "no launch of accelerate_configs/ would fit"
 
 
+def advise_bf16(machine: Machine) -> str:
+    """Say that a launch on a CPU would be faster with 16-bit products, where the CPU has units for them."""
+    info = Path("/proc/cpuinfo")  # as Linux has it: avx512_bf16, amx_bf16 on Intel's and AMD's, bf16 on ARM's
+    units = {"avx512_bf16", "amx_bf16", "bf16"} & set(info.read_text().split() if info.exists() else ())
+    if machine.on_cuda or machine.half or not units:
+        return ""
+    return f"\nthis CPU has units for bf16 ({', '.join(sorted(units))}): with --mixed_precision bf16 steps are likely faster"
+
+
 def dry_run(args: UnlearnArgs) -> MemoryPlan:
     """Print the memory plan of `args` in this launch, and return it.
 
@@ -146,7 +156,8 @@ def dry_run(args: UnlearnArgs) -> MemoryPlan:
     """
     accelerator = start_accelerator(args)
     result = plan(args, accelerator)
-    say(accelerator, describe(result, args) + ("" if result.fits else f"\n{advise(result, args)}"))
+    advice = "" if result.fits else f"\n{advise(result, args)}"
+    say(accelerator, describe(result, args) + advice + advise_bf16(result.machine))
     return result
 
 
