@@ -17,10 +17,11 @@ from dualoptim.config.args import FinetuneArgs
 from dualoptim.config.cli import main
 from dualoptim.config.saved import write_config
 from dualoptim.config.values import expect
+from dualoptim.data.benchmark import Benchmark
 from dualoptim.data.identity import prompts_hash, rows_hash
 from dualoptim.data.rows import Row
 from dualoptim.data.stream import ExampleBuilder, Stream
-from dualoptim.data.tofu import tofu_source
+from dualoptim.data.tofu import TofuSource, tofu_source
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.method.adamw import adamw
 from dualoptim.method.objectives import Objective, negative_log_likelihood
@@ -70,8 +71,11 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
 
 def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> FinetuneResult:
     # ---- read and check everything, before anything is written
-    rows = rows_to_learn(args)
+    source = Benchmark(args) if args.benchmark else tofu_source(args.data_source)
+    rows_to_learn(args, source)  # what is wrong with the data shows before a model is loaded
     loaded = load_model(args, accelerator)
+    source.cut(loaded.formatter)
+    rows = rows_to_learn(args, source)
     args = replace(args, **adapter_settings(loaded.model), save_dtype=loaded.saved_type(args))
     loaded.formatter.check(rows)
     plan, resolved, model = plan_of(args, len(rows), accelerator.num_processes), loaded.resolved(args), folder / "model"
@@ -159,13 +163,12 @@ def plan_of(args: FinetuneArgs, num_rows: int, processes: int) -> Plan:
     return Plan(cycle, per_epoch, args.num_epochs, *rates)
 
 
-def rows_to_learn(args: FinetuneArgs) -> list[Row]:
-    """Read the rows of `--splits`; with `--tasks` only those of these tasks and those of none.
+def rows_to_learn(args: FinetuneArgs, source: TofuSource | Benchmark) -> list[Row]:
+    """Give the rows of `--splits`; with `--tasks` only those of these tasks and those of none.
 
     Raises:
         InputError: if a split is unknown or cannot be read, or has none of these tasks.
     """
-    source = tofu_source(args.data_source)
     rows = [row for split in args.splits for row in source.rows(split)]
     missing = set(args.tasks) - {row.task for row in rows}
     if missing:
