@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from dualoptim.data.batches import in_length_order
-from dualoptim.data.rows import Row
+from dualoptim.data.rows import Asking, Row
 from dualoptim.evaluation.noise import gumbel, seed_of
 from dualoptim.evaluation.scoring import ScoringPass, Share
 from dualoptim.models.limits import continue_greedily
@@ -29,12 +29,15 @@ class Continuation:
     """Tokens that the model goes on from, the text that it should give, and that text's tokens, the end among them.
 
     The first `agreed` of these are what it answers by itself: the teacher-forced pass has found each to be its first choice.
+    It answers `tokens` at most (None: --max-new-tokens), up to the first of each of the words `stop`, one after the other.
     """
 
     ids: list[int]
     wanted: str
     answer: list[int]
     agreed: int = 0
+    tokens: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 def continuation(loaded: LoadedModel, row: Row, correct: Sequence[bool] = ()) -> Continuation:
@@ -42,14 +45,15 @@ def continuation(loaded: LoadedModel, row: Row, correct: Sequence[bool] = ()) ->
 
     `correct` says which tokens of the row's own text are the model's first choice.
     """
-    example = loaded.formatter.example(row.question, row.answer)
+    example = loaded.formatter.of_row(row, row.answer)
     start, wanted = example.start, row.answer
     if row.question is None:  # a passage is continued from its middle
         start = max(start, len(example.ids) // 2)
         wanted = loaded.tokenizer.decode(example.ids[start:], skip_special_tokens=True).strip()
     flags = correct[start - example.start :]
     agreed = next((n for n, right in enumerate(flags) if not right), len(flags))
-    return Continuation(example.ids[:start], wanted, example.ids[start:], agreed)
+    asking = row.asking or Asking()
+    return Continuation(example.ids[:start], wanted, example.ids[start:], agreed, asking.tokens, asking.stop)
 
 
 @torch.no_grad()
@@ -65,7 +69,9 @@ def generate(
     loaded, ends = scoring.loaded, end_tokens(scoring.loaded)
     plain = not processor and not suppressed_tokens(loaded)
     bound = loaded.answering.positions
-    limits = [min([scoring.args.max_new_tokens, *([] if bound is None else [bound - len(one.ids)])]) for one in continuations]
+    limits = [one.tokens or scoring.args.max_new_tokens for one in continuations]
+    if bound is not None:
+        limits = [min(limit, bound - len(one.ids)) for limit, one in zip(limits, continuations, strict=True)]
     answers = [
         _cut_at_end(one.answer[: one.agreed if plain else 0], ends, limit)
         for one, limit in zip(continuations, limits, strict=True)
@@ -88,7 +94,15 @@ def generate(
                     answers[n] = _cut_at_end(answers[n] + new, ends, limits[n])
                 bar.update(len(batch))
     texts = [answer[:-1] if answer and answer[-1] in ends else answer for answer in answers]  # an end may be ordinary text
-    return [text.strip() for text in loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)]
+    decoded = loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)
+    return [before_stop(text, one.stop).strip() for text, one in zip(decoded, continuations, strict=True)]
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """Keep what stands before the first of each word, one word after the other: a later one is looked for in what is left."""
+    for word in stop:
+        text = text.partition(word)[0]
+    return text
 
 
 def _greedy(loaded: LoadedModel, known: list[list[int]], tokens: int, processor: LogitsProcessor | None) -> list[list[int]]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dualoptim.config.args import MeasureArgs
 from dualoptim.data.prompts import Example
-from dualoptim.data.rows import HOLDOUT, Row
+from dualoptim.data.rows import HOLDOUT, MEMBERS, Row
 from dualoptim.evaluation.judges import Judges
 from dualoptim.evaluation.membership import membership_scores, min_k, without_end
 from dualoptim.method.scores import TokenScores, score
@@ -26,8 +26,8 @@ from dualoptim.models.loaded import LoadedModel
 OPTION_SETS = ("real_authors", "world_facts")
 """Sets with short answers, whose probability is normalized over the options and whose answer is its own paraphrase."""
 
-MEMBERSHIP_SETS = ("forget", HOLDOUT)
-"""What membership attacks try to tell apart."""
+MEMBERSHIP_SETS = ("forget", MEMBERS, HOLDOUT)
+"""What membership attacks try to tell apart: the last from the members, which without a set of their own are the first."""
 
 Share = Sequence[tuple[int, Row]]
 """The rows that one process scores, each with its number in the set."""
@@ -77,13 +77,13 @@ class ScoringPass:
 
     def examples(self, row: Row) -> list[Example]:
         """Tokenize all texts of a row, its own answer first."""
-        return [self.loaded.formatter.example(row.question, text) for text in row.texts()]
+        return [self.loaded.formatter.of_row(row, text) for text in row.texts()]
 
     def losses(self, name: str, rows: Sequence[Row]) -> list[float]:
         """Compute the loss per token of every scored row's own answer."""
 
         def compute(share: Share) -> list[float]:
-            texts = [[self.loaded.formatter.example(row.question, row.answer)] for _, row in share]
+            texts = [[self.loaded.formatter.of_row(row, row.answer)] for _, row in share]
             return [scores[0].loss for scores in self.score_texts(f"reference {name}", texts)]
 
         return self.shared_out(rows, compute)

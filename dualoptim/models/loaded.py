@@ -126,7 +126,7 @@ class LoadedModel:
     def resolved(self, args: CommonArgs) -> dict[str, Any]:
         """Give every argument as this run resolved it, readable by `--config`, and how many processes it has."""
         settings = to_dict(args) | {
-            "data": None if getattr(args, "forget_file", None) else args.data_source,
+            "data": args.data if getattr(args, "forget_file", None) or args.benchmark else args.data_source,
             "template": self.template,
             "output_dir": str(args.output_dir),
             "processes": self.accelerator.num_processes,

@@ -27,6 +27,7 @@ from dualoptim.method.device import sent
 from dualoptim.method.kernels import kept
 from dualoptim.method.objectives import Objective
 from dualoptim.method.scores import Batch, Reference, TokenScores, score
+from dualoptim.models.adapter import without_adapter
 from dualoptim.models.hashing import weights_hash
 from dualoptim.models.launch import is_sharded, say
 from dualoptim.models.loaded import LoadedModel, Use, autocast
@@ -165,7 +166,7 @@ class Tail:
         Raises:
             InputError: if it does not.
         """
-        model = loaded.model.get_base_model() if hasattr(loaded.model, "peft_config") else loaded.model
+        model = without_adapter(loaded.model)
         own, batch = model.get_output_embeddings(), loaded.batch([Example([1, 2, 3], 1)])
         head = bare(own) if loaded.divided else own
         with torch.no_grad(), _evaluating(loaded.model), loaded.autocast():
