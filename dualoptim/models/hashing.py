@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dualoptim.models.sharding import is_divided, own_share, whole_tensors
 
-KIND = "v2"  # the first was one hash over all bytes, which took a single core half a minute of a model with 7B weights
+KIND = "v2"  # the first was one hash over all bytes, which no second core can share
 _THREADS = min(8, os.cpu_count() or 1)  # as many tensors lie on the host at once
 
 _Places = list[tuple[str, int, int]]
