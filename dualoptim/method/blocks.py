@@ -12,6 +12,7 @@ from torch import Tensor
 
 BLOCK = 256  # values that share one scale
 CELLS = 2**16
+_HALF = torch.tensor(0.5)
 
 
 @functools.cache
@@ -53,6 +54,6 @@ def write(value: Tensor, in_bytes: Tensor, scale: Tensor, signed: bool = True) -
         if len(scale[own]):
             blocks = values[part].view(len(scale[own]), -1)
             largest = torch.amax(blocks.abs(), 1, out=scale[own])
-            cells = (blocks * largest.reciprocal()[:, None]).add_(1).mul_((CELLS - 1) / 2).add_(0.5)
+            cells = torch.add(_HALF, (blocks * largest.reciprocal()[:, None]).add_(1), alpha=(CELLS - 1) / 2)
             cells.nan_to_num_(0.0, CELLS - 1, 0.0)  # 0 / 0 in a block of zeros
             torch.index_select(_nearest(signed), 0, cells.view(-1).to(torch.int32), out=found[part])
