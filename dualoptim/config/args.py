@@ -155,8 +155,14 @@ class TrainArgs(CommonArgs):
     """Decay rates of Adam's two moments, each from 0 up to but not 1. torch's default, as published."""
     max_grad_norm: Annotated[float, Flag("steps", at_least=0, shown=True)] = 1.0
     """Clip the gradient of a step to this norm; 0 switches clipping off. 1.0 as in the published runs."""
+    lr_schedule: Annotated[Literal["published", "linear", "constant", "cosine"], Flag("steps", shown=True)] = "published"
+    """How the rate goes on after its linear warm-up, over the steps of all phases. published: a linear decay in which no step,
+    of the warm-up neither, has rate zero. linear, constant, cosine (half a period): those of transformers, whose warm-up begins
+    with a step of rate zero."""
     warmup_epochs: Annotated[float, Flag("steps", at_least=0)] = 1.0
-    """Epochs of linear warm-up before the linear decay. 1 as published."""
+    """Epochs of linear warm-up. 1 as published; 0 has none."""
+    warmup_steps: Annotated[int | None, Flag("steps", at_least=0)] = None
+    """Steps of linear warm-up, in place of epochs."""
     gradient_checkpointing: Annotated[bool, Flag("memory", "speed")] = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
     optim_bits: Annotated[Literal[32, 8], Flag("memory", shown=True)] = 32

@@ -79,6 +79,9 @@ def _measure(args: MeasureArgs) -> Iterator[str]:
 
 
 def _train(args: TrainArgs) -> Iterator[str]:
+    if args.warmup_steps is not None and _is_given(args, "warmup_epochs"):
+        default = f"{flag_name('warmup_epochs')} {default_of(type(args), 'warmup_epochs'):g}"
+        yield f"{_typed(args, 'warmup_steps')} takes the place of {_typed(args, 'warmup_epochs')}; drop it, or give {default}"
     if args.state_bits == 8 and not _is_installed("bitsandbytes"):
         yield "--optim-bits 8 needs the package bitsandbytes; pip install bitsandbytes"
     if args.quantize_embeddings and args.state_bits != 8:

@@ -1,6 +1,9 @@
 """Compute ROUGE-L recall of texts in any script; on Latin letters it is `rouge_score`'s to the digit."""
 
+import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -23,11 +26,25 @@ _TOKEN = regex.compile(
 )
 
 
+@contextmanager
+def _without_sklearn() -> Iterator[None]:
+    """Have nltk leave out its wrapper of scikit-learn, which would bring that and pandas: a second, and 100 MB a process."""
+    if "sklearn" in sys.modules:
+        yield
+        return
+    sys.modules["sklearn"] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        yield
+    finally:
+        del sys.modules["sklearn"]
+
+
 class _Words:
     """Splits texts into words, and into characters where a script puts no spaces between words."""
 
     def __init__(self) -> None:
-        from nltk.stem.porter import PorterStemmer  # brings scikit-learn and pandas: a second, and 100 MB
+        with _without_sklearn():
+            from nltk.stem.porter import PorterStemmer
 
         self._stem = PorterStemmer().stem
 
@@ -50,7 +67,8 @@ class _Characters:
 
 @cache
 def _rouge(kind: type) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
+    with _without_sklearn():
+        from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], tokenizer=kind())
 

