@@ -48,7 +48,7 @@ class SharedStateOptimizer(Optimizer):
             raise ValueError(f"unknown phase {phase!r}; choose from forget, retain")
         for group in self.param_groups:
             group |= {"phase": phase} | ({} if lr is None else {"lr": lr})
-        self.largest_update = torch.zeros(())
+        self.largest_update = torch.zeros_like(self.largest_update)  # where it is
 
     @torch.no_grad()
     def materialize(self) -> None:
@@ -83,12 +83,14 @@ class SharedStateOptimizer(Optimizer):
         """Update one parameter and its moments; `many`: in a step that is worth a kernel."""
         state, (keys, _) = self.state[parameter], self._keys(group)
         rule = self._rule._replace(bounded=bool(group.get("max_update")))
+        written = fused.as_written(rule)
         kernel = fused.compiled(rule, parameter.device) if many else None
-        move = kernel or fused.as_written(rule)
         in_bytes = [key for key in keys if f"{key}_scale" in state]
         self.largest_update = self.largest_update.to(parameter.device)
         for weights, gradient, own in pieces(parameter, state, whole=kernel is not None and not in_bytes):
             moments = {key: read(own[key], own[f"{key}_scale"]) if key in in_bytes else own[key] for key in keys}
+            flat = weights.dim() == 1 and len(weights) > 1  # for another kind of shape a kernel would be compiled again
+            move = kernel if kernel and flat else written
             move(weights, gradient, [*moments.values()], factors, self.largest_update)
             for key in in_bytes:
                 write(moments[key], own[key], own[f"{key}_scale"])
@@ -100,8 +102,8 @@ class SharedStateOptimizer(Optimizer):
         self.state.clear()
         for parameter, index in zip(parameters, indices, strict=True):
             for key, value in state_dict["state"].get(index, {}).items():
-                is_counter = key.endswith("step")
-                self.state[parameter][key] = value.clone() if is_counter else value.to(parameter.device, copy=True)
+                # counters are for the host, which would wait for those of another device
+                self.state[parameter][key] = value.to("cpu" if key.endswith("step") else parameter.device, copy=True)
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group |= {key: value for key, value in saved.items() if key != "params"}
 
