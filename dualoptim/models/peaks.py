@@ -109,8 +109,8 @@ def stepping(shape: Shape, division: Division, demand: Demand) -> Parts:
         gradients = part + min(part, 4 * division.sub_group)  # one sub-group is flattened once more
     buffers = gathered(shape, division) if division.divides else 0  # layers stay as they are
     piece = min(LARGE_PIECE if division.on_cuda and not division.offload else PIECE, shape.largest)
-    if division.fsdp:  # its tensors cannot be cut
-        piece = division.share(shape.largest)
+    if division.fsdp:  # of whose tensors a process has a part
+        piece = min(piece, division.share(shape.largest))
     widened = 4 if demand.moments.in_bytes else 0  # moments in bytes are read into float32
     return Parts(gradients=gradients, buffers=buffers + (4 * piece * (BY_HAND + widened) if demand.by_hand else 0))
 

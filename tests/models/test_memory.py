@@ -143,7 +143,7 @@ def test_an_update_that_is_written_out_holds_four_values_of_a_piece():
     here, there = (stepping(shape, Division(on_cuda=on_cuda), plus).buffers for on_cuda in (False, True))
     assert (here, there) == (4 * 4 * PIECE, 4 * 4 * LARGE_PIECE)
     divided = stepping(shape, Division(processes=4, fsdp=True), plus)
-    assert divided.buffers == 4 * 4 * 2**28 + 4 * (500 + 2 * 300)  # its tensors cannot be cut, and layers stay gathered
+    assert divided.buffers == 4 * 4 * PIECE + 4 * (500 + 2 * 300)  # and layers stay gathered
 
 
 def test_an_evaluation_by_hand():
