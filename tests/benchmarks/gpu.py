@@ -482,7 +482,7 @@ def row(number: int, line: Line, bench: Bench) -> str:
             text, holds = line.measure(bench)
         except Exception as error:
             traceback.print_exc()
-            text, holds = f"{type(error).__name__}: {str(error).strip().splitlines()[-1:]}", False
+            text, holds = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}", False
     said = {True: "yes", False: "**no**", None: ""}[holds]
     text = text.replace("|", "/").replace("\n", " ")
     return f"| {number} | {line.title} | {line.expected} | {text} | {said} | {time.time() - started:.0f} s |"

@@ -23,9 +23,9 @@ def bench(tiny, tmp_path) -> Bench:
 
 
 @pytest.fixture
-def args(tiny, tmp_path, sixteen_bits) -> UnlearnArgs:
+def args(bench, sixteen_bits) -> UnlearnArgs:
     """A run of a few steps in this process, in bf16."""
-    return UnlearnArgs(**{**Bench(tmp_path, "cuda", "demo").fields(), "model": str(tiny), "learning_rates": (1e-4,)})
+    return UnlearnArgs(**{**bench.fields(), "learning_rates": (1e-4,)})
 
 
 def losses(args, **changes):
