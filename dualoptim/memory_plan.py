@@ -12,7 +12,7 @@ from dualoptim.config.args import UnlearnArgs
 from dualoptim.config.cli import main
 from dualoptim.errors import InputError
 from dualoptim.models.launch import say, start_accelerator
-from dualoptim.models.launches import ZERO, Machine, choices, enough_processes, planned
+from dualoptim.models.launches import Machine, choices, enough_processes, planned
 from dualoptim.models.measured import GIB, memory_of
 from dualoptim.models.memory import Division, Parts, Shape
 from dualoptim.models.peaks import Phase
@@ -83,18 +83,17 @@ def division_of(accelerator: Accelerator) -> Division:
             "launch it with offload_optimizer_device none or cpu and offload_param_device none"
         )
 
-    def number(key: str, default: int) -> int:
-        value = zero.get(key, default)
-        return int(default if value == "auto" else value)
+    def number(key: str) -> int:
+        return 0 if zero.get(key, "auto") == "auto" else int(zero[key])
 
     return replace(
         here,
         deepspeed=True,
         stage=int(zero["stage"]),
         offload=where == "cpu",
-        bucket=number("reduce_bucket_size", ZERO.bucket),
-        live=number("stage3_max_live_parameters", ZERO.live),
-        sub_group=number("sub_group_size", ZERO.sub_group),
+        bucket=number("reduce_bucket_size"),
+        live=number("stage3_max_live_parameters"),
+        sub_group=number("sub_group_size"),
     )
 
 

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from dualoptim.atomic import beside, remove
 from dualoptim.config.args import CommonArgs, FinetuneArgs, TrainArgs
 from dualoptim.data.identity import prompts_hash
+from dualoptim.data.tofu import tofu_source
 from dualoptim.finetune import learn, plan_of, rows_to_learn
 from dualoptim.models.export import export_model
 from dualoptim.models.launch import decided, release, say
@@ -55,7 +56,8 @@ def teach_demo(loaded: LoadedModel, args: TrainArgs, folder: Path) -> None:
     say(accelerator, "then it is made to forget one author.")
     shared = {field.name: getattr(args, field.name) for field in fields(CommonArgs)}
     recipe = FinetuneArgs(**shared, seed=args.seed, **DEMO_RECIPE)
-    rows, card = rows_to_learn(recipe), model_card(recipe, "which knows the demo's facts")
+    rows = rows_to_learn(recipe, tofu_source(recipe.data_source))
+    card = model_card(recipe, "which knows the demo's facts")
     decides = [card, prompts_hash(rows, loaded.formatter), loaded.weights_hash(), *_circumstances(accelerator)]
     name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
     if decided(accelerator, lambda: _take(name, folder)):

@@ -14,7 +14,8 @@ from dualoptim.config.args import MeasureArgs
 from dualoptim.data.batches import in_length_order
 from dualoptim.data.own import load_refusals
 from dualoptim.errors import InputError, blamed
-from dualoptim.models.loaded import precision_of, weights_hash
+from dualoptim.models.hashing import weights_hash
+from dualoptim.models.loaded import precision_of
 from dualoptim.models.weights import check_loaded, no_load_report
 
 _TEXTS_AT_ONCE = 32
