@@ -40,8 +40,10 @@ def against_first(title: str, contestants: dict[str, Contestant], rounds: int) -
         speed = spread([theirs / own for theirs, own in pairs])
         seconds = statistics.median(one.cycle_seconds()) / 2
         peak, theirs = one.last["peak"], first.last["peak"]
+        worked = statistics.median(first.worked) / statistics.median(one.worked)
         print(
             f"  {name:<34} {seconds:7.3f} s a step {first.tokens() / 2 / seconds:8.0f} tokens/s   speed {speed:<22}"
+            f" in CPU seconds {worked:.2f}"
             f" peak {peak / 1e9:5.2f} GB, {peak / theirs:.2f}",
             flush=True,
         )
