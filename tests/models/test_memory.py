@@ -98,8 +98,8 @@ def test_what_lies_there_throughout_by_hand(division, device, host):
 def test_frozen_weights_in_four_bits_by_hand():
     shape = dataclasses.replace(SHAPE, frozen=20_000, packable=16_384)
     packed = 16_384 // 2 + 16_384 // 64 + 4  # two a byte, a byte of scale for 64 of them, and a float32 for 256 scales
-    assert frozen_bytes(shape, Division(half=True), in_4bit=True) == packed + 2 * (20_000 - 16_384)
-    assert frozen_bytes(shape, Division(half=True), in_4bit=False) == 2 * 20_000
+    assert frozen_bytes(shape, Division(half=True), dataclasses.replace(DUAL, in_4bit=True)) == packed + 2 * (20_000 - 16_384)
+    assert frozen_bytes(shape, Division(half=True), DUAL) == 2 * 20_000
 
 
 @pytest.mark.parametrize(
