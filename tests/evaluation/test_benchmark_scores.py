@@ -79,7 +79,9 @@ def test_one_value_of_zero_makes_lumes_aggregate_zero(lume, shared):
     oracle, compute, losses = lume
     expected = oracle["cases"]["forget_Task2_qa_all_exact_and_mia_swapped"]
     rows = [
-        row | {"generation": answer_of(shared, row)} if (row["set"], row["task"], row["kind"]) == ("forget", "Task2", "qa") else row
+        row | {"generation": answer_of(shared, row)}
+        if (row["set"], row["task"], row["kind"]) == ("forget", "Task2", "qa")
+        else row
         for row in oracle["rows"]
     ]
     swapped = {"members": losses["holdout"], "holdout": losses["members"]}
@@ -165,7 +167,10 @@ def test_every_formula_of_the_package_can_be_read(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scores": {"all": ScoreOf("mean(forget.rouge)")}}, "scores.all has 'forget.rouge'; take a score above it, or SET.METRIC"),
+        (
+            {"scores": {"all": ScoreOf("mean(forget.rouge)")}},
+            "scores.all has 'forget.rouge'; take a score above it, or SET.METRIC",
+        ),
         ({"scores": {"all": ScoreOf("forget.probability +")}}, "scores.all.of is 'forget.probability +' (it cannot be read)"),
         ({"scores": {"all": ScoreOf("1", instead_of="none")}}, "scores.all.instead_of is 'none'; name a score above it"),
         ({"rows": {"forget": RowsOf("f.jsonl", metrics=("bleu",))}}, "rows.forget.metrics has 'bleu'; take rouge_1_recall"),
