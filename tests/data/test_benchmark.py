@@ -180,5 +180,5 @@ def test_what_needs_a_folder_says_where_its_files_are():
         InputError, match=r"--benchmark lume needs its files; give their folder with --data. It is data/ of github"
     ):
         Benchmark(UnlearnArgs(model="none", benchmark="lume"))
-    with pytest.raises(InputError, match="--data nowhere: no such folder; give the one that has forget.jsonl"):
+    with pytest.raises(InputError, match=r"--data nowhere: no such folder; give the one that has forget.jsonl"):
         opened("lume", "nowhere")

@@ -88,7 +88,7 @@ def test_mistakes_are_named(own, text, message):
 
 
 def test_a_name_that_there_is_not_lists_those_that_there_are():
-    with pytest.raises(InputError, match="--benchmark lme: no such benchmark; take lume, muse-books, .* or give a .yaml file"):
+    with pytest.raises(InputError, match=r"--benchmark lme: no such benchmark; take lume, muse-books, .* or give a .yaml file"):
         read_declaration("lme")
     with pytest.raises(InputError, match=r"--benchmark none.yaml: cannot be read|none.yaml"):
         read_declaration("none.yaml")

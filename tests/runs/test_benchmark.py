@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import dualoptim.data
-
 from dualoptim import EvalArgs, FinetuneArgs, InputError, SweepArgs, UnlearnArgs, run
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation.summary import Summary
@@ -79,6 +78,7 @@ def test_lume_in_one_command(lume, tiny, tmp_path):
     assert "AILS-NTUA, 7B" in page
     sweep(SweepArgs(**args | {"forget_losses": ("GA+GD", "NPO+GD")}, **same, output_dir=str(tmp_path / "sweep")))
     assert "benchmark_final_score_without_mmlu" in (tmp_path / "sweep" / "results.csv").read_text()
+    assert "benchmark final score without mmlu" in (tmp_path / "sweep" / "methods.md").read_text()
 
 
 def test_muse_in_a_sequence_of_parts(tiny, tmp_path):
