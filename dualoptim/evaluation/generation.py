@@ -11,16 +11,14 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from dualoptim.data.batches import in_length_order
-from dualoptim.data.rows import Row
-from dualoptim.data.stream import seeded
+from dualoptim.data.rows import Asking, Row
+from dualoptim.evaluation.noise import gumbel, seed_of
 from dualoptim.evaluation.scoring import ScoringPass, Share
 from dualoptim.models.limits import continue_greedily
 from dualoptim.models.loaded import LoadedModel
 
 _SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 """Settings of a model's own `generation_config` that name tokens which it never answers, or never begins with."""
-
-_SEED = 0  # of sampled answers: not the training's
 
 MakeProcessor = Callable[[list[int], int], LogitsProcessor]
 """Makes what changes the logits of a batch, from its continuations' numbers and the length of what they go on from."""
@@ -31,12 +29,15 @@ class Continuation:
     """Tokens that the model goes on from, the text that it should give, and that text's tokens, the end among them.
 
     The first `agreed` of these are what it answers by itself: the teacher-forced pass has found each to be its first choice.
+    It answers `tokens` at most (None: --max-new-tokens), up to the first of each of the words `stop`, one after the other.
     """
 
     ids: list[int]
     wanted: str
     answer: list[int]
     agreed: int = 0
+    tokens: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 def continuation(loaded: LoadedModel, row: Row, correct: Sequence[bool] = ()) -> Continuation:
@@ -44,14 +45,15 @@ def continuation(loaded: LoadedModel, row: Row, correct: Sequence[bool] = ()) ->
 
     `correct` says which tokens of the row's own text are the model's first choice.
     """
-    example = loaded.formatter.example(row.question, row.answer)
+    example = loaded.formatter.of_row(row, row.answer)
     start, wanted = example.start, row.answer
     if row.question is None:  # a passage is continued from its middle
         start = max(start, len(example.ids) // 2)
         wanted = loaded.tokenizer.decode(example.ids[start:], skip_special_tokens=True).strip()
     flags = correct[start - example.start :]
     agreed = next((n for n, right in enumerate(flags) if not right), len(flags))
-    return Continuation(example.ids[:start], wanted, example.ids[start:], agreed)
+    asking = row.asking or Asking()
+    return Continuation(example.ids[:start], wanted, example.ids[start:], agreed, asking.tokens, asking.stop)
 
 
 @torch.no_grad()
@@ -67,7 +69,9 @@ def generate(
     loaded, ends = scoring.loaded, end_tokens(scoring.loaded)
     plain = not processor and not suppressed_tokens(loaded)
     bound = loaded.answering.positions
-    limits = [min([scoring.args.max_new_tokens, *([] if bound is None else [bound - len(one.ids)])]) for one in continuations]
+    limits = [one.tokens or scoring.args.max_new_tokens for one in continuations]
+    if bound is not None:
+        limits = [min(limit, bound - len(one.ids)) for limit, one in zip(limits, continuations, strict=True)]
     answers = [
         _cut_at_end(one.answer[: one.agreed if plain else 0], ends, limit)
         for one, limit in zip(continuations, limits, strict=True)
@@ -90,7 +94,15 @@ def generate(
                     answers[n] = _cut_at_end(answers[n] + new, ends, limits[n])
                 bar.update(len(batch))
     texts = [answer[:-1] if answer and answer[-1] in ends else answer for answer in answers]  # an end may be ordinary text
-    return [text.strip() for text in loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)]
+    decoded = loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)
+    return [before_stop(text, one.stop).strip() for text, one in zip(decoded, continuations, strict=True)]
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """Keep what stands before the first of each word, one word after the other: a later one is looked for in what is left."""
+    for word in stop:
+        text = text.partition(word)[0]
+    return text
 
 
 def _greedy(loaded: LoadedModel, known: list[list[int]], tokens: int, processor: LogitsProcessor | None) -> list[list[int]]:
@@ -120,7 +132,7 @@ def sample(scoring: ScoringPass, rows: Sequence[Row], samples: int, temperature:
     """Draw `samples` answers to every scored row of the forget set."""
 
     def compute(share: Share) -> list[list[str]]:
-        seeds = [(index, draw) for index, _ in share for draw in range(samples)]
+        seeds = [seed_of("sample", index, draw) for index, _ in share for draw in range(samples)]
         repeated = [one for _, row in share for one in [continuation(scoring.loaded, row)] * samples]
         texts = generate(
             scoring, "sample forget", repeated, lambda batch, start: Gumbel([seeds[n] for n in batch], start, temperature)
@@ -136,17 +148,15 @@ class Gumbel(LogitsProcessor):
     Every sequence has noise of its own, from its seed, so that what is drawn does not depend on what it is batched with.
     """
 
-    def __init__(self, seeds: Sequence[tuple[int, int]], start: int, temperature: float) -> None:
-        """Take (row, draw) of each sequence as `seeds`, and the length of what they go on from as `start`."""
-        self._seeds, self._start, self._temperature = seeds, start, temperature
+    def __init__(self, seeds: Sequence[int], starts: int | Sequence[int], temperature: float) -> None:
+        """Take each sequence's seed, and the length of what they go on from, of all or of each, as `starts`."""
+        self._seeds, self._starts, self._temperature = torch.tensor(seeds), torch.tensor(starts), temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Divide logits [B, V] by the temperature, and add noise."""
-        step = input_ids.shape[1] - self._start
-        noise = torch.stack(
-            [torch.from_numpy(seeded(_SEED, "sample", *seed, step).gumbel(size=scores.shape[-1])) for seed in self._seeds]
-        )
-        return scores / self._temperature + noise.to(scores.device, scores.dtype)
+        self._seeds, self._starts = self._seeds.to(scores.device), self._starts.to(scores.device)
+        noise = gumbel(self._seeds, input_ids.shape[1] - self._starts, scores.shape[-1])
+        return scores / self._temperature + noise.to(scores.dtype)
 
 
 def end_tokens(loaded: LoadedModel) -> list[int]:
