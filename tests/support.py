@@ -314,6 +314,6 @@ def same_end(whole, resumed):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def rows_of(folder, name):
+def rows_of(folder, name, part="eval"):
     """The rows of one set that an evaluation has written."""
-    return [json.loads(line) for line in (folder / "eval" / f"{name}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / part / f"{name}.jsonl").read_text().splitlines()]

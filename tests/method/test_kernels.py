@@ -117,16 +117,19 @@ def test_every_device_takes_large_parameters_in_pieces(monkeypatch):
     assert kernels.LARGE_PIECE % kernels.BLOCK == 0, "scales would be cut in two"
 
 
-def test_a_small_or_divided_parameter_is_one_piece(monkeypatch):
+def test_a_small_parameter_is_one_piece_and_one_whose_values_are_out_of_order_too(monkeypatch):
     weight = torch.nn.Parameter(torch.ones(4, 6))
     weight.grad = torch.ones(4, 6)
     state = {"m": torch.zeros(4, 6)}
-    ((piece, gradient, own),) = pieces(weight, state)
-    assert (piece is weight, gradient is weight.grad, own is state) == (True, True, True)
+    ((piece, _, own),) = pieces(weight, state)
+    assert (piece.shape, own["m"].shape) == ((24,), (24,))
     monkeypatch.setattr(kernels, "PIECE", 5)
+    assert [len(piece) for piece, _, _ in pieces(weight, state)] == [5, 5, 5, 5, 4]
+    assert [len(piece) for piece, _, _ in pieces(weight, state, whole=True)] == [24]
     turned = torch.nn.Parameter(torch.ones(4, 6).t())
     turned.grad = torch.ones(6, 4)
-    assert len(list(pieces(turned, state))) == 1  # its values do not lie in their order
+    ((piece, _, _),) = pieces(turned, {"m": torch.zeros(6, 4)})
+    assert piece.shape == (6, 4)
 
 
 def test_only_half_precision_is_widened():
