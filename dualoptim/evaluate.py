@@ -15,10 +15,12 @@ from dualoptim.attack import ATTACKED_SETS, Target, attack_answers, attack_weigh
 from dualoptim.config.args import DEMO, EvalArgs, MeasureArgs
 from dualoptim.config.saved import changed_input, difference, write_config
 from dualoptim.config.values import expect
+from dualoptim.data.declaration import read_declaration
 from dualoptim.data.identity import sets_hash
-from dualoptim.data.own import OwnFiles, Source, open_source
+from dualoptim.data.own import Source, open_source
 from dualoptim.data.rows import HOLDOUT, Row
 from dualoptim.errors import InputError
+from dualoptim.evaluation.benchmark_scores import benchmark_scores, check_scores
 from dualoptim.evaluation.judges import Judges, load_judges
 from dualoptim.evaluation.lm_harness import check_general_ability, general_ability
 from dualoptim.evaluation.measure import measure
@@ -61,6 +63,8 @@ class Measures:
         check_sharded(args, accelerator)
         check_generation(args, accelerator)
         check_general_ability(args)
+        if args.benchmark:
+            check_scores(read_declaration(args.benchmark))
         judges = load_judges(args, accelerator)
         retain = read_retain_logs(args.retain_logs) if args.retain_logs else None
         if retain and retain.summary is not None:
@@ -101,7 +105,12 @@ def _measured(loaded: LoadedModel, asked: SetsAndSkipped, measures: Measures, fo
     records = measure(ScoringPass(loaded, args, measures.judges, HOLDOUT in sets, measures.reference), sets, folder)
     summary = summarize(records, skipped, measures.judges, measures.retain)
     summary = replace(summary, precision=None if loaded.precision == "float32" else loaded.precision)
-    return (replace(summary, general=general_ability(loaded, args)) if args.lm_eval_tasks else summary), records
+    if args.lm_eval_tasks:
+        summary = replace(summary, general=general_ability(loaded, args))
+    if args.benchmark:
+        scores, missing = benchmark_scores(read_declaration(args.benchmark), summary)
+        summary = replace(summary, benchmark=scores, skipped={**summary.skipped, **missing})
+    return summary, records
 
 
 def evaluate(args: EvalArgs) -> Summary:
@@ -129,8 +138,7 @@ def _evaluate(args: EvalArgs, accelerator: Accelerator, folder: Path) -> Summary
     _check(args, source, accelerator)
 
     loaded = load_model(args, accelerator, "measure")
-    if isinstance(source, OwnFiles):
-        source.cut(loaded.formatter)
+    source.cut(loaded.formatter)
     sets, skipped = source.evaluation_sets(args.split, args.task)
     loaded.formatter.check(row for rows in sets.values() for row in rows)
     measures.check(loaded)
@@ -218,4 +226,6 @@ def _reference_losses(loaded: LoadedModel, measures: Measures, sets: Mapping[str
     """Compute what another model says of the answers that membership attacks look at."""
     loaded.model.eval()
     scoring = ScoringPass(loaded, measures.args, measures.judges)
-    return ReferenceLosses(loaded.weights_hash(), {name: scoring.losses(name, sets[name]) for name in MEMBERSHIP_SETS})
+    return ReferenceLosses(
+        loaded.weights_hash(), {name: scoring.losses(name, sets[name]) for name in MEMBERSHIP_SETS if name in sets}
+    )

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from dualoptim.config.args import DEMO, UnlearnArgs
 from dualoptim.config.optimizers import kind_of
 from dualoptim.config.product import single_runs
-from dualoptim.data.own import OwnFiles, Source, load_refusals, open_source
+from dualoptim.data.own import Source, load_refusals, open_source
 from dualoptim.evaluate import Measures
 from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.work import TaskRows, check_objectives
@@ -61,7 +61,9 @@ class Job:
             return {}, {}
         sets, skipped = self.source.evaluation_sets(args.split, args.task_list[position])
         for earlier in args.task_list[:position]:
-            sets[f"forget_task{earlier}"] = self.source.evaluation_sets(args.split, earlier)[0]["forget"]
+            own = self.source.evaluation_sets(args.split, earlier)[0]["forget"]
+            if own != sets["forget"]:  # a benchmark may measure the same rows for every task
+                sets[f"forget_task{earlier}"] = own
         return sets, skipped
 
     def check(self, loaded: LoadedModel) -> None:
@@ -73,8 +75,7 @@ class Job:
         args = self.args
         if self.measures:
             self.measures.check(loaded)
-        if isinstance(self.source, OwnFiles):
-            self.source.cut(loaded.formatter)
+        self.source.cut(loaded.formatter)
         for position in range(len(args.task_list)):
             rows, sets = self.rows(position), self.evaluation_sets(position)[0]
             loaded.formatter.check([*rows.forget, *rows.retain, *(row for own in sets.values() for row in own)])

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,16 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # each has a core of its ow
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+else:  # what demos keep is for the tests of one session, whichever worker runs them
+    os.environ["DUALOPTIM_CACHE"] = tempfile.mkdtemp(prefix="dualoptim-tests-")
+
+
+def pytest_unconfigure() -> None:
+    """Remove what demos have kept."""
+    if not worker:
+        shutil.rmtree(os.environ["DUALOPTIM_CACHE"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -21,6 +21,9 @@ SPLITS = ("forget01", "forget05", "forget10", "forget")
 SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Types in which weights can be saved; auto: that of the checkpoint that was loaded."""
 
+Compared = Literal["rouge_1_recall", "rouge_1_f1", "rouge_l_f1", "rouge_l_f1_unstemmed", "exact_match", "ngram_entropy"]
+"""Scores of a model's own answer that are computed where they are asked for."""
+
 
 @dataclass(frozen=True)
 class CommonArgs:
@@ -32,6 +35,12 @@ class CommonArgs:
     data: Annotated[str | None, Flag("data", path=True, shown=True)] = None
     """Rows to use: a folder of JSON Lines files in the layout of the published DualOptim data, a folder or hub id in the
     layout of locuslab/TOFU, or `demo`. Default: `demo` with the demo model, otherwise locuslab/TOFU."""
+    benchmark: Annotated[str | None, Flag("data", path=True, shown=True)] = None
+    """What is forgotten, kept and measured, and how, as a declaration says: lume, muse-news, muse-books or a .yaml file of your
+    own (dualoptim/data/README.md). --data is the folder of its files."""
+    benchmark_rows: Annotated[int, Flag("data", at_least=0, shown=True)] = 0
+    """Take so many rows of each group of a benchmark's files (LUME: of each task and kind), drawn once by a fixed seed; 0 takes
+    all."""
     template: Annotated[Literal["auto", "chat", "qa", "llama2", "llama3", "phi"], Flag("data", shown=True)] = "auto"
     """How question and answer become text. `auto` takes the first that fits: the tokenizer's own chat template; llama3 or phi
     if their tags are tokens of the vocabulary; llama2 if the model's name says so; qa (Question: / Answer:)."""
@@ -75,8 +84,8 @@ class CommonArgs:
 
     @property
     def data_source(self) -> str:
-        """Say where rows come from once the default is resolved."""
-        return self.data or (DEMO if self.model == DEMO else HUB_DATA)
+        """Say where rows come from once the default is resolved; a benchmark may say it itself."""
+        return self.data or self.benchmark or (DEMO if self.model == DEMO else HUB_DATA)
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,8 @@ class MeasureArgs(CommonArgs):
     allows. It changes time and memory, not results."""
     max_new_tokens: Annotated[int, Flag("evaluation", "measures", at_least=1)] = 128
     """Longest generated answer in tokens. TOFU's longest answer has about 110."""
+    metrics: Annotated[tuple[Compared, ...], Flag("evaluation", "measures")] = ()
+    """Scores of every evaluation set beside the usual ones. A benchmark asks for its own."""
     evaluate_sharded: Annotated[Literal["auto", "yes", "no"], Flag("evaluation", "speed")] = "auto"
     """In ZeRO-3 and FSDP2 launches: measure a model divided among the processes, or whole on each of them. Same numbers; whole
     is far faster where it fits. `auto`: divided where the whole would take more than half of a device's memory."""
@@ -156,8 +167,14 @@ class TrainArgs(CommonArgs):
     """Decay rates of Adam's two moments, each from 0 up to but not 1. torch's default, as published."""
     max_grad_norm: Annotated[float, Flag("steps", at_least=0, shown=True)] = 1.0
     """Clip the gradient of a step to this norm; 0 switches clipping off. 1.0 as in the published runs."""
+    lr_schedule: Annotated[Literal["published", "linear", "constant", "cosine"], Flag("steps", shown=True)] = "published"
+    """How the rate goes on after its linear warm-up, over the steps of all phases. published: a linear decay in which no step,
+    of the warm-up neither, has rate zero. linear, constant, cosine (half a period): those of transformers, whose warm-up begins
+    with a step of rate zero."""
     warmup_epochs: Annotated[float, Flag("steps", at_least=0)] = 1.0
-    """Epochs of linear warm-up before the linear decay. 1 as published."""
+    """Epochs of linear warm-up. 1 as published; 0 has none."""
+    warmup_steps: Annotated[int | None, Flag("steps", at_least=0)] = None
+    """Steps of linear warm-up, in place of epochs."""
     gradient_checkpointing: Annotated[bool, Flag("memory", "speed")] = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
     optim_bits: Annotated[Literal[32, 8], Flag("memory", shown=True)] = 32

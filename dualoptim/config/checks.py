@@ -42,6 +42,10 @@ def check(args: CommonArgs) -> None:
 def _common(args: CommonArgs) -> Iterator[str]:
     if args.model == "demo" and args.data not in (None, "demo"):
         yield f"--data {args.data} needs a model that can read it; give --model, because the demo's knows its own data"
+    if args.benchmark is not None and args.model == "demo":
+        yield f"--benchmark {args.benchmark} needs a model that can know it; give --model"
+    if args.benchmark_rows and args.benchmark is None:
+        yield f"--benchmark-rows {args.benchmark_rows} draws rows of a benchmark; give --benchmark, or take --eval-rows"
     if args.template == "chat" and args.has_tags:
         yield "--template chat cannot take tags; drop the --*-tag flags or choose --template qa"
     if args.date_string is not None and not _is_date(args.date_string):
@@ -62,6 +66,11 @@ def _measure(args: MeasureArgs) -> Iterator[str]:
         yield f"{_typed(args, 'retain_file')} needs --forget-file, the rows to forget"
     if args.forget_file is not None and args.data is not None:
         yield f"{_typed(args, 'forget_file')} takes the place of --data {args.data}; give one of them"
+    if args.benchmark is not None and args.forget_file is not None:
+        yield f"{_typed(args, 'forget_file')} and --benchmark {args.benchmark} both say what is forgotten; give one of them"
+    if args.benchmark is not None and _is_given(args, "split"):
+        yield f"--split {args.split} is of TOFU; --benchmark {args.benchmark} says by itself what is forgotten; drop it"
+    yield from _twice("metrics", args.metrics)
     for name in () if args.reads_own_files else ("question_column", "answer_column", "text_column"):
         if _is_given(args, name):
             yield f"{flag_name(name)} {getattr(args, name)} names a column of your own files; give --forget-file"
@@ -79,6 +88,9 @@ def _measure(args: MeasureArgs) -> Iterator[str]:
 
 
 def _train(args: TrainArgs) -> Iterator[str]:
+    if args.warmup_steps is not None and _is_given(args, "warmup_epochs"):
+        default = f"{flag_name('warmup_epochs')} {default_of(type(args), 'warmup_epochs'):g}"
+        yield f"{_typed(args, 'warmup_steps')} takes the place of {_typed(args, 'warmup_epochs')}; drop it, or give {default}"
     if args.state_bits == 8 and not _is_installed("bitsandbytes"):
         yield "--optim-bits 8 needs the package bitsandbytes; pip install bitsandbytes"
     if args.quantize_embeddings and args.state_bits != 8:

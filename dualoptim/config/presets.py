@@ -8,7 +8,10 @@ many examples a step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
+
+import yaml
 
 from dualoptim.config.args import UnlearnArgs
 from dualoptim.errors import InputError
@@ -54,6 +57,17 @@ def _tofu(model: str, template: str) -> dict[str, Any]:
     }
 
 
+def _of_benchmarks() -> dict[str, Preset]:
+    """Read the presets that the package's benchmarks declare."""
+    found = {}
+    for file in sorted(resources.files("dualoptim").joinpath("data/benchmarks").iterdir(), key=lambda file: file.name):
+        declared = yaml.safe_load(file.read_text(encoding="utf-8")).get("presets", {})
+        for name, one in declared.items():
+            settings = {key: tuple(value) if isinstance(value, list) else value for key, value in one["settings"].items()}
+            found[name] = Preset(one["about"], one["source"], settings)
+    return found
+
+
 SCENARIOS = {
     "tofu-llama2-7b": Preset(
         "ME+GD by DualOptim on TOFU's Llama-2-7B, forget10",
@@ -80,6 +94,7 @@ SCENARIOS = {
             "gradient_checkpointing": True,
         },
     ),
+    **_of_benchmarks(),
 }
 
 METHODS = {

@@ -5,6 +5,7 @@ from importlib import resources
 
 from dualoptim.config.args import MeasureArgs
 from dualoptim.config.opening import read_text
+from dualoptim.data.benchmark import Benchmark
 from dualoptim.data.prompts import Formatter
 from dualoptim.data.readers import Columns, read_named
 from dualoptim.data.rows import HOLDOUT, Row, of_task, still_known, task_numbers
@@ -63,16 +64,18 @@ class OwnFiles:
         return f"task {task}: {len(self.task_rows(split, task))} rows of {self.name}"
 
 
-Source = TofuSource | OwnFiles
-"""All kinds of data answer the same questions: `tasks`, `task_rows`, `retain_rows`, `evaluation_sets`, `describe`."""
+Source = TofuSource | OwnFiles | Benchmark
+"""All kinds of data answer the same questions: `cut`, `tasks`, `task_rows`, `retain_rows`, `evaluation_sets`, `describe`."""
 
 
 def open_source(args: MeasureArgs) -> Source:
-    """Open the data that `args` name: own files, or `--data`.
+    """Open the data that `args` name: a benchmark, own files, or `--data`.
 
     Raises:
         InputError: if that cannot be read.
     """
+    if args.benchmark:
+        return Benchmark(args, read_holdout(args))
     return OwnFiles(args) if args.forget_file else tofu_source(args.data_source, read_holdout(args))
 
 

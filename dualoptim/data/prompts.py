@@ -10,7 +10,7 @@ from dualoptim.config.args import DATE, CommonArgs
 from dualoptim.config.flags import flag_name
 from dualoptim.data.chat import Chat
 from dualoptim.data.prompt_file import PROMPT_FILE, saved_prompt
-from dualoptim.data.rows import Row
+from dualoptim.data.rows import Asking, Row
 from dualoptim.errors import InputError, blamed
 
 logger = logging.getLogger(__name__)
@@ -99,15 +99,17 @@ class Formatter:
     system_prompt: str | None = None
     vocabulary: int | None = field(default=None, init=False)  # tokens that the model has embeddings of
     cut: int = field(default=0, init=False)  # texts that were longer than max_length
-    _known: dict[tuple[str | None, str], tuple[list[int], int]] = field(default_factory=dict, init=False, repr=False)
+    _known: dict[tuple[str | None, str, Asking | None], tuple[list[int], int]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def cut_passage(self, row: Row) -> list[Row]:
-        """Cut a passage into pieces of at most `max_length` tokens, end token included; a question stays as it is.
+        """Cut a passage into pieces of at most `max_length` tokens, end token included; a question or a piece stays as it is.
 
         Raises:
             InputError: if `max_length` leaves no room for two tokens.
         """
-        if row.question is not None:
+        if row.question is not None or row.ids:
             return [row]
         _, offsets = self._encoded(row.answer, special=False)
         room = self.max_length - 2  # the end token, and a beginning that some tokenizers add
@@ -146,7 +148,13 @@ class Formatter:
             return self.chat.prompt(question)
         return f"{self.tags.question_start}{question}{self.tags.question_end}{self.tags.answer}"
 
-    def example(self, question: str | None, answer: str, score_question: bool = False) -> Example:
+    def of_row(self, row: Row, text: str, score_question: bool = False) -> Example:
+        """Tokenize one of a row's texts, or another in its place, as its benchmark puts it. Errors are those of `example`."""
+        if row.ids and text == row.answer:
+            return Example(list(row.ids), 1)
+        return self.example(row.question, text, score_question, row.asking)
+
+    def example(self, question: str | None, answer: str, score_question: bool = False, asking: Asking | None = None) -> Example:
         """Tokenize question, answer and its end; the answer and the end are scored. Each text is tokenized once.
 
         Without a question the text stands alone, and all of it but its first token is scored, as with `score_question`.
@@ -159,9 +167,9 @@ class Formatter:
             InputError: if the question alone fills `max_length`, if the tokenizer leaves nothing of the answer, or if the model
                 has no embedding of a token.
         """
-        if (question, answer) not in self._known:
-            self._known[question, answer] = self._tokenize(question, answer)
-        ids, start = self._known[question, answer]
+        if (question, answer, asking) not in self._known:
+            self._known[question, answer, asking] = self._tokenize(question, answer, asking)
+        ids, start = self._known[question, answer, asking]
         return Example(ids, 1 if score_question else max(start, 1))
 
     def _encoded(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
@@ -171,9 +179,10 @@ class Formatter:
             encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
 
-    def _tokenize(self, question: str | None, answer: str) -> tuple[list[int], int]:
-        prompt = "" if question is None else self.prompt(question)
-        chat = question is not None and self.tags is None  # a chat template writes its special tokens itself
+    def _tokenize(self, question: str | None, answer: str, asking: Asking | None) -> tuple[list[int], int]:
+        around = asking.around if asking else None
+        prompt = "" if question is None else question.join(around) if around else self.prompt(question)
+        chat = question is not None and not around and self.tags is None  # a chat template writes its special tokens itself
         text = prompt + answer + (self.chat.space if chat else "")
         ids, spans = self._encoded(text, special=not chat)
         if ids[:2] == [self.tokenizer.bos_token_id] * 2:  # the template begins with what the tokenizer adds by itself
@@ -192,7 +201,8 @@ class Formatter:
                 f"the model's tokenizer leaves nothing of the answer {answer[:60]!r} to {(question or '')[:60]!r}; "
                 "give another text"
             )
-        ids.append(self.tokenizer.eos_token_id if question is None else self.end)
+        if asking is None or asking.end or len(ids) < 2:
+            ids.append(self.tokenizer.eos_token_id if question is None or around else self.end)
         if len(ids) > self.max_length:
             self.cut += 1
             ids = ids[: self.max_length]
@@ -221,7 +231,7 @@ class Formatter:
         for row in rows:
             for text in row.texts():
                 try:
-                    self.example(row.question, text)
+                    self.of_row(row, text)
                 except InputError as error:
                     raise InputError(f"{row.place}: {error}" if row.place else str(error)) from None
         if self.cut:

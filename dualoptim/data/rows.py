@@ -2,13 +2,28 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from dualoptim.errors import InputError, shown
 
 HOLDOUT = "holdout"
 """Name of the evaluation set of rows that no model has seen, for membership attacks."""
+
+MEMBERS = "members"
+"""Name of the evaluation set of rows that were learned, where membership attacks look at others than the forget set."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a benchmark puts a row to a model, which part of the answer counts, and as what it is counted."""
+
+    around: tuple[str, str] | None = None  # texts before and after the question; None: those of the model's template
+    tokens: int | None = None  # of the model's own answer, at most; None: --max-new-tokens
+    stop: tuple[str, ...] = ()  # the answer ends before the first of each, one after the other
+    end: bool = True  # whether an end token follows the text
+    metrics: tuple[str, ...] = ()  # of the row, beside those that every row has
+    group: str | None = None  # of the rows of its set, which have means of their own
 
 
 @dataclass(frozen=True)
@@ -26,11 +41,15 @@ class Row:
     golden_answer: str | None = None  # the short fact, where `answer` is the model's own long one (real-world scenario)
     original_answer: str | None = None  # a whole sentence, where `answer` is a short one (real authors, world facts)
     paraphrased_question: str | None = None
+    asking: Asking | None = None  # of a benchmark; None: as the model's template and the flags say
+    ids: tuple[int, ...] = ()  # its tokens, where it was cut out of a longer text between words or within one
     place: str = field(default="", compare=False, repr=False)  # where it stands, for errors
 
     def content(self) -> dict[str, Any]:
         """Give everything that the row says, without where it stands: what hashes are made of."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
+        said = {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
+        of_benchmark = {"asking": said.pop("asking") and asdict(self.asking), "ids": said.pop("ids")}  # type: ignore[arg-type]
+        return said | {name: value for name, value in of_benchmark.items() if value}
 
     def texts(self) -> list[str]:
         """List all answers: the true one, then its paraphrase if there is one, then the wrong ones."""

@@ -125,13 +125,13 @@ def open_splits(name: str) -> Splits:
         return _Demo(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _Hub(name, str(folder)) if _lists_configurations(folder / "README.md") else _Folder(name)
+        return _Hub(name, str(folder)) if lists_configurations(folder / "README.md") else _Folder(name)
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise InputError(f"--data {name}: no such folder; give a folder, a hub id such as locuslab/TOFU, or demo")
     return _Hub(name, name)
 
 
-def _lists_configurations(card: Path) -> bool:
+def lists_configurations(card: Path) -> bool:
     """Say whether the YAML that a README begins with, between ---, lists configurations; one that cannot be read has none."""
     try:
         front = re.match(r"---\s*\n(.*?\n)---", read_text(str(card), card, "give another"), re.DOTALL)

@@ -121,6 +121,9 @@ class TofuSource:
         """
         return self._splits.rows(split)
 
+    def cut(self, formatter: object) -> None:
+        """Leave every row as it is: there are no passages."""
+
     def tasks(self, split: str) -> list[int]:
         """List the numbers of the forget tasks.
 

@@ -124,8 +124,9 @@ class Decoding:
         if min(starts) < width:  # their answers have begun
             suppressed.pop("begin_suppress_tokens", None)
         static = {"cache_implementation": "static"} if self._compiles else {}
+        most = max(one.room for one in self.unfinished.values()) if static else max(limits) - width
         settings = GenerationConfig(
-            max_new_tokens=tokens or (self.args.max_new_tokens if static else max(limits) - width),
+            max_new_tokens=tokens or most,
             do_sample=False,
             eos_token_id=ends,
             pad_token_id=self._padding,

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from dualoptim.data.rows import Row
-from dualoptim.data.stream import seeded
+from dualoptim.data.rows import Asking, Row
 from dualoptim.evaluation.decoding import Decoding, MakeProcessor, end_tokens, suppressed_tokens
+from dualoptim.evaluation.noise import gumbel, seed_of
 from dualoptim.evaluation.scoring import ScoringPass, Share
 from dualoptim.evaluation.vllm_answers import Unfinished
 from dualoptim.models.loaded import LoadedModel
-
-_SEED = 0  # of sampled answers: not the training's
 
 
 @dataclass(frozen=True)
@@ -25,12 +23,15 @@ class Continuation:
     """Tokens that the model goes on from, the text that it should give, and that text's tokens, the end among them.
 
     The first `agreed` of these are what it answers by itself: the teacher-forced pass has found each to be its first choice.
+    It answers `tokens` at most (None: --max-new-tokens), up to the first of each of the words `stop`, one after the other.
     """
 
     ids: list[int]
     wanted: str
     answer: list[int]
     agreed: int = 0
+    tokens: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 def continuation(loaded: LoadedModel, row: Row, correct: Sequence[bool] = ()) -> Continuation:
@@ -38,14 +39,15 @@ def continuation(loaded: LoadedModel, row: Row, correct: Sequence[bool] = ()) ->
 
     `correct` says which tokens of the row's own text are the model's first choice.
     """
-    example = loaded.formatter.example(row.question, row.answer)
+    example = loaded.formatter.of_row(row, row.answer)
     start, wanted = example.start, row.answer
     if row.question is None:  # a passage is continued from its middle
         start = max(start, len(example.ids) // 2)
         wanted = loaded.tokenizer.decode(example.ids[start:], skip_special_tokens=True).strip()
     flags = correct[start - example.start :]
     agreed = next((n for n, right in enumerate(flags) if not right), len(flags))
-    return Continuation(example.ids[:start], wanted, example.ids[start:], agreed)
+    asking = row.asking or Asking()
+    return Continuation(example.ids[:start], wanted, example.ids[start:], agreed, asking.tokens, asking.stop)
 
 
 @torch.no_grad()
@@ -60,7 +62,9 @@ def generate(
     loaded, ends = scoring.loaded, end_tokens(scoring.loaded)
     plain = not processor and not suppressed_tokens(loaded)
     bound = loaded.answering.positions
-    limits = [min([scoring.args.max_new_tokens, *([] if bound is None else [bound - len(one.ids)])]) for one in continuations]
+    limits = [one.tokens or scoring.args.max_new_tokens for one in continuations]
+    if bound is not None:
+        limits = [min(limit, bound - len(one.ids)) for limit, one in zip(limits, continuations, strict=True)]
     answers = [
         _cut_at_end(one.answer[: one.agreed if plain else 0], ends, limit)
         for one, limit in zip(continuations, limits, strict=True)
@@ -76,14 +80,22 @@ def generate(
             answers[n] = _cut_at_end(answers[n] + added, ends, limits[n])
             bar.update()
     texts = [answer[:-1] if answer and answer[-1] in ends else answer for answer in answers]  # an end may be ordinary text
-    return [text.strip() for text in loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)]
+    decoded = loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)
+    return [before_stop(text, one.stop).strip() for text, one in zip(decoded, continuations, strict=True)]
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """Keep what stands before the first of each word, one word after the other: a later one is looked for in what is left."""
+    for word in stop:
+        text = text.partition(word)[0]
+    return text
 
 
 def sample(scoring: ScoringPass, rows: Sequence[Row], samples: int, temperature: float) -> list[list[str]]:
     """Draw `samples` answers to every scored row of the forget set."""
 
     def compute(share: Share) -> list[list[str]]:
-        seeds = [(index, draw) for index, _ in share for draw in range(samples)]
+        seeds = [seed_of("sample", index, draw) for index, _ in share for draw in range(samples)]
         repeated = [one for _, row in share for one in [continuation(scoring.loaded, row)] * samples]
         texts = generate(
             scoring, "sample forget", repeated, lambda batch, starts: Gumbel([seeds[n] for n in batch], starts, temperature)
@@ -99,16 +111,15 @@ class Gumbel(LogitsProcessor):
     Every sequence has noise of its own, from its seed, so that what is drawn does not depend on what it is batched with.
     """
 
-    def __init__(self, seeds: Sequence[tuple[int, int]], starts: Sequence[int], temperature: float) -> None:
-        """Take (row, draw) of each sequence as `seeds`, and the columns where they begin to be drawn as `starts`."""
-        self._seeds, self._starts, self._temperature = seeds, starts, temperature
+    def __init__(self, seeds: Sequence[int], starts: int | Sequence[int], temperature: float) -> None:
+        """Take each sequence's seed, and the length of what they go on from, of all or of each, as `starts`."""
+        self._seeds, self._starts, self._temperature = torch.tensor(seeds), torch.tensor(starts), temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Divide logits [B, V] by the temperature, and add noise."""
-        steps = [input_ids.shape[1] - start for start in self._starts]
-        drawn = [seeded(_SEED, "sample", *seed, step) for seed, step in zip(self._seeds, steps, strict=True)]
-        noise = torch.stack([torch.from_numpy(own.gumbel(size=scores.shape[-1])) for own in drawn])
-        return scores / self._temperature + noise.to(scores.device, scores.dtype)
+        self._seeds, self._starts = self._seeds.to(scores.device), self._starts.to(scores.device)
+        noise = gumbel(self._seeds, input_ids.shape[1] - self._starts, scores.shape[-1])
+        return scores / self._temperature + noise.to(scores.dtype)
 
 
 def _cut_at_end(tokens: Sequence[int], ends: Sequence[int], limit: int) -> list[int]:

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from dualoptim.config.args import MeasureArgs
 from dualoptim.data.own import load_refusals
 from dualoptim.errors import InputError, blamed
-from dualoptim.models.loaded import precision_of, weights_hash
+from dualoptim.models.hashing import weights_hash
+from dualoptim.models.loaded import precision_of
 from dualoptim.models.weights import check_loaded, no_load_report
 
 _TEXTS_AT_ONCE = 32

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dualoptim import __version__
 from dualoptim.data.prompts import Example
-from dualoptim.data.rows import HOLDOUT, Row
+from dualoptim.data.rows import HOLDOUT, MEMBERS, Asking, Row
 from dualoptim.data.stream import seeded
 from dualoptim.errors import Stopped
 from dualoptim.evaluation import metrics
+from dualoptim.evaluation.comparisons import COMPARISONS
 from dualoptim.evaluation.decoding import end_tokens, suppressed_tokens
 from dualoptim.evaluation.generation import continuation, generate
 from dualoptim.evaluation.judges import entailed
@@ -56,7 +59,7 @@ def fingerprints(scoring: ScoringPass, sets: Mapping[str, Sequence[Row]], weight
     loaded, args, judges = scoring.loaded, scoring.args, scoring.judges
     shared: list[Any] = [__version__, args.max_new_tokens, end_tokens(loaded), loaded.precision]
     shared += [args.split == "forget", *(judge and judge.weights for judge in (judges.encoder, judges.entailment))]
-    shared += [judges.refusals, suppressed_tokens(loaded), *([] if args.texts else ["no texts"])]
+    shared += [judges.refusals, suppressed_tokens(loaded), *([] if args.texts else ["no texts"]), *sorted(args.metrics)]
     shared += ["vllm"] if getattr(args, "generate_with", None) == "vllm" else []
     found = {}
     for name, rows in sets.items():
@@ -102,7 +105,7 @@ def _share_records(scoring: ScoringPass, name: str, share: Share) -> list[Record
     ]
     if scoring.attacks_membership_of(name):
         _add_membership(scoring, name, scored)
-    if name != HOLDOUT:
+    if name not in (HOLDOUT, MEMBERS):
         _add_answers(scoring, name, scored)
         _add_similarity(scoring, scored)
         _add_entailment(scoring, name, scored)
@@ -143,10 +146,13 @@ def _add_membership(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow
         if scoring.reference:
             one.add(reference=loss - scoring.reference.losses[name][one.index])
     if scoring.args.mia_gradnorm:
+        norms = []
         with scoring.progress(f"gradients {name}", len(scored)) as bar:
-            for one, norm in zip(scored, gradient_norms(scoring.loaded, [one.texts[0] for one in scored]), strict=True):
-                one.add(gradnorm=norm)
+            for norm in gradient_norms(scoring.loaded, [one.texts[0] for one in scored]):
+                norms.append(norm)
                 bar.update()
+        for one, value in zip(scored, torch.stack(norms).tolist(), strict=True):
+            one.add(gradnorm=value)
 
 
 def _add_answers(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow]) -> None:
@@ -156,6 +162,9 @@ def _add_answers(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow]) 
         one.wanted, one.generated, one.recall = asked.wanted, text, rouge_l_recall(asked.wanted, text)
         entropy = metrics.token_entropy(scoring.loaded.tokenizer.tokenize(text))
         one.add(generated=text, rouge_l_recall=one.recall, token_entropy=entropy)
+        asking = one.row.asking or Asking()
+        names = dict.fromkeys([*scoring.args.metrics, *asking.metrics])
+        one.add(**{name: COMPARISONS[name].of(asked.wanted, text) for name in names}, group=asking.group)
 
 
 def _add_similarity(scoring: ScoringPass, scored: Sequence[_ScoredRow]) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from dualoptim.evaluation.comparisons import COMPARISONS
+
 if TYPE_CHECKING:
     from dualoptim.evaluation.records import Record
 
@@ -192,6 +194,10 @@ METRICS = {
         comes_back=4,
         row=4,
     ),
+}
+
+METRICS |= {
+    name: Metric(one.title, one.forget, one.says, row=10, needs=f"`--metrics {name}`") for name, one in COMPARISONS.items()
 }
 
 _SETS_MISSING = "needs scores of sets that are missing"

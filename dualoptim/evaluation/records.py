@@ -44,6 +44,14 @@ class Record:
     entailment_score: float | None = None
     refusal: str | None = None
     refusal_entailment_score: float | None = None
+    # of the model's own answer, where `--metrics` or a benchmark asks for it
+    rouge_1_recall: float | None = None
+    rouge_1_f1: float | None = None
+    rouge_l_f1: float | None = None
+    rouge_l_f1_unstemmed: float | None = None
+    exact_match: float | None = None
+    ngram_entropy: float | None = None
+    group: str | None = None  # of its set, with means of its own
 
     @classmethod
     def from_json(cls, line: Any, where: str) -> "Record":

@@ -56,7 +56,8 @@ def read_retain_logs(path: str) -> RetainLogs:
         try:
             rows = enumerate(read_json_lines(folder / "forget.jsonl"))
             ratios = _ratios(path, {number: row["truth_ratio"] for number, row in rows if "truth_ratio" in row})
-            return _with_ratios(RetainLogs(path, ratios, summary.privacy.get("mia_min_k"), summary if found else None))
+            logs = RetainLogs(path, ratios, summary.privacy.get("mia_min_k"), summary if found else None)
+            return logs if summary.benchmark else _with_ratios(logs)  # most benchmarks have no answers to compare
         except (OSError, ValueError, TypeError):
             raise InputError(
                 f"--retain-logs {path}: its forget.jsonl has no truth ratios; evaluate on data with perturbed answers"

@@ -1,8 +1,11 @@
-"""Compute ROUGE-L recall of texts in any script; on Latin letters it is `rouge_score`'s to the digit."""
+"""Compute ROUGE-1 and ROUGE-L of texts in any script; on Latin letters they are `rouge_score`'s to the digit."""
 
+import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import regex
 
@@ -23,11 +26,25 @@ _TOKEN = regex.compile(
 )
 
 
+@contextmanager
+def _without_sklearn() -> Iterator[None]:
+    """Have nltk leave out its wrapper of scikit-learn, which would bring that and pandas: a second, and 100 MB a process."""
+    if "sklearn" in sys.modules:
+        yield
+        return
+    sys.modules["sklearn"] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        yield
+    finally:
+        del sys.modules["sklearn"]
+
+
 class _Words:
-    """Splits texts into words, and into characters where a script puts no spaces between words."""
+    """Splits texts into words, of which Latin ones are stemmed, and into characters where no spaces stand between words."""
 
     def __init__(self) -> None:
-        from nltk.stem.porter import PorterStemmer  # brings scikit-learn and pandas: a second, and 100 MB
+        with _without_sklearn():
+            from nltk.stem.porter import PorterStemmer
 
         self._stem = PorterStemmer().stem
 
@@ -41,6 +58,13 @@ class _Words:
         return unicodedata.normalize("NFC", word)
 
 
+class _WholeWords(_Words):
+    """Splits texts in the same way, and stems no word."""
+
+    def __init__(self) -> None:
+        self._stem = str
+
+
 class _Characters:
     """Splits texts without words, such as emoji, into their characters."""
 
@@ -49,13 +73,21 @@ class _Characters:
 
 
 @cache
-def _rouge(kind: type) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
+def _rouge(kind: type, measure: str) -> Any:
+    with _without_sklearn():
+        from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], tokenizer=kind())
+    return RougeScorer([measure], tokenizer=kind())
+
+
+def rouge(measure: Literal["rouge1", "rougeL"], answer: str, generated: str, stemmed: bool = True) -> tuple[float, float]:
+    """Compute ROUGE-1 or ROUGE-L of `generated` against `answer`: recall and F1, both 0..1."""
+    words = _Words if stemmed else _WholeWords
+    scores = _rouge(words if _TOKEN.search(answer.lower()) else _Characters, measure).score(answer, generated)
+    return float(scores[measure].recall), float(scores[measure].fmeasure)
 
 
 def rouge_l_recall(answer: str, generated: str) -> float:
     """Compute ROUGE-L recall of `generated` against `answer`, with stemming as TOFU computes it: 0..1."""
-    scorer = _rouge(_Words if _TOKEN.search(answer.lower()) else _Characters)
-    return float(scorer.score(answer, generated)["rougeL"].recall)
+    recall, _ = rouge("rougeL", answer, generated)
+    return recall

@@ -1,11 +1,11 @@
 """Compute the summary of an evaluation from its records: means over sets, aggregates, and why what is missing is missing."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from statistics import fmean
 
-from dualoptim.data.rows import HOLDOUT
+from dualoptim.data.rows import HOLDOUT, MEMBERS
 from dualoptim.evaluation import metrics
 from dualoptim.evaluation.judges import Judges
 from dualoptim.evaluation.membership import membership_auc, privleak
@@ -20,7 +20,10 @@ _NOT_FINITE = "the model's losses are not finite"
 def summarize(records: Records, skipped: Mapping[str, str], judges: Judges, retain: RetainLogs | None) -> Summary:
     """Compute the summary of records by set; `skipped` says what the data could not give, and why."""
     missing = dict(skipped)
-    sets = {name: set_scores(name, rows, missing) for name, rows in records.items() if name != HOLDOUT}
+    measured = {name: rows for name, rows in records.items() if name not in (HOLDOUT, MEMBERS)}
+    sets = {name: set_scores(name, rows, missing) for name, rows in measured.items()}
+    groups = {name: rows for set_name, own in measured.items() for name, rows in _groups(set_name, own)}
+    sets |= {name: set_scores(name, rows, {}) for name, rows in groups.items()}
     forget = sets.get("forget", {})
     utility = _known("model_utility", metrics.model_utility(sets), missing)
     untargeted = _known("untargeted_forget_efficacy", metrics.untargeted_forget_efficacy(forget), missing)
@@ -32,7 +35,7 @@ def summarize(records: Records, skipped: Mapping[str, str], judges: Judges, reta
             missing[name] = metric.needs
     return Summary(
         sets=sets,
-        rows={name: len(rows) for name, rows in records.items()},
+        rows={name: len(rows) for name, rows in (records | groups).items()},
         model_utility=utility,
         untargeted_forget_efficacy=untargeted,
         targeted_forget_efficacy=targeted,
@@ -59,6 +62,12 @@ def set_scores(name: str, records: Sequence[Record], missing: dict[str, str]) ->
     return scores
 
 
+def _groups(name: str, records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
+    """Sort the records of a set by the groups that they are of, as `<set>_<group>`."""
+    for group in dict.fromkeys(record.group for record in records if record.group is not None):
+        yield f"{name}_{group}", [record for record in records if record.group == group]
+
+
 def _tofu(
     sets: Mapping[str, Scores], forget: Sequence[Record], retain: RetainLogs | None, missing: dict[str, str]
 ) -> dict[str, float]:
@@ -80,11 +89,11 @@ def _privacy(records: Records, retain: RetainLogs | None, missing: dict[str, str
     if HOLDOUT not in records:
         missing["privacy"] = "needs rows that no model has seen; give --holdout-file"
         return {}
-    block = {}
+    block, learned = {}, MEMBERS if MEMBERS in records else "forget"
     for name, attack in MEMBERSHIP.items():
         members, others = (
             [value for value in map(attrgetter(attack.field), records[which]) if value is not None]
-            for which in ("forget", HOLDOUT)
+            for which in (learned, HOLDOUT)
         )
         auc = membership_auc(members, others) if members and others else None
         if (value := _finite(f"privacy.{name}", auc, attack.needs, missing)) is not None:

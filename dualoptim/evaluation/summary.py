@@ -75,6 +75,18 @@ class Attacks:
 
 
 @dataclass(frozen=True)
+class BenchmarkScores:
+    """The scores of a benchmark, what they are called and where they should go, and what others report."""
+
+    name: str | None = None
+    scores: Scores = field(default_factory=dict)
+    titles: Mapping[str, str] = field(default_factory=dict)
+    should: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, Scores] = field(default_factory=dict)
+    source: str | None = None
+
+
+@dataclass(frozen=True)
 class RetainOnly:
     """Scores of a model that never saw the forget set, to compare with."""
 
@@ -110,6 +122,7 @@ class Summary(dict[str, Any]):
     skipped: Mapping[str, str] = field(default_factory=dict)
     general: Mapping[str, Scores] | None = None  # lm-eval's metrics by task
     attacks: Attacks | None = None
+    benchmark: BenchmarkScores | None = None
     precision: str | None = None  # of the weights that were measured; None: float32
 
     @classmethod

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from dualoptim.config.args import MeasureArgs
+from dualoptim.data.declaration import longest_answer
 from dualoptim.errors import InputError
 from dualoptim.models.loaded import LoadedModel
 
@@ -68,7 +69,7 @@ def _engine(loaded: LoadedModel, args: MeasureArgs) -> Any:
     weights = loaded.weights_hash()
     if weights not in _engines:
         _engines.clear()
-        longest = args.max_length + args.max_new_tokens
+        longest = args.max_length + longest_answer(args)
         free, total = torch.cuda.mem_get_info(loaded.device)
         with tempfile.TemporaryDirectory() as folder:
             loaded.model.save_pretrained(folder)

@@ -17,13 +17,15 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from dualoptim.models.adapter import without_adapter
+
 _NAMES = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
 _CACHE = "cache" if "cache" in _NAMES else "past_key_values"  # as this version of transformers calls it
 
 
 def continue_greedily(model: Any, settings: GenerationConfig, ids: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
     """Have a model go on from token ids [B, T] with these settings alone, none of its own `generation_config`."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner = without_adapter(model)
     own, inner.generation_config = inner.generation_config, settings
     try:
         return model.generate(

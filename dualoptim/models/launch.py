@@ -27,7 +27,9 @@ from dualoptim.errors import InputError, reason
 from dualoptim.method.dual import MakeOptimizer
 from dualoptim.method.engine import Engine, prepare
 from dualoptim.method.groups import decay_groups
-from dualoptim.models.loaded import LoadedModel, weights_changed
+from dualoptim.models.buckets import sized
+from dualoptim.models.hashing import weights_changed
+from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.masters import keep, restore
 from dualoptim.models.sharding import divides, hand_over, zero_of
 from dualoptim.models.together import shared
@@ -181,7 +183,7 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     weights = keep(loaded)
-    with _as_divided(loaded):
+    with _as_divided(loaded), sized(loaded.accelerator, model):
         engine = prepare(loaded.accelerator, model, optimizer)
     restore(engine.model, weights)
     del weights

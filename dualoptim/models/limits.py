@@ -15,6 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
 
 from dualoptim.config.args import CommonArgs, MeasureArgs, TrainArgs
 from dualoptim.data.batches import pack, pad
+from dualoptim.data.declaration import longest_answer
 from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError, reason
 from dualoptim.method.scores import score
@@ -37,7 +38,7 @@ def last_position(args: CommonArgs, model: Any) -> int | None:
     Raises:
         InputError: if the model cannot score a text at all, or if `max_length` goes beyond its positions.
     """
-    wanted = args.max_length + (args.max_new_tokens if isinstance(args, MeasureArgs) else 0)
+    wanted = args.max_length + (longest_answer(args) if isinstance(args, MeasureArgs) else 0)
     if getattr(model, "hf_quantizer", None) is not None:  # weights in few bits, which lie where they are used
         return None
     if is_divided(model) and model.device.type != "cpu":

@@ -60,9 +60,9 @@ class Division:
     fsdp: bool = False
     half: bool = False  # 16-bit mixed precision: autocast in a plain process, 16-bit weights under DeepSpeed and FSDP
     offload: bool = False
-    bucket: int = 0  # elements that DeepSpeed reduces at once
+    bucket: int = 0  # elements that DeepSpeed reduces at once; 0, as the two below: what `buckets` chooses for the model
     live: int = 0  # elements that ZeRO-3 keeps gathered
-    sub_group: int = 10**9  # elements that ZeRO-3 updates at once
+    sub_group: int = 0  # elements that ZeRO-3 updates at once
     on_cuda: bool = False
 
     @property

@@ -6,7 +6,7 @@ evaluates and saves.
 
 from dataclasses import dataclass, replace
 
-from dualoptim.method.kernels import LARGE_PIECE, PIECE, AgainstTargets
+from dualoptim.method.kernels import LARGE_PIECE, PIECE, AgainstTargets, Statistics, rows_at_once
 from dualoptim.models.memory import Demand, Division, Parts, Shape, divide, frozen_bytes, state_bytes
 
 LOGIT_COPIES = 3  # the logits, their gradient, and a part of each that is worked on; measured
@@ -127,6 +127,12 @@ def training(shape: Shape, division: Division, demand: Demand) -> Parts:
     width, held_here = division.width, 0 if division.offload else part
     kept = activation_bytes(shape, demand.tokens, division.half, demand.checkpointing)
     logits = demand.tokens * shape.vocabulary * width * LOGIT_COPIES
+
+    def rows(on_cpu: int) -> int:
+        return rows_at_once("cuda" if division.on_cuda else "cpu", shape.vocabulary, on_cpu)
+
+    if division.on_cuda:  # on a CPU the rows that are worked on are few, and measured among the copies
+        logits += 4 * min(rows(Statistics.rows), demand.tokens) * shape.vocabulary
     begin, end = Parts(activations=kept + logits), Parts(activations=kept // shape.layers)
     if division.fsdp:
         layers = gathered(shape, division)
@@ -150,7 +156,7 @@ def training(shape: Shape, division: Division, demand: Demand) -> Parts:
         begin += Parts(gradients=whole if division.half or demand.accumulates else 0)
         end += Parts(gradients=whole + (2 * shape.trainable if division.half else 0), buffers=width * bucket)
     if demand.frozen_head:  # its logits are made and compared some rows at a time
-        begin += Parts(activations=4 * 4 * AgainstTargets.rows * shape.vocabulary)
+        begin += Parts(activations=4 * 4 * rows(AgainstTargets.rows) * shape.vocabulary)
         begin += Parts(buffers=width * shape.head if division.divides else 0)
     step = stepping(shape, division, demand)
     moments = (begin, end) if division.offload else (begin, end, step)

@@ -8,6 +8,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dualoptim.config.args import DEMO, UnlearnArgs
 from dualoptim.config.optimizers import kind_of
+from dualoptim.data.declaration import longest_answer
 from dualoptim.data.demo import tiny_model
 from dualoptim.errors import blamed
 from dualoptim.method.groups import decay_groups
@@ -79,7 +80,7 @@ def demand_of(args: UnlearnArgs) -> Demand:
     return Demand(
         moments=kind_of(args).moments(args),
         tokens=texts * args.max_length,
-        rows=(args.eval_batch_size, args.max_length + args.max_new_tokens),
+        rows=(args.eval_batch_size, args.max_length + longest_answer(args)),
         checkpointing=args.gradient_checkpointing,
         accumulates=args.gradient_accumulation_steps > 1 or not kind_of(args).alternates,
         frozen_head=any(objective.reference == "logits" for objective in objectives),

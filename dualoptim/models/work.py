@@ -12,10 +12,10 @@ from dualoptim.data.prompts import Example
 from dualoptim.data.rows import Row
 from dualoptim.data.stream import ExampleBuilder, Stream
 from dualoptim.errors import InputError
-from dualoptim.method.loop import Phase, Term
 from dualoptim.method.objectives import FORGET, PUBLISHED_LAYER, RETAIN, Objective, split_objectives
 from dualoptim.method.schedule import Cycle, Plan, steps_per_epoch
 from dualoptim.method.scores import score
+from dualoptim.method.window import Phase, Term
 from dualoptim.models.loaded import LoadedModel, MicroBatches
 from dualoptim.models.reference import Frozen, check_reference
 
@@ -78,7 +78,8 @@ def work_of(args: UnlearnArgs, rows: TaskRows, loaded: LoadedModel) -> Work:
             cycle += (("retain", args.retain_freq),)
             phases["retain"] = Phase({"retain": kept}, rate, norm)
     per_epoch = steps_per_epoch(len(rows.forget), _micro_batches(terms["forget"]).stream.global_batch, cycle)
-    return Work(phases, Plan(cycle, per_epoch, args.num_epochs, args.warmup_epochs, args.max_steps))
+    rates = args.warmup_epochs, args.max_steps, args.warmup_steps, args.lr_schedule
+    return Work(phases, Plan(cycle, per_epoch, args.num_epochs, *rates))
 
 
 def _term(name: str, objective: Objective, args: UnlearnArgs, source: tuple[TaskRows, LoadedModel]) -> Term:

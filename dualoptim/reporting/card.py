@@ -47,7 +47,8 @@ def _front_matter(args: CommonArgs) -> str:
     matter: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
     if is_hub_id(args.model):
         matter |= {"base_model": args.model, "base_model_relation": "adapter" if adapter else "finetune"}
-    if not (isinstance(args, MeasureArgs) and args.forget_file) and is_hub_id(args.data_source):
+    own = isinstance(args, MeasureArgs) and args.forget_file
+    if not own and (args.data or not args.benchmark) and is_hub_id(args.data_source):
         matter["datasets"] = [args.data_source]
     matter["tags"] = ["dualoptim", *(["unlearning"] if isinstance(args, UnlearnArgs) else []), *(["lora"] if adapter else [])]
     return f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---"
@@ -87,7 +88,12 @@ def _scores(before: Summary | None, after: Summary | None) -> list[str]:
     if newest is None:
         return []
     counts = ", ".join(f"{count} of {tables.set_title(name)}" for name, count in newest.rows.items())
-    scores = tables.aggregate_table(columns), tables.set_table(columns), tables.privacy_table(columns)
+    scores = (
+        *tables.benchmark_tables(columns),
+        tables.aggregate_table(columns),
+        tables.set_table(columns),
+        tables.privacy_table(columns),
+    )
     parts = ["## Evaluation", f"Rows: {counts}." if counts else "Scores of the evaluation sets:"]
     parts += [table.markdown() for table in scores if table]
     if after is not None and (attacks := tables.attack_table(before, after)):

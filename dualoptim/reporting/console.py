@@ -13,6 +13,7 @@ from dualoptim.reporting.tables import (
     Table,
     aggregate_table,
     attack_table,
+    benchmark_tables,
     number,
     privacy_table,
     set_table,
@@ -35,13 +36,20 @@ def score_table(summaries: Mapping[str, Summary]) -> str:
         ("untargeted_forget_efficacy", "forget efficacy (0 to 1, higher forgets more)"),
     ):
         rows.append((title, *(number(summary.score(key)) for summary in summaries.values())))
-    return Table(("", *summaries), rows).markdown()
+    tables = (Table(("", *summaries), rows), *benchmark_tables(summaries))
+    return "\n\n".join(table.markdown() for table in tables if table)
 
 
 def evaluation_tables(summary: Summary) -> str:
     """Say everything that one evaluation measured, what attacks brought back, and what was not measured."""
     columns = {title.replace("after", "score"): scores for title, scores in side_by_side(None, summary).items()}
-    tables = (set_table(columns), aggregate_table(columns), privacy_table(columns), attack_table(None, summary))
+    tables = (
+        *benchmark_tables(columns),
+        set_table(columns),
+        aggregate_table(columns),
+        privacy_table(columns),
+        attack_table(None, summary),
+    )
     return "\n\n".join(table.markdown() for table in (*tables, skipped_table(summary)) if table)
 
 

@@ -122,4 +122,5 @@ def track_scores(accelerator: Accelerator, label: str, summary: Summary, step: i
     """Give the scores of an evaluation to the trackers, as they stood after `step` steps."""
     tracked = {f"{label}/{name}/{metric}": value for name, scores in summary.sets.items() for metric, value in scores.items()}
     whole = {name: summary.score(name) for name in AGGREGATES if "." not in name}
+    whole |= summary.benchmark.scores if summary.benchmark else {}
     accelerator.log(tracked | {f"{label}/{name}": value for name, value in whole.items() if value is not None}, step=step)

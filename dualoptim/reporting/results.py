@@ -46,6 +46,9 @@ _SHOWN = (
     "failed",
 )
 
+_BENCHMARK = "benchmark_"
+"""What the columns of a benchmark's scores begin with."""
+
 
 def result_columns(result: TaskResult) -> dict[str, str | int | float | None]:
     """Make a result a line of results.csv: what ran, the scores after it, and those before it with the prefix `before_`."""
@@ -56,6 +59,8 @@ def result_columns(result: TaskResult) -> dict[str, str | int | float | None]:
             continue
         for name in ("model_utility", "untargeted_forget_efficacy"):
             line[prefix + name] = summary.score(name)
+        for name, value in (summary.benchmark.scores if summary.benchmark else {}).items():
+            line[f"{prefix}{_BENCHMARK}{name}"] = value
         for name, scores in summary.sets.items():
             line |= {f"{prefix}{name}_{metric}": value for metric, value in scores.items()}
     return {**line, "folder": str(result.folder)}
@@ -77,7 +82,8 @@ def write_results(folder: Path, new: Sequence[Columns], begun: Collection[str] =
     lines: list[Columns] = [line for line in earlier if line["folder"] not in fresh and _run_folder(line) not in begun]
     lines += new
     _write_csv(path, lines)
-    shown = [column for column in _SHOWN if any(column in line for line in lines)]
+    of_benchmark = dict.fromkeys(column for line in lines for column in line if column.startswith(_BENCHMARK))
+    shown = [column for column in (*_SHOWN, *of_benchmark) if any(column in line for line in lines)]
     rows = [tuple(_cell(column, line.get(column)) for column in shown) for line in lines]
     write_text(folder / "results.md", Table(_titles(shown), rows).markdown() + "\n")
 

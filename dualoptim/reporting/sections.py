@@ -77,7 +77,12 @@ def _settings(outcome: Outcome) -> Section:
 
 def _scores(outcome: Outcome) -> Section:
     columns = _columns(outcome)
-    shown = [tables.aggregate_table(columns), tables.privacy_table(columns), tables.set_table(columns)]
+    shown = [
+        *tables.benchmark_tables(columns),
+        tables.aggregate_table(columns),
+        tables.privacy_table(columns),
+        tables.set_table(columns),
+    ]
     notes = []
     if outcome.after is not None and outcome.after.retain_only is not None:
         notes = [f"The retain-only model is {outcome.after.retain_only.source or 'not named'}."]

@@ -1,5 +1,6 @@
 """Put scores and settings into tables: for the console, the model card, and the report."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,8 +72,8 @@ def set_table(columns: Columns) -> Table:
         for metric in in_tables():
             values = [summary.sets.get(name, {}).get(metric) for summary in columns.values()]
             if any(value is not None for value in values):
-                elsewhere = "stay forgotten" if name.startswith("forget_task") else "stay"
-                aim = METRICS[metric].forget if name == "forget" else elsewhere
+                elsewhere = "stay forgotten" if _earlier(name) else "stay"
+                aim = METRICS[metric].forget if name.startswith("forget") and not _earlier(name) else elsewhere
                 rows.append((set_title(name), METRICS[metric].title, *map(number, values), aim))
     return Table(("rows", "metric", *columns, "should"), rows, left=2)
 
@@ -114,9 +115,33 @@ def skipped_table(summary: Summary) -> Table:
     return Table(("not measured", "because"), [(", ".join(metrics), why) for why, metrics in by_reason.items()], left=2)
 
 
+def benchmark_tables(columns: Columns) -> list[Table]:
+    """Show the scores of a benchmark, and those that others report of it."""
+    known = {
+        title: summary.benchmark for title, summary in columns.items() if isinstance(summary, Summary) and summary.benchmark
+    }
+    if not known:
+        return []
+    titles = {name: title for scores in known.values() for name, title in scores.titles.items()}
+    newest = [*known.values()][-1]
+    rows = []
+    for name, title in titles.items():
+        should = next(scores.should.get(name, "") for scores in known.values() if name in scores.titles)
+        rows.append((title, *(number(scores.scores.get(name)) for scores in known.values()), should))
+    others = dict.fromkeys(name for scores in newest.published.values() for name in scores)
+    published = [(method, *(number(scores.get(name)) for name in others)) for method, scores in newest.published.items()]
+    head = (f"published ({newest.source})", *(titles.get(name, name.replace("_", " ")) for name in others))
+    return [Table((str(newest.name), *known, "should"), rows), Table(head, published)]
+
+
+def _earlier(name: str) -> bool:
+    """Tell whether a set is an earlier task's."""
+    return re.fullmatch(r"forget_task\d+", name) is not None
+
+
 def set_title(name: str) -> str:
     """Name an evaluation set for a reader."""
-    if name.startswith("forget_task"):
+    if _earlier(name):
         return f"task {name.removeprefix('forget_task')}, unlearned before"
     return SET_TITLES.get(name, name.replace("_", " "))
 

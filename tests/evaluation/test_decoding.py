@@ -21,6 +21,7 @@ from dualoptim.data.prompts import make_formatter
 from dualoptim.data.rows import Row
 from dualoptim.evaluation import decoding
 from dualoptim.evaluation.generation import Gumbel, continuation, generate
+from dualoptim.evaluation.noise import seed_of
 from dualoptim.evaluation.scoring import ScoringPass
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import assemble
@@ -77,7 +78,7 @@ def test_answers_do_not_depend_on_who_comes_and_goes(name, drawn, taught):
     """On how many are in the batch, and in which order."""
     scoring = scoring_of(name, taught)
     asked = [continuation(scoring.loaded, row) for row in ROWS]
-    seeds = [(n, 0) for n in range(len(ROWS))]
+    seeds = [seed_of("sample", n) for n in range(len(ROWS))]
     alone = generate(with_size(scoring, 1), "", asked, draws(seeds) if drawn else None)
     lengths = [len(scoring.loaded.tokenizer(text)["input_ids"]) for text in alone]
     assert min(lengths) < 5 < 10 < max(lengths)
