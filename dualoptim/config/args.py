@@ -346,7 +346,8 @@ class EvalArgs(MeasureArgs):
     """A model whose losses the reference attack compares with; the retain-only model, for example."""
     generate_with: Annotated[Literal["transformers", "compiled", "vllm"], Flag("evaluation", "measures")] = "transformers"
     """What answers questions. `compiled`: transformers with a static cache and compiled steps, for models that can be compiled.
-    `vllm`: that package, which gets the weights in a folder; draws stay with transformers. These two need CUDA."""
+    `vllm`: that package, which gets the weights in a folder; draws and changed weights stay with transformers. These two need
+    CUDA."""
     relearn: Annotated[int, Flag("attacks", "measures", at_least=0, shown=True)] = 0
     """Attack: fine-tune for so many steps, and see how much of the forget set comes back."""
     relearn_rows: Annotated[str, Flag("attacks", "measures", path=True)] = "forget"

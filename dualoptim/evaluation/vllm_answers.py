@@ -1,5 +1,6 @@
 """Have the package vllm answer questions, on one GPU: the same token ids, greedily, to the same end tokens."""
 
+import gc
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ def _engine(loaded: LoadedModel, args: MeasureArgs) -> Any:
 
     weights = loaded.weights_hash()
     if weights not in _engines:
-        _engines.clear()
+        _engines.clear()  # another model's, which ends with it
+        gc.collect()
         longest = args.max_length + longest_answer(args)
         free, total = torch.cuda.mem_get_info(loaded.device)
         with tempfile.TemporaryDirectory() as folder:

@@ -114,13 +114,14 @@ def known_continuations(scoring: ScoringPass, rows: Sequence[Row]) -> list[Conti
     return [continuation(scoring.loaded, row, own[0].correct) for row, own in zip(rows, scores, strict=True)]
 
 
-def callables_in_turns(title: str, variants: dict[str, Callable[[], object]], rounds: int) -> None:
-    """Print how much faster each variant is than the first one, and than the one before it, in the same round."""
+def callables_in_turns(title: str, variants: dict[str, Callable[[], Any]], rounds: int) -> list[Any]:
+    """Print how much faster each variant is than the first one and the one before it, in the same round; give their results."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    results: dict[str, Any] = {}
     for number in range(rounds + 1):
         for name, variant in variants.items():
             started = time.perf_counter()
-            variant()
+            results[name] = variant()
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - started)
     before = first = next(iter(seconds.values()))
@@ -131,6 +132,7 @@ def callables_in_turns(title: str, variants: dict[str, Callable[[], object]], ro
         took = f"{statistics.median(times):7.2f} s"
         print(f"  {name:<44} {took}   {said[0]} times as fast as the first, {said[1]} as the one before", flush=True)
         before = times
+    return list(results.values())
 
 
 def measuring(args: dict[str, Any]) -> tuple[EvalArgs, dict[str, list[Row]], list[Row]]:
@@ -143,8 +145,7 @@ def measuring(args: dict[str, Any]) -> tuple[EvalArgs, dict[str, list[Row]], lis
 
 def in_turns_with_same_answers(title: str, variants: dict[str, Callable[[], list[str]]], rounds: int) -> None:
     """Compare ways to answer questions, and count the answers that all of them give."""
-    callables_in_turns(title, variants, rounds)
-    answers = list(zip(*(variant() for variant in variants.values()), strict=True))
+    answers = list(zip(*callables_in_turns(title, variants, rounds), strict=True))
     print(f"  the same answers: {sum(len(set(own)) == 1 for own in answers)} of {len(answers)}", flush=True)
 
 

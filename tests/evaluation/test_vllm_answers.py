@@ -56,11 +56,11 @@ def rows_of(folder):
 
 
 def test_vllm_gets_the_same_questions_and_gives_the_same_rows(stand_in, taught, tmp_path, monkeypatch):
-    """It is started once for all sets, on the weights that are scored; draws do not go through it."""
+    """It is started once for all sets, on the weights that are scored; draws and attacks on these do not go through it."""
     common = {"model": str(taught), "data": "demo", "eval_rows": 3, "max_new_tokens": 12, "sample": 2}
     evaluate(EvalArgs(**common, output_dir=str(tmp_path / "own")))
     monkeypatch.setattr("dualoptim.evaluate.check_generation", lambda *_: None)  # this machine may have no GPU
-    args = EvalArgs(**common, output_dir=str(tmp_path / "vllm"), generate_with="vllm", paraphrase=True)
+    args = EvalArgs(**common, output_dir=str(tmp_path / "vllm"), generate_with="vllm", paraphrase=True, quantize=(8,))
     evaluate(args)
     assert rows_of(tmp_path / "vllm") == rows_of(tmp_path / "own")
     draws = [(tmp_path / name / "eval/attacks/sample/forget.jsonl").read_text() for name in ("own", "vllm")]
