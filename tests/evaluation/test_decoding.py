@@ -55,7 +55,7 @@ def scoring_of(name, taught, **changes):
     torch.manual_seed(0)
     model = kind(config)
     torch.nn.init.normal_(model.get_output_embeddings().weight, std=1.0)  # or it says the same token for ever
-    model.generation_config.eos_token_id = list(range(3, 2000, 25))
+    model.generation_config.eos_token_id = list(range(3, 2000, 8))
     args = EvalArgs(model="x", data="demo", **{"max_new_tokens": 16} | changes)
     accelerator = start_accelerator(args)
     loaded = assemble(args, model, make_formatter(args, AutoTokenizer.from_pretrained(taught)), accelerator)
@@ -81,7 +81,7 @@ def test_answers_do_not_depend_on_who_comes_and_goes(name, drawn, taught):
     seeds = [seed_of("sample", n) for n in range(len(ROWS))]
     alone = generate(with_size(scoring, 1), "", asked, draws(seeds) if drawn else None)
     lengths = [len(scoring.loaded.tokenizer(text)["input_ids"]) for text in alone]
-    assert min(lengths) < 5 < 10 < max(lengths)
+    assert min(lengths) < 8 < max(lengths)
     for size in (3, 32):
         assert generate(with_size(scoring, size), "", asked, draws(seeds) if drawn else None) == alone
     back = generate(with_size(scoring, 8), "", asked[::-1], draws(seeds[::-1]) if drawn else None)

@@ -85,5 +85,5 @@ def test_what_vllm_needs_is_told_in_one_line(taught, tmp_path, monkeypatch):
             evaluate(dataclasses.replace(args, generate_with=name))
     several = SimpleNamespace(device=torch.device("cuda"), num_processes=2)
     with pytest.raises(InputError, match="is for one process, and this launch has 2; drop the flag, or add --num_processes 1"):
-        vllm_answers.check_generation(args, several)
+        vllm_answers.check_generation(dataclasses.replace(args, generate_with="vllm"), several)
     assert not (tmp_path / "out").exists()
