@@ -1,13 +1,14 @@
 """The demo's taught model: kept, taken where everything agrees that decides its weights, and made anew otherwise."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from support import RATE, state_of
+from support import FOLDER, RATE, arguments, launch, state_of
 
 from dualoptim import UnlearnArgs, run, taught
 from dualoptim.config.args import DEMO
@@ -114,3 +115,12 @@ def test_a_run_of_the_demo_ends_alike_with_and_without(tmp_path):
         run(UnlearnArgs(output_dir=str(tmp_path / name), eval=False, max_steps=3, learning_rates=(RATE,)))
     first, second = (state_of(tmp_path / name / f"ME+GD_lr{RATE:g}" / "task1" / "model") for name in ("one", "two"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.launch
+def test_the_processes_of_a_launch_take_it_together(tmp_path):
+    runs = [dataclasses.asdict(arguments("demo", tmp_path / name, "dual-adamw", max_steps=2)) for name in ("one", "two")]
+    done = launch("ddp", {"runs": runs, "demo_recipe": {"num_epochs": 1, "splits": ["real_authors_perturbed"]}})
+    assert done.stdout.count("It has learned them before") == 1
+    assert same(tmp_path / "one" / "demo_model", tmp_path / "two" / "demo_model")
+    assert same(tmp_path / "one" / FOLDER / "model", tmp_path / "two" / FOLDER / "model")
