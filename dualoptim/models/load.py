@@ -209,7 +209,7 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     with autocast(accelerator) if is_coarse(model) and model.dtype == torch.float32 else nullcontext():
         answers = isinstance(args, MeasureArgs) and getattr(args, "eval", True)
         together = answered_at_once(model, args.model) if answers else "any"
-        if together == "any" and positions is not None:
+        if together in ("refilled", "any") and positions is not None:
             together = "equally long"  # each of a batch then has room for an answer of the same length
         row = packed_row(model, args) if args.packing else 0
         # other kernels take no mask for whole texts, and flash-attention would fail on the GPU for good

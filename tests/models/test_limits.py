@@ -281,7 +281,7 @@ def test_texts_beyond_the_positions_are_refused_and_answers_stop_there(name, tin
 def test_positions_that_do_not_end_bind_nothing(name, tiny, tmp_path):
     kernel = {"attn_implementation": "eager"} if name == "ALiBi" else {}
     loaded = load(saved(tmp_path, tiny, *FREE[name]), max_length=300, **kernel)
-    assert (loaded.answering.positions, loaded.answering.together) == (None, "any")
+    assert (loaded.answering.positions, loaded.answering.together) == (None, "refilled")
 
 
 def test_a_model_that_fails_on_any_text_is_refused(tiny, tmp_path):
@@ -336,9 +336,9 @@ class Mixed(LlamaForCausalLM):
 @pytest.mark.parametrize(
     ("kind", "config", "together"),
     [
-        (*TAKES["llama"], "any"),
-        (*TAKES["learned positions"], "any"),
-        (*MIXES["ALiBi without positions"], "any"),
+        (*TAKES["llama"], "refilled"),
+        (*TAKES["learned positions"], "refilled"),
+        (*MIXES["ALiBi without positions"], "refilled"),
         (BartForCausalLM, BartConfig(
             d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, vocab_size=97
         ), "equally long"),
