@@ -37,6 +37,7 @@ from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.resume import Planned, choose_checkpoints, with_its_batch
 from dualoptim.models.saving import Saving, how_to_go_on, steps_of
 from dualoptim.models.together import stop_together, wait
+from dualoptim.models.trainable import chosen_weights
 from dualoptim.models.work import Work
 from dualoptim.reporting.card import model_card
 from dualoptim.reporting.claim import claim
@@ -77,6 +78,7 @@ def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> Fin
     source.cut(loaded.formatter)
     rows = rows_to_learn(args, source)
     args = replace(args, **adapter_settings(loaded.model), save_dtype=loaded.saved_type(args))
+    chosen_weights(args, loaded.model)
     loaded.formatter.check(rows)
     plan, resolved, model = plan_of(args, len(rows), accelerator.num_processes), loaded.resolved(args), folder / "model"
     inputs = {"precision": accelerator.mixed_precision, "rows": rows_hash(rows)}

@@ -221,7 +221,14 @@ def test_the_wheel_holds_what_the_package_needs(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in PYTHON:
         assert str(path.relative_to(ROOT)) in names
-    for name in ("py.typed", "data/demo.json", "data/refusals.txt", "reporting/page.html", "launch_files/zero3.yaml"):
+    for name in (
+        "py.typed",
+        "data/demo.json",
+        "data/refusals.txt",
+        "data/benchmarks/lume.yaml",
+        "reporting/page.html",
+        "launch_files/zero3.yaml",
+    ):
         assert f"dualoptim/{name}" in names
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", tmp_path / "site", wheel], check=True

@@ -160,6 +160,10 @@ class TrainArgs(CommonArgs):
     """Examples per process and micro-batch."""
     gradient_accumulation_steps: Annotated[int, Flag("steps", at_least=1, below=2**16, shown=True)] = 1
     """Micro-batches per optimizer step; every one of a step belongs to the same phase."""
+    trainable: Annotated[str | None, Flag("optimizer", shown=True)] = None
+    """Weights that train, the others stay as they are: a regular expression that is found in their names, such as
+    'layers.(5|6|7).mlp.down_proj', or last:2 for all of the last two layers. A tied output head and its embeddings are one
+    weight under two names. The whole model is saved. Default: all of them."""
     weight_decay: Annotated[float, Flag("optimizer", at_least=0, shown=True)] = 0.01
     """Decoupled weight decay of weights (never of biases and norms). 0.01 as published."""
     adam_betas: Annotated[tuple[float, float], Flag("optimizer", at_least=0, below=1, shown=True)] = (0.9, 0.999)

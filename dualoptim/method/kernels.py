@@ -4,14 +4,15 @@ Two autograd functions over logits, which hold one tensor [tokens, vocabulary] w
 walk over a parameter in pieces, with which an optimizer's step on a CPU stays in its caches.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 256  # values that share one scale where a state is kept in bytes
+from dualoptim.method.blocks import BLOCK
+
 PIECE = 1024 * BLOCK  # values that a CPU updates at once, so that what lies between stays in its caches
 LARGE_PIECE = 64 * PIECE  # and another device, whose kernels are then long enough and what lies between is small
 LOGITS = 2**26  # logits that another device works on at once: 256 MB in float32, and few kernels for a batch
@@ -109,22 +110,24 @@ class AgainstTargets(torch.autograd.Function):
         return gradient.mul_(for_value[:, None]).to(ctx.dtype), None, None
 
 
-def pieces(parameter: Tensor, state: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-    """Views of a parameter, its gradient and its state: of all at once, or of `PIECE` values after another.
+def pieces(parameter: Tensor, state: Mapping[str, Any], whole: bool = False) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+    """Views of a parameter, its gradient and its state in one dimension: of `PIECE` values after another, or of all at once.
 
     What an update needs beside its state is then as large as a piece, and not as the parameter, a fifth of some models. The
-    state's entries are told by their names, bitsandbytes' (state1, absmax1, qmap1, step) as well as ours.
+    state's entries are told by their names, bitsandbytes' (state1, absmax1, qmap1, step) as well as ours. Of a tensor that FSDP
+    divides they are those of this process's part, which may have nothing in it.
     """
-    gradient = parameter.grad
-    assert gradient is not None
-    divided = hasattr(parameter, "to_local")  # FSDP's tensors cannot be cut
-    size = PIECE if parameter.device.type == "cpu" else LARGE_PIECE
-    if divided or parameter.numel() <= size or not parameter.is_contiguous():
-        yield parameter, gradient, state
+    assert parameter.grad is not None
+    weights, gradient, *values = map(_own_part, (parameter.detach(), parameter.grad, *state.values()))
+    state = dict(zip(state, values, strict=True))
+    if not weights.is_contiguous():  # its values do not lie in their order
+        yield weights, gradient, state
         return
-    weights, gradient = parameter.detach().view(-1), gradient.reshape(-1)
-    for start in range(0, parameter.numel(), size):
-        values, blocks = slice(start, start + size), slice(start // BLOCK, (start + size) // BLOCK)
+    weights, gradient = weights.view(-1), gradient.reshape(-1)
+    size = PIECE if weights.device.type == "cpu" else LARGE_PIECE
+    size = len(weights) if whole else size
+    for start in range(0, len(weights), max(1, size)):
+        part, blocks = slice(start, start + size), slice(start // BLOCK, -(-(start + size) // BLOCK))
         own = {}
         for key, value in state.items():
             if key.endswith("_scale") or key.startswith("absmax"):
@@ -132,5 +135,9 @@ def pieces(parameter: Tensor, state: dict[str, Any]) -> Iterator[tuple[Tensor, T
             elif key.endswith("step") or key.startswith("qmap"):
                 own[key] = value
             else:
-                own[key] = value.view(-1)[values]
-        yield weights[values], gradient[values], own
+                own[key] = value.view(-1)[part]
+        yield weights[part], gradient[part], own
+
+
+def _own_part(value: Any) -> Any:
+    return value.to_local() if hasattr(value, "to_local") else value  # importing DTensor to ask for it costs a second

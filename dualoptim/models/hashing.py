@@ -6,8 +6,11 @@ A hash of a new kind gets a new `KIND`: what was stored under another one is of 
 import hashlib
 import os
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from dualoptim.models.sharding import is_divided, own_share, whole_tensors
 
-KIND = "v2"  # the first was one hash over all bytes, which took a single core half a minute of a model with 7B weights
+KIND = "v2"  # the first was one hash over all bytes, which no second core can share
 _THREADS = min(8, os.cpu_count() or 1)  # as many tensors lie on the host at once
 
 _Places = list[tuple[str, int, int]]
@@ -36,7 +39,7 @@ def weights_hash(model: torch.nn.Module, dtype: torch.dtype | None = None) -> st
     places = _places(model)
     if model in _HASHES and _HASHES[model][:2] == (places, dtype):
         return _HASHES[model][2]
-    types = {one.dtype for one in model.state_dict(keep_vars=True).values() if torch.is_tensor(one) and one.is_floating_point()}
+    types = _types(model)
     then, files = _LOADED.get(model, ([], ()))
     key = (files, frozenset({dtype} if dtype else types)) if then == places else None
     found = (key and _OF_FILES.get(key)) or _computed(model, None if types == {dtype} else dtype)
@@ -72,12 +75,33 @@ def weights_changed(model: torch.nn.Module) -> None:
 
 def loaded_from(model: torch.nn.Module, folder: str) -> None:
     """Take note that a model, whole as it stands, is what the files of a folder say, if `folder` is one."""
-    paths = sorted(path for path in Path(folder).glob("*") if path.is_file())
+    paths = sorted(path for path in Path(folder).glob("*") if path.is_file() and path.suffix != ".md")  # cards say nothing
     if paths and not is_divided(model):  # where processes hold shares, all of them have to compute a hash, or none
-        files = [(str(path), path.stat()) for path in paths]
-        _LOADED[model] = _places(model), tuple((name, one.st_ino, one.st_size, one.st_mtime_ns) for name, one in files)
+        found = [(str(path), path.stat()) for path in paths]
+        files, places = tuple((name, one.st_ino, one.st_size, one.st_mtime_ns) for name, one in found), _places(model)
+        _LOADED[model] = places, files
+        if model in _HASHES and _HASHES[model][0] == places:
+            _, dtype, known = _HASHES[model]
+            _OF_FILES[files, frozenset({dtype} if dtype else _types(model))] = known
+
+
+@contextmanager
+def hashed_meanwhile(model: torch.nn.Module, dtype: torch.dtype, folder: str) -> Iterator[None]:
+    """Hash a model in a thread while it is saved to a folder: nothing waits for its hash later, or for that of its files."""
+    thread = Thread(target=weights_hash, args=(model, dtype))
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    loaded_from(model, folder)
 
 
 def _places(model: torch.nn.Module) -> _Places:
     shares = [(name, own_share(tensor)) for name, tensor in sorted(model.state_dict(keep_vars=True).items())]
     return [(name, tensor.data_ptr(), tensor._version) for name, tensor in shares if torch.is_tensor(tensor)]
+
+
+def _types(model: torch.nn.Module) -> set[torch.dtype]:
+    tensors = model.state_dict(keep_vars=True).values()
+    return {one.dtype for one in tensors if torch.is_tensor(one) and one.is_floating_point()}

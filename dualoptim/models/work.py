@@ -18,6 +18,7 @@ from dualoptim.method.scores import score
 from dualoptim.method.window import Phase, Term
 from dualoptim.models.loaded import LoadedModel, MicroBatches
 from dualoptim.models.reference import Frozen, check_reference
+from dualoptim.models.trainable import check_reach
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ def check_objectives(args: UnlearnArgs, tasks: Sequence[TaskRows], loaded: Loade
                 f"--forget-losses {pair}: {type(loaded.model).__name__} hands on no states of its layers, token by token; "
                 "choose a pair without RMU and EMBED"
             )
+        if any(objective.needs_layer for objective in objectives):
+            check_reach(args, loaded.model, layer)
         check_reference(loaded, objectives, reference_folder(args))
         texts = {text for objective in objectives for text in objective.texts}
         if "refusal" in texts and args.idk_file:

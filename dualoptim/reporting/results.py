@@ -82,10 +82,14 @@ def write_results(folder: Path, new: Sequence[Columns], begun: Collection[str] =
     lines: list[Columns] = [line for line in earlier if line["folder"] not in fresh and _run_folder(line) not in begun]
     lines += new
     _write_csv(path, lines)
-    of_benchmark = dict.fromkeys(column for line in lines for column in line if column.startswith(_BENCHMARK))
-    shown = [column for column in (*_SHOWN, *of_benchmark) if any(column in line for line in lines)]
+    shown = [column for column in (*_SHOWN, *_of_benchmark(lines)) if any(column in line for line in lines)]
     rows = [tuple(_cell(column, line.get(column)) for column in shown) for line in lines]
     write_text(folder / "results.md", Table(_titles(shown), rows).markdown() + "\n")
+
+
+def _of_benchmark(lines: Sequence[Columns]) -> list[str]:
+    """Name the columns of a benchmark's scores, in their order."""
+    return list(dict.fromkeys(column for line in lines for column in line if column.startswith(_BENCHMARK)))
 
 
 def read_results(path: Path) -> list[Columns] | None:
@@ -227,7 +231,7 @@ def write_sweep(folder: Path, lines: Sequence[Columns]) -> None:
         count = max(len(values) for values in scores.values())
         rows.append((method, str(count), *map(_spread, scores.values())))
     head = ("method", "runs", "model utility", "forget efficacy", "retain probability", "forget probability")
-    write_text(folder / "methods.md", Table(head, rows).markdown() + "\n")
+    write_text(folder / "methods.md", Table((*head, *_titles(_of_benchmark(lines))), rows).markdown() + "\n")
     write_bytes(folder / "results.png", plots.render(plots.methods(methods)).png)
 
 
@@ -237,11 +241,12 @@ def scores_by_method(lines: Sequence[Columns]) -> dict[str, dict[str, list[float
     for line in lines:
         folder = str(line["folder"])
         last[folder if line["task"] == "-" else str(Path(folder).parent)] = line
+    names = (*_METHOD_SCORES, *_of_benchmark(lines))
     found: dict[str, dict[str, list[float]]] = {}
     for line in last.values():
         method = "{losses} {optim} lr {learning_rate} forget {forget_lr}".format(**line)
-        scores = found.setdefault(method, {name: [] for name in _METHOD_SCORES})
-        for name in _METHOD_SCORES:
+        scores = found.setdefault(method, {name: [] for name in names})
+        for name in names:
             value = line.get(name)
             if isinstance(value, (int, float)):
                 scores[name].append(value)

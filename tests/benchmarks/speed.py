@@ -11,8 +11,6 @@ import argparse
 import itertools
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,10 @@ import torch
 from contest import Contestant, in_turns, spread
 from evaluation import evaluation
 from growth import growth, sizes
+from optimizers import optimizer, optimizer_growth
 
 from dualoptim import UnlearnArgs
-from dualoptim.config.optimizers import kind_of
 from dualoptim.data.tofu import tofu_source
-from dualoptim.method.groups import decay_groups
-from dualoptim.method.held import state_size
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import load_model
 
@@ -82,45 +78,6 @@ def bf16(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
         mine = args | {"forget_losses": [pair]}
         half = Contestant("run", mine | {"output_dir": f"{mine['output_dir']}16"}, precision="bf16")
         against_first(pair, {"float32": Contestant("run", mine), "bf16": half}, rounds)
-
-
-def optimizer(args: dict[str, Any], rounds: int) -> None:
-    """One optimizer step of each kind, the gradients being there; and what its state takes."""
-    accelerator = start_accelerator(UnlearnArgs(**args))
-    model = load_model(UnlearnArgs(**args), accelerator).model
-    kinds: dict[str, dict[str, Any] | None] = {
-        "torch.optim.AdamW(fused=True)": None,
-        "dual-adamw": {},
-        "dual-adamw-plus": {"optim": "dual-adamw-plus"},
-        "adamw, 8 bits": {"optim": "adamw", "optim_bits": 8},
-        "dual-adamw, 8 bits": {"optim_bits": 8},
-    }
-    steps: dict[str, Callable[[], Any]] = {}
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 1e-3)
-    for name, changes in kinds.items():
-        if changes is None:
-            made: Any = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
-        else:
-            own = UnlearnArgs(**changes)
-            made = kind_of(own).build(own)(decay_groups(model, own.weight_decay, own.state_bits, False))
-        made.step()
-        (bytes_32, parameters_32), (bytes_8, parameters_8) = state_size(made, False), state_size(made, True)
-        label = f"{name}: {bytes_32 / parameters_32:.2f} bytes a parameter"
-        if parameters_8:
-            label += f", {bytes_8 / parameters_8:.2f} of quantized ones"
-        steps[label] = made.step
-    print("\none optimizer step")
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(3 * rounds):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
-    (_, first), *_ = seconds.items()
-    for name, times in seconds.items():
-        ratios = [one / other for one, other in zip(times, first, strict=True)]
-        print(f"  {name:<72} {statistics.median(times):.3f} s, {spread(ratios)}", flush=True)
 
 
 def start(args: dict[str, Any], threads: int) -> None:
@@ -183,6 +140,7 @@ def main() -> None:
                 trainer(args, [pair for pair in options.pairs if pair in ("ME+GD", "NPO+KL")], options.rounds)
             elif part == "optimizer":
                 optimizer(args, options.rounds)
+                optimizer_growth(options.rounds)
             elif part == "bf16":
                 bf16(args, [pair for pair in options.pairs if pair in ("ME+GD", "NPO+KL")], options.rounds)
             elif part == "growth":

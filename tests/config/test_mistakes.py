@@ -17,6 +17,10 @@ UNLEARN = [
     ("--learning-rates nan", "--learning-rates nan is out of range"),
     ("--learning-rates 1e-5 1e-5", "--learning-rates names 1e-05 twice"),
     ("--learning-rates 1e-4 1.0000001e-4", "--learning-rates names 0.0001 twice"),
+    ("--trainable last:0", "--trainable last:0 is no number of layers; give last:2, for example"),
+    ("--trainable last:two", "--trainable last:two is no number of layers"),
+    ("--trainable layers.(5", "--trainable layers.(5 is no regular expression (missing ), unterminated subpattern"),
+    ("--trainable last:1 --use-lora", "of which none trains with --use-lora; name the modules that get an adapter"),
     ("--lr-schedule step", "published"),
     ("--warmup-steps -1", "--warmup-steps -1 is out of range; give 0 or more"),
     (

@@ -64,6 +64,19 @@ def test_a_gradient_that_is_not_finite_moves_nothing(value):
     assert torch.equal(weight, before)
 
 
+@pytest.mark.parametrize("total", [math.inf, math.nan])
+def test_a_loss_that_is_not_finite_moves_nothing(total):
+    """Whatever its gradient is; what is done meanwhile is done before anyone knows."""
+    engine, done = engine_of(lambda parameters: torch.optim.SGD(parameters, lr=1.0)), []
+    (weight,) = engine.model.parameters()
+    before = weight.detach().clone()
+    norm = float(filled(engine).norm())
+    found = engine.step(0.0, torch.tensor([1.5, total]), lambda: done.append(1))
+    assert found == pytest.approx([1.5, total, norm], nan_ok=True)
+    assert done == [1]
+    assert torch.equal(weight, before)
+
+
 def test_the_largest_update_is_told_by_those_who_count_it():
     assert engine_of(torch.optim.SGD).largest_update() == {}
     engine = engine_of(DualAdamWPlus)

@@ -1,11 +1,14 @@
 """The hash of a model's weights: what it tells apart, and how seldom it is computed."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from dualoptim import UnlearnArgs
 from dualoptim.data import demo
 from dualoptim.models import hashing
+from dualoptim.models.export import export_model
 from dualoptim.models.hashing import loaded_from, weights_changed, weights_hash
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import load_model
@@ -78,6 +81,23 @@ def test_models_of_the_same_files_are_hashed_once(monkeypatch, tmp_path):
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "weights")
     assert len({*whole, weights_hash(changed), weights_hash(trained), weights_hash(load())}) == 4
     assert len(hashed) == 5
+
+
+def test_a_trained_model_is_hashed_while_it_is_saved(tiny, tmp_path, monkeypatch):
+    """Nothing waits for its hash afterwards, nor for that of the files, also with a card that is written later."""
+    args = UnlearnArgs(model=str(tiny), data="demo", output_dir=str(tmp_path))
+    loaded = load_model(args, start_accelerator(args))
+    with torch.no_grad():
+        loaded.model.get_output_embeddings().weight += 1
+    weights_changed(loaded.model)
+    export_model(loaded, tmp_path / "model", "a card")
+    (tmp_path / "model" / "README.md").write_text("another card")
+    hashed = counted(monkeypatch)
+    known = loaded.weights_hash()
+    again = load_model(dataclasses.replace(args, model=str(tmp_path / "model")), loaded.accelerator)
+    assert again.weights_hash() == known
+    assert hashed == []
+    assert hashing._computed(again.model, None) == known
 
 
 @pytest.mark.parametrize("threads", [1, 3])
