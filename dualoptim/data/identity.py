@@ -23,7 +23,7 @@ def prompts_hash(rows: Iterable[Row], formatter: Formatter) -> str:
     digest = hashlib.sha256()
     for row in rows:
         for text in row.texts():
-            example = formatter.example(row.question, text)
+            example = formatter.example(row.question, text, goes_on=row.goes_on)
             digest.update(json.dumps([example.start, *example.ids]).encode())
     return digest.hexdigest()
 

@@ -83,6 +83,7 @@ class Example:
 
     ids: list[int]
     start: int
+    goes_on: bool = False  # no end token follows
 
 
 @dataclass
@@ -99,10 +100,10 @@ class Formatter:
     system_prompt: str | None = None
     vocabulary: int | None = field(default=None, init=False)  # tokens that the model has embeddings of
     cut: int = field(default=0, init=False)  # texts that were longer than max_length
-    _known: dict[tuple[str | None, str], tuple[list[int], int]] = field(default_factory=dict, init=False, repr=False)
+    _known: dict[tuple[str | None, str, bool], tuple[list[int], int]] = field(default_factory=dict, init=False, repr=False)
 
     def cut_passage(self, row: Row) -> list[Row]:
-        """Cut a passage into pieces of at most `max_length` tokens, end token included; a question stays as it is.
+        """Cut a passage into pieces of at most `max_length` tokens, of which the last one ends; a question stays as it is.
 
         Raises:
             InputError: if `max_length` leaves no room for two tokens.
@@ -121,7 +122,7 @@ class Formatter:
             starts[-1] -= 1
         ends = [*starts[1:], len(offsets)]
         return [
-            replace(row, answer=row.answer[offsets[start][0] : offsets[end - 1][1]])
+            replace(row, answer=row.answer[offsets[start][0] : offsets[end - 1][1]], goes_on=row.goes_on or end < len(offsets))
             for start, end in zip(starts, ends, strict=True)
         ]
 
@@ -146,8 +147,10 @@ class Formatter:
             return self.chat.prompt(question)
         return f"{self.tags.question_start}{question}{self.tags.question_end}{self.tags.answer}"
 
-    def example(self, question: str | None, answer: str, score_question: bool = False) -> Example:
+    def example(self, question: str | None, answer: str, score_question: bool = False, goes_on: bool = False) -> Example:
         """Tokenize question, answer and its end; the answer and the end are scored. Each text is tokenized once.
+
+        There is no end where a passage `goes_on` (`Row.goes_on`).
 
         Without a question the text stands alone, and all of it but its first token is scored, as with `score_question`.
 
@@ -159,10 +162,11 @@ class Formatter:
             InputError: if the question alone fills `max_length`, if the tokenizer leaves nothing of the answer, or if the model
                 has no embedding of a token.
         """
-        if (question, answer) not in self._known:
-            self._known[question, answer] = self._tokenize(question, answer)
-        ids, start = self._known[question, answer]
-        return Example(ids, 1 if score_question else max(start, 1))
+        key = question, answer, goes_on
+        if key not in self._known:
+            self._known[key] = self._tokenize(*key)
+        ids, start = self._known[key]
+        return Example(ids, 1 if score_question else max(start, 1), goes_on)
 
     def _encoded(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokenize a text, with the tokens that the tokenizer adds by itself or without: ids, and the characters of each."""
@@ -171,7 +175,7 @@ class Formatter:
             encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
 
-    def _tokenize(self, question: str | None, answer: str) -> tuple[list[int], int]:
+    def _tokenize(self, question: str | None, answer: str, goes_on: bool) -> tuple[list[int], int]:
         prompt = "" if question is None else self.prompt(question)
         chat = question is not None and self.tags is None  # a chat template writes its special tokens itself
         text = prompt + answer + (self.chat.space if chat else "")
@@ -192,7 +196,8 @@ class Formatter:
                 f"the model's tokenizer leaves nothing of the answer {answer[:60]!r} to {(question or '')[:60]!r}; "
                 "give another text"
             )
-        ids.append(self.tokenizer.eos_token_id if question is None else self.end)
+        if not goes_on or len(ids) == 1:  # something has to be predicted
+            ids.append(self.tokenizer.eos_token_id if question is None else self.end)
         if len(ids) > self.max_length:
             self.cut += 1
             ids = ids[: self.max_length]
@@ -221,7 +226,7 @@ class Formatter:
         for row in rows:
             for text in row.texts():
                 try:
-                    self.example(row.question, text)
+                    self.example(row.question, text, goes_on=row.goes_on)
                 except InputError as error:
                     raise InputError(f"{row.place}: {error}" if row.place else str(error)) from None
         if self.cut:

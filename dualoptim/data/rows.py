@@ -26,11 +26,13 @@ class Row:
     golden_answer: str | None = None  # the short fact, where `answer` is the model's own long one (real-world scenario)
     original_answer: str | None = None  # a whole sentence, where `answer` is a short one (real authors, world facts)
     paraphrased_question: str | None = None
+    goes_on: bool = False  # a piece of a passage that another one follows: no end token
     place: str = field(default="", compare=False, repr=False)  # where it stands, for errors
 
     def content(self) -> dict[str, Any]:
         """Give everything that the row says, without where it stands: what hashes are made of."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
+        said = {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
+        return {name: value for name, value in said.items() if name != "goes_on" or value}
 
     def texts(self) -> list[str]:
         """List all answers: the true one, then its paraphrase if there is one, then the wrong ones."""

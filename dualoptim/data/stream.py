@@ -31,7 +31,7 @@ class ExampleBuilder:
         """Build the examples of row `index` for its visit in epoch `epoch`."""
         row = self.rows[index]
         texts = [self._text(kind, index, epoch) for kind in self.reads]
-        return [self.formatter.example(row.question, text, self.score_question) for text in texts]
+        return [self.formatter.example(row.question, text, self.score_question, row.goes_on) for text in texts]
 
     def _text(self, kind: str, index: int, epoch: int) -> str:
         if kind == "answer":

@@ -44,7 +44,7 @@ def continuation(loaded: LoadedModel, row: Row, correct: Sequence[bool] = ()) ->
 
     `correct` says which tokens of the row's own text are the model's first choice.
     """
-    example = loaded.formatter.example(row.question, row.answer)
+    example = loaded.formatter.example(row.question, row.answer, goes_on=row.goes_on)
     start, wanted = example.start, row.answer
     if row.question is None:  # a passage is continued from its middle
         start = max(start, len(example.ids) // 2)

@@ -54,19 +54,23 @@ def privleak(auc: float, retain_auc: float) -> float:
     return ((1 - auc) - (1 - retain_auc)) / (1 - retain_auc + 1e-10) * 100
 
 
-def without_end(values: Values) -> Values:
-    """Leave out the value of a text's end token, if there is another one, as OpenUnlearning does."""
-    return values[:-1] if len(values) > 1 else values
+def without_end(values: Values, goes_on: bool) -> Values:
+    """Leave out the value of a text's end token, if it has one and there is another one, as OpenUnlearning does."""
+    return values[:-1] if len(values) > 1 and not goes_on else values
 
 
-def min_k_scores(scores: TokenScores, texts: Sequence[int], lengths: Sequence[int]) -> list[tuple[float, float]]:
-    """Compute Min-K% and Min-K%++ of some texts of a forward pass, whose texts have `lengths` scored tokens."""
+def min_k_scores(scores: TokenScores, texts: Sequence[int], examples: Sequence[Example]) -> list[tuple[float, float]]:
+    """Compute Min-K% and Min-K%++ of some texts of a forward pass over `examples`."""
     if not texts:
         return []
     which = torch.isin(scores.sequence, torch.tensor(texts, device=scores.sequence.device))
-    own = [lengths[text] for text in texts]
-    pairs = zip(scores.log_prob[which].split(own), standardized(scores, which).split(own), strict=True)
-    return [(min_k(without_end(plain).tolist()), min_k(without_end(normed).tolist())) for plain, normed in pairs]
+    chosen = [examples[text] for text in texts]
+
+    def unlikely(values: Tensor) -> list[float]:
+        own = values.split([len(example.ids) - example.start for example in chosen])
+        return [min_k(without_end(one, example.goes_on).tolist()) for one, example in zip(own, chosen, strict=True)]
+
+    return list(zip(unlikely(scores.log_prob[which]), unlikely(standardized(scores, which)), strict=True))
 
 
 def gradient_norms(loaded: LoadedModel, examples: Iterable[Example]) -> Iterator[float]:
@@ -74,7 +78,7 @@ def gradient_norms(loaded: LoadedModel, examples: Iterable[Example]) -> Iterator
     torch.clear_autocast_cache()  # older versions of torch hand on casts that were made without gradients
     for example in examples:
         scores = score(loaded.model, loaded.batch([example]))
-        (-without_end(scores.log_prob).mean()).backward()
+        (-without_end(scores.log_prob, example.goes_on).mean()).backward()
         gradients = [p.grad for p in loaded.model.parameters() if p.grad is not None]
         yield float(torch.stack([gradient.float().norm() for gradient in gradients]).mean())
         loaded.model.zero_grad()

@@ -76,13 +76,13 @@ class ScoringPass:
 
     def examples(self, row: Row) -> list[Example]:
         """Tokenize all texts of a row, its own answer first."""
-        return [self.loaded.formatter.example(row.question, text) for text in row.texts()]
+        return [self.loaded.formatter.example(row.question, text, goes_on=row.goes_on) for text in row.texts()]
 
     def losses(self, name: str, rows: Sequence[Row]) -> list[float]:
         """Compute the loss per token of every scored row's own answer."""
 
         def compute(share: Share) -> list[float]:
-            texts = [[self.loaded.formatter.example(row.question, row.answer)] for _, row in share]
+            texts = [self.examples(row)[:1] for _, row in share]
             return [scores[0].loss for scores in self.score_texts(f"reference {name}", texts)]
 
         return self.shared_out(rows, compute)
@@ -104,12 +104,13 @@ class ScoringPass:
             for places in _in_batches([[len(text.ids) for text in row] for row in rows], self.args.eval_batch_size):
                 # in the order of their tokens the texts of a row share the most
                 flat = [(row, k) for row, texts in places for k in sorted(texts, key=lambda k: rows[row][k].ids)]
-                result = score(self.loaded.model, self.loaded.batch([rows[row][k] for row, k in flat]))
+                batch = [rows[row][k] for row, k in flat]
+                result = score(self.loaded.model, self.loaded.batch(batch))
                 lengths = [int(length) for length in result.lengths()]
                 losses = (-result.per_sequence(result.log_prob) / result.lengths()).tolist()
                 correct = [flags.tolist() for flags in result.correct.split(lengths)]
                 attacked = [n for n, (_, k) in enumerate(flat) if membership and k == 0]
-                min_k = dict(zip(attacked, min_k_scores(result, attacked, lengths), strict=True))
+                min_k = dict(zip(attacked, min_k_scores(result, attacked, batch), strict=True))
                 for n, (row, k) in enumerate(flat):
                     scores[row][k] = TextScore(losses[n], correct[n], *min_k.get(n, ()))
                 bar.update(len(flat))

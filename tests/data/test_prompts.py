@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -122,11 +123,16 @@ def test_a_document_is_cut_into_pieces_that_lose_nothing(tiny):
     pieces = formatter.cut_passage(row)
     assert len(pieces) > 3
     assert "".join(piece.answer for piece in pieces).replace(" ", "") == DOCUMENT.replace(" ", "")
+    assert [piece.goes_on for piece in pieces] == [True] * (len(pieces) - 1) + [False]
     for piece in pieces:
-        example = formatter.example(None, piece.answer)
+        example = formatter.example(None, piece.answer, goes_on=piece.goes_on)
         assert len(example.ids) <= 60
         assert example.start == 1
-        assert example.ids[-1] == formatter.tokenizer.eos_token_id
+        assert example.ids.count(formatter.tokenizer.eos_token_id) == (piece is pieces[-1]), "a cut is no end"
+        assert (example.ids[-1] == formatter.tokenizer.eos_token_id) == (piece is pieces[-1])
+    assert [piece.goes_on for piece in formatter.cut_passage(replace(row, goes_on=True))] == [True] * len(pieces)
+    assert formatter.cut_passage(Row("Why?", DOCUMENT)) == [Row("Why?", DOCUMENT)]
+    assert len(formatter.example(None, "a", goes_on=True).ids) == 2  # nothing else is there to be predicted
     assert formatter.cut == 0
     # a last piece is never a single token, which nothing could predict
     count = len(formatter.tokenizer(DOCUMENT, add_special_tokens=False)["input_ids"])
