@@ -10,13 +10,14 @@ from accelerate import Accelerator, DistributedType
 
 from dualoptim.config.args import UnlearnArgs
 from dualoptim.config.cli import main
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, reason
+from dualoptim.lengths import lengths_of
 from dualoptim.models.launch import say, start_accelerator
 from dualoptim.models.launches import Machine, choices, enough_processes, planned
 from dualoptim.models.measured import GIB, memory_of
-from dualoptim.models.memory import Division, Parts, Shape
+from dualoptim.models.memory import Division, Lengths, Parts, Shape
 from dualoptim.models.peaks import Phase
-from dualoptim.models.shapes import demand_of, empty_model, shape_of
+from dualoptim.models.shapes import at_worst, demand_of, empty_model, shape_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class MemoryPlan:
     shape: Shape
     division: Division
     machine: Machine
-    tokens: int
+    lengths: Lengths
     optim: str
 
     @property
@@ -49,9 +50,14 @@ def plan(args: UnlearnArgs, accelerator: Accelerator) -> MemoryPlan:
             not know.
     """
     division, machine = division_of(accelerator), machine_of(accelerator)
-    shape = shape_of(empty_model(args), args.quantize_embeddings)
-    found = planned(args, shape, division, machine)
-    return MemoryPlan(found, shape, division, machine, demand_of(args).tokens, args.optim)
+    model = empty_model(args)
+    shape = shape_of(model, args.quantize_embeddings)
+    try:
+        lengths = lengths_of(args, accelerator, model)
+    except InputError as error:
+        lengths = at_worst(args, reason(error).partition(" (")[0])
+    found = planned(demand_of(args, lengths), shape, division, machine)
+    return MemoryPlan(found, shape, division, machine, lengths, args.optim)
 
 
 def machine_of(accelerator: Accelerator) -> Machine:
@@ -116,9 +122,13 @@ def describe(plan: MemoryPlan, args: UnlearnArgs) -> str:
     for phase in plan.phases:
         own = [getattr(phase.device, part) for part in parts] + [phase.device.total, phase.host.total]
         lines.append(f"  {phase.name:<10}" + "".join(f"{size / unit:>12.2f}" for size in own))
-    lines.append(
-        f"  at worst: every text has {args.max_length} tokens (--max-length), a micro-batch {plan.tokens:,}, all scored"
-    )
+    lengths = plan.lengths
+    batch = f"a micro-batch has at most {lengths.micro_batch:,} tokens, {lengths.scored:,} of them scored"
+    lines.append(f"  {batch}; the evaluation's longest text has {lengths.text:,} with its answer")
+    if lengths.why_not:
+        lines.append(
+            f"  (every text is taken to have --max-length {args.max_length}, for the data's are not known: {lengths.why_not})"
+        )
     largest = plan.largest
     host = f"of {machine.host / unit:.2f} {name} of the process's share of the RAM"
     if machine.on_cuda:
@@ -132,8 +142,8 @@ def describe(plan: MemoryPlan, args: UnlearnArgs) -> str:
 def advise(plan: MemoryPlan, args: UnlearnArgs) -> str:
     """Say with which launches and flags the run would fit, best first."""
     shapes = {args.use_lora: plan.shape}
-    found = [f"  {choice}" for choice in choices(args, plan.machine, shapes)]
-    more = enough_processes(args, plan.machine, shapes)
+    found = [f"  {choice}" for choice in choices(args, plan.machine, shapes, plan.lengths)]
+    more = enough_processes(args, plan.machine, shapes, plan.lengths)
     if more:
         found.append(f"  {more[1]}, with --num_processes {more[0]} on as many such devices")
     return "\n".join(["what would fit, best first:", *found]) if found else "no launch of accelerate_configs/ would fit"

@@ -296,7 +296,7 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     hub_public: Annotated[bool, Flag("output", "nothing", acts=True)] = False
     """Make the repository of --push-to-hub public; without it, it is private."""
     dry_run: Annotated[bool, Flag("output", "nothing", acts=True)] = False
-    """Only print what the run would take in memory, from the model's configuration, and whether that fits."""
+    """Only print what the run would take in memory, by the model's configuration and its texts' length, and if that fits."""
 
     @property
     def state_bits(self) -> int:

@@ -9,7 +9,7 @@ from dualoptim.config.flags import flag_name
 from dualoptim.errors import InputError
 from dualoptim.models.buckets import settled
 from dualoptim.models.measured import rather_divided
-from dualoptim.models.memory import Division, Shape
+from dualoptim.models.memory import Demand, Division, Lengths, Shape
 from dualoptim.models.peaks import Phase, phases
 from dualoptim.models.shapes import demand_of, empty_model, shape_of
 
@@ -56,11 +56,11 @@ class Machine:
         return all(phase.device.total <= ROOM * self.device and phase.host.total <= self.host for phase in plan)
 
 
-def planned(args: UnlearnArgs, shape: Shape, division: Division, machine: Machine) -> list[Phase]:
+def planned(demand: Demand, shape: Shape, division: Division, machine: Machine) -> list[Phase]:
     """Plan the phases of a run on a machine, on which `--evaluate-sharded auto` depends."""
     whole = division.width * shape.total
-    divided = division.divides and rather_divided(args.evaluate_sharded, whole, machine.device)
-    return phases(shape, settled(division, shape.trainable, shape.total), replace(demand_of(args), evaluates_divided=divided))
+    divided = division.divides and rather_divided(demand.sharded, whole, machine.device)
+    return phases(shape, settled(division, shape.trainable, shape.total), replace(demand, evaluates_divided=divided))
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Choice:
         return " ".join([f"{self.launch}.yaml", *flags])
 
 
-def choices(args: UnlearnArgs, machine: Machine, shapes: dict[bool, Shape]) -> Iterator[Choice]:
+def choices(args: UnlearnArgs, machine: Machine, shapes: dict[bool, Shape], lengths: Lengths) -> Iterator[Choice]:
     """Find launches and flags that fit on a machine, best first: to each set of flags the fastest launch, if there is one.
 
     `shapes` are the model's without an adapter and with one, as far as they are known, and are added to.
@@ -94,7 +94,7 @@ def choices(args: UnlearnArgs, machine: Machine, shapes: dict[bool, Shape]) -> I
             shapes[changed.use_lora] = shape_of(empty_model(changed), args.quantize_embeddings)
         for name in launches(changed, machine.processes, offload):
             division = replace(LAUNCHES[name], processes=machine.processes, half=machine.half, on_cuda=machine.on_cuda)
-            plan = planned(changed, shapes[changed.use_lora], division, machine)
+            plan = planned(demand_of(changed, lengths), shapes[changed.use_lora], division, machine)
             if machine.holds(plan):
                 if name not in found:
                     yield Choice(name, changes, plan)
@@ -113,11 +113,13 @@ def launches(args: UnlearnArgs, processes: int, offload: bool) -> list[str]:
     ]
 
 
-def enough_processes(args: UnlearnArgs, machine: Machine, shapes: dict[bool, Shape]) -> tuple[int, Choice] | None:
+def enough_processes(
+    args: UnlearnArgs, machine: Machine, shapes: dict[bool, Shape], lengths: Lengths
+) -> tuple[int, Choice] | None:
     """Find the smallest power of two of such processes with which a run fits as it is, and the fastest launch for it."""
     for processes in (2**power for power in range(1, 11)):
         if processes > machine.processes:
-            first = next(choices(args, replace(machine, processes=processes), shapes), None)
+            first = next(choices(args, replace(machine, processes=processes), shapes, lengths), None)
             if first and not first.changes and first.launch != "zero3_offload":
                 return processes, first
     return None

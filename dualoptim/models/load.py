@@ -106,7 +106,7 @@ def load_model(
         return assemble(args, model, make_formatter(args, tokenizer), accelerator)
     base = base_of(args.model)
     config, source, options = load_config(args)
-    prompting = _prompting(args, base, (source, options))
+    prompting = read_prompting(args, base, (source, options))
     if isinstance(args, TrainArgs) and args.load_in_4bit:
         quantization = quantization_options(accelerator, 4)
     # a .gguf file has types of its own, which nothing but it can store
@@ -143,7 +143,7 @@ def load_model(
     return replace(assemble(args, model, prompting, accelerator), stored=stored)
 
 
-def _prompting(args: CommonArgs, base: str, place: tuple[str, dict[str, str]]) -> tuple[Formatter, str]:
+def read_prompting(args: CommonArgs, base: str, place: tuple[str, dict[str, str]]) -> tuple[Formatter, str]:
     """Load the tokenizer and template of `args.model`, which may be an adapter that has none; then they are its `base`'s.
 
     `place` is what `from_pretrained` takes to load the base.

@@ -23,7 +23,8 @@ class Shape:
     hidden: int
     intermediate: int
     vocabulary: int
-    largest: int = 0  # parameters of the largest tensor that is loaded to be saved again
+    largest: int = 0  # parameters of the largest tensor that trains
+    read: int = 0  # parameters of the largest tensor of all
     layer: int = 0  # parameters of one layer
     reached: int | None = None  # layers through which gradients go, the last ones; None: all of them
     looked_up: int = 0  # trainable parameters that are never multiplied: embeddings that are no output head
@@ -82,11 +83,22 @@ class Division:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """How many tokens the texts of a run have, at most."""
+
+    micro_batch: int
+    scored: int  # of a micro-batch, those whose logits are computed
+    text: int  # of an evaluation, with the answer that is generated
+    why_not: str = ""  # the data's own could be read; empty where they are these
+
+
+@dataclass(frozen=True)
 class Demand:
     """What the arguments of a run ask for."""
 
     moments: Moments
-    tokens: int  # of a micro-batch at worst, all of them scored
+    tokens: int  # of the longest micro-batch
+    scored: int  # tokens of a micro-batch whose logits are computed
     rows: tuple[int, int] = (1, 1)  # texts of an evaluation's batch, and how long each gets at worst
     checkpointing: bool = False
     accumulates: bool = False  # several micro-batches a step
@@ -98,6 +110,7 @@ class Demand:
     stored: int = 4  # bytes of a weight in the checkpoint
     evaluates: bool = True
     evaluates_divided: bool = False
+    sharded: str = "auto"  # what `--evaluate-sharded` asks for
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ LOGIT_COPIES = 3  # the logits, their gradient, and a part of each that is worke
 BY_HAND = 4  # float32 values that an update which is written out holds per weight: both moments, a square, a difference
 DDP_SENDS = 250 * 2**20  # bytes at once
 CUDA, NCCL, LIBRARIES = 2**30 // 2, 2**30, 2**30 // 2  # taken before there is a model: by CUDA, by NCCL, on the host
+KERNELS = 36 * 2**20  # that a CPU compiles for products in 16 bits, one for each shape that comes along, and keeps; measured
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ def phases(shape: Shape, division: Division, demand: Demand) -> list[Phase]:
         Phase("first step", device + on_device, host + on_host),
         Phase("train", device + training(shape, division, demand), host),
         *([Phase("evaluate", evaluating(shape, division, demand), Parts())] if demand.evaluates else []),
-        Phase("save", device + saving(shape, division), host),
+        Phase("save", device + saving(shape, division, demand), host),
     ]
     context = Parts(context=CUDA + (NCCL if division.processes > 1 else 0)) if division.on_cuda else Parts()
-    return [Phase(one.name, one.device + context, one.host + Parts(context=LIBRARIES)) for one in found]
+    libraries = Parts(context=LIBRARIES + (KERNELS if division.half and not division.on_cuda else 0))
+    return [Phase(one.name, one.device + context, one.host + libraries) for one in found]
 
 
 # ------------------------------------------------------------------------------------------------------- the phases themselves
@@ -54,9 +56,11 @@ def loading(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Pa
     wide, frozen = (shape.total, 0) if demand.partly else (shape.trainable, frozen_bytes(shape, division, demand))
     weights = width * wide + frozen
     if not division.divides:
-        return Parts(weights=weights), Parts(buffers=4 * shape.largest)
-    # a tensor is gathered, filled with what was read, and divided again
-    return Parts(weights=division.share(weights), buffers=2 * 4 * shape.largest), Parts(buffers=4 * shape.largest)
+        return Parts(weights=weights), Parts(buffers=4 * shape.read)
+    # a tensor is gathered, filled with what was read, and divided again; then ZeRO-3 rounds what it computes with
+    rounded = 2 * shape.trainable if division.deepspeed and division.half and demand.stored == 4 else 0
+    buffers = max(2 * 4 * shape.read, division.share(rounded))
+    return Parts(weights=division.share(weights), buffers=buffers), Parts(buffers=4 * shape.read)
 
 
 def preparing(shape: Shape, division: Division, demand: Demand) -> Parts:
@@ -81,7 +85,7 @@ def preparing(shape: Shape, division: Division, demand: Demand) -> Parts:
 def first_step(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Parts]:
     """Plan the step in which the optimizer's state comes into being, where this takes a zero gradient: device, host."""
     part = division.share(4 * shape.trainable) if division.deepspeed else 4 * shape.largest
-    zeros = min(part, 4 * division.sub_group) if division.stage == 3 else part
+    zeros = at_once(shape, division) if division.stage == 3 else part
     zeros = zeros if demand.tries and not division.fsdp else 0
     step = stepping(shape, division, demand)
     if division.offload:
@@ -97,6 +101,11 @@ def gathered(shape: Shape, division: Division) -> int:
     return division.width * (shape.around + 2 * shape.layer if division.fsdp else min(division.live, shape.total))
 
 
+def at_once(shape: Shape, division: Division) -> int:
+    """Count the bytes of gradients that ZeRO-3 updates at once: of a sub-group, which has at least one tensor's share."""
+    return 4 * min(division.share(shape.trainable), max(division.sub_group, division.share(shape.largest)))
+
+
 def stepping(shape: Shape, division: Division, demand: Demand) -> Parts:
     """Plan the gradients and temporaries of an optimizer's step."""
     whole, part = 4 * shape.trainable, division.share(4 * shape.trainable)
@@ -107,7 +116,7 @@ def stepping(shape: Shape, division: Division, demand: Demand) -> Parts:
     elif division.stage == 2:
         gradients = part if division.half else 2 * part  # in float32 flattened once more
     else:
-        gradients = part + min(part, 4 * division.sub_group)  # one sub-group is flattened once more
+        gradients = part + at_once(shape, division)  # one sub-group is flattened once more
     buffers = gathered(shape, division) if division.divides else 0  # layers stay as they are
     piece = min(LARGE_PIECE if division.on_cuda and not division.offload else PIECE, shape.largest)
     if division.fsdp:  # of whose tensors a process has a part
@@ -127,13 +136,13 @@ def training(shape: Shape, division: Division, demand: Demand) -> Parts:
     bucket = division.bucket if division.on_cuda else min(division.bucket, shape.trainable)
     width, held_here = division.width, 0 if division.offload else part
     kept = activation_bytes(shape, demand.tokens, division.half, demand.checkpointing)
-    logits = demand.tokens * shape.vocabulary * width * LOGIT_COPIES
+    logits = demand.scored * shape.vocabulary * width * LOGIT_COPIES
 
     def rows(on_cpu: int) -> int:
         return rows_at_once("cuda" if division.on_cuda else "cpu", shape.vocabulary, on_cpu)
 
     if division.on_cuda:  # on a CPU the rows that are worked on are few, and measured among the copies
-        logits += 4 * min(rows(Statistics.rows), demand.tokens) * shape.vocabulary
+        logits += 4 * min(rows(Statistics.rows), demand.scored) * shape.vocabulary
     begin, end = Parts(activations=kept + logits), Parts(activations=kept // shape.layers)
     if division.fsdp:
         layers = gathered(shape, division)
@@ -183,13 +192,13 @@ def evaluating(shape: Shape, division: Division, demand: Demand) -> Parts:
     return Parts(weights=weights, buffers=layers, activations=max(scored, answered))
 
 
-def saving(shape: Shape, division: Division) -> Parts:
-    """Plan what saving adds: one tensor at a time, whole and in float32, and as it is saved; DDP and ZeRO-3 keep gradients."""
+def saving(shape: Shape, division: Division, demand: Demand) -> Parts:
+    """Plan what saving adds: one tensor at a time, whole and in float32, and as it is saved; some launches keep gradients."""
     kept = division.share(4 * shape.trainable) if division.stage == 3 and not division.offload else 0
-    if division.processes > 1 and not division.deepspeed and not division.fsdp:
+    if (division.stage == 1 and division.half) or (division.processes > 1 and not division.deepspeed and not division.fsdp):
         kept = 4 * shape.trainable
     layers = gathered(shape, division) if division.divides else 0  # some stay from the last step
-    return Parts(gradients=kept, buffers=layers + 2 * 4 * shape.largest)
+    return Parts(gradients=kept, buffers=layers + 2 * 4 * (shape.read if demand.partly else shape.largest))
 
 
 def activation_bytes(shape: Shape, tokens: int, half: bool, checkpointing: bool) -> int:

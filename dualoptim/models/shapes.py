@@ -13,10 +13,10 @@ from dualoptim.data.declaration import longest_answer
 from dualoptim.data.demo import tiny_model
 from dualoptim.errors import blamed
 from dualoptim.method.groups import decay_groups
-from dualoptim.method.objectives import split_objectives
+from dualoptim.method.objectives import Objective, split_objectives
 from dualoptim.models.adapter import add_adapter
 from dualoptim.models.load import load_config
-from dualoptim.models.memory import Demand, Shape
+from dualoptim.models.memory import Demand, Lengths, Shape
 from dualoptim.models.trainable import freeze_others
 
 
@@ -61,7 +61,8 @@ def shape_of(model: Any, quantize_embeddings: bool = False) -> Shape:
         hidden=hidden,
         intermediate=max(intermediate) if isinstance(intermediate, (list, tuple)) else intermediate,
         vocabulary=config.vocab_size,
-        largest=max(sizes if hasattr(model, "peft_config") else (one.numel() for one in model.parameters())),
+        largest=max(sizes),
+        read=max(parameter.numel() for parameter in model.parameters()),
         layer=_size(layers) // len(layers),
         reached=reached,
         looked_up=sum(weight.numel() for weight in looked_up - {getattr(head, "weight", None)}),
@@ -76,24 +77,31 @@ def _size(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def demand_of(args: UnlearnArgs) -> Demand:
-    """Read what a run with `args` asks for.
+def at_worst(args: UnlearnArgs, why: str) -> Lengths:
+    """Take every text to have `--max-length` tokens, all of them scored, where the data's own lengths are not known."""
+    texts = args.batch_size * max(len(objective.reads) for objective in _objectives(args))
+    return Lengths(texts * args.max_length, texts * args.max_length, args.max_length + longest_answer(args), why)
 
-    Activations and logits are taken at their worst: every example has `--max-length` tokens and all of them are scored.
-    """
-    objectives = [objective for pair in args.forget_losses for objective in split_objectives(pair) if objective]
-    texts = args.batch_size * max(len(objective.reads) for objective in objectives)
+
+def _objectives(args: UnlearnArgs) -> list[Objective]:
+    return [objective for pair in args.forget_losses for objective in split_objectives(pair) if objective]
+
+
+def demand_of(args: UnlearnArgs, lengths: Lengths) -> Demand:
+    """Read what a run with `args` asks for, whose texts have these lengths."""
     return Demand(
         moments=kind_of(args).moments(args),
-        tokens=texts * args.max_length,
-        rows=(args.eval_batch_size, args.max_length + longest_answer(args)),
+        tokens=lengths.micro_batch,
+        scored=lengths.scored,
+        rows=(args.eval_batch_size, lengths.text),
         checkpointing=args.gradient_checkpointing,
         accumulates=args.gradient_accumulation_steps > 1 or not kind_of(args).alternates,
-        frozen_head=any(objective.reference == "logits" for objective in objectives),
+        frozen_head=any(objective.reference == "logits" for objective in _objectives(args)),
         tries=args.optim == "dual-adamw" and args.decouple == "both",
         by_hand=args.optim == "dual-adamw-plus" or args.decouple in ("m", "v"),
         in_4bit=args.load_in_4bit,
         partly=args.trainable is not None,
         stored=2 if args.model != DEMO and load_config(args)[0].dtype == torch.bfloat16 else 4,
         evaluates=args.eval,
+        sharded=args.evaluate_sharded,
     )

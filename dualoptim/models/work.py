@@ -42,7 +42,7 @@ class Work:
         for phase_name, phase in self.phases.items():
             for name, term in phase.terms.items():
                 if term.objective.reference:
-                    visited = _micro_batches(term).stream.visited(self.plan.steps_of(phase_name))
+                    visited = micro_batches(term).stream.visited(self.plan.steps_of(phase_name))
                     yield phase_name, name, term.objective, visited
 
     def with_reference(self, frozen: Frozen) -> "Work":
@@ -50,7 +50,7 @@ class Work:
         phases = dict(self.phases)
         for phase, name, objective, _ in self.referring():
             term = phases[phase].terms[name]
-            reading = replace(_micro_batches(term), reference=frozen.reader(objective))
+            reading = replace(micro_batches(term), reference=frozen.reader(objective))
             phases[phase] = replace(phases[phase], terms=phases[phase].terms | {name: replace(term, micro_batches=reading)})
         return replace(self, phases=phases)
 
@@ -78,7 +78,7 @@ def work_of(args: UnlearnArgs, rows: TaskRows, loaded: LoadedModel) -> Work:
         if kept:
             cycle += (("retain", args.retain_freq),)
             phases["retain"] = Phase({"retain": kept}, rate, norm)
-    per_epoch = steps_per_epoch(len(rows.forget), _micro_batches(terms["forget"]).stream.global_batch, cycle)
+    per_epoch = steps_per_epoch(len(rows.forget), micro_batches(terms["forget"]).stream.global_batch, cycle)
     rates = args.warmup_epochs, args.max_steps, args.warmup_steps, args.lr_schedule
     return Work(phases, Plan(cycle, per_epoch, args.num_epochs, *rates))
 
@@ -100,7 +100,8 @@ def _term(name: str, objective: Objective, args: UnlearnArgs, source: tuple[Task
     return Term(objective, MicroBatches(stream, loaded.layout), args.regularization_coeff if retains else args.forget_coeff)
 
 
-def _micro_batches(term: Term) -> MicroBatches:
+def micro_batches(term: Term) -> MicroBatches:
+    """Give what a term takes its batches from, which `work_of` has made."""
     assert isinstance(term.micro_batches, MicroBatches)
     return term.micro_batches
 

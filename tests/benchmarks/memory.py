@@ -1,9 +1,9 @@
 """How near the memory plan of `--dry-run` comes to what runs hold: a table of phases, planned, measured and the ratio.
 
-    python tests/benchmarks/memory.py [--launches NAME ...]
+    python tests/benchmarks/memory.py [--size 58M|360M] [--launches NAME ...]
 
-The models are random Llamas of 58 million parameters, whose texts are all as long as `--max-length`. A checkpoint's type is the
-one that the launch does not compute in, because weights that are only mapped from their file are not in anonymous memory.
+The models are random Llamas, whose texts are all as long as `--max-length`. A checkpoint's type is the one that the launch does
+not compute in, because weights that are only mapped from their file are not in anonymous memory.
 """
 
 import argparse
@@ -22,6 +22,11 @@ from dualoptim.data import demo
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 32000}
+SIZES = {
+    "58M": LARGE,
+    "360M": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15}
+    | {"num_key_value_heads": 5, "vocab_size": 49152, "tie_word_embeddings": True},
+}
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 LAUNCHES: dict[str, tuple[str, int, str, dict[str, Any]]] = {
@@ -32,6 +37,7 @@ LAUNCHES: dict[str, tuple[str, int, str, dict[str, Any]]] = {
     "ZeRO-2, bf16": ("zero2", 2, "bf16", {}),
     "ZeRO-2, DualOptim+": ("zero2", 2, "no", {"optim": "dual-adamw-plus"}),
     "ZeRO-3, bf16": ("zero3", 2, "bf16", {}),
+    "ZeRO-3, bf16, divided": ("zero3", 2, "bf16", {"evaluate_sharded": "yes", "batch_size": 1, "max_steps": 2}),
     "ZeRO-3, bf16, offload": ("zero3_offload", 2, "bf16", {}),
     "FSDP2, bf16": ("fsdp2", 2, "bf16", {}),
     "LoRA, bf16, KL": ("cpu", 1, "bf16", {"use_lora": True, "forget_losses": ["NPO+KL"]}),
@@ -87,6 +93,11 @@ def measured(folder: Path, launch: str) -> dict[str, tuple[dict[str, int], int]]
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"load')))
 
 
+def bound(parts: dict[str, int], whole: int) -> float:
+    """Give the bytes that a process may hold of a model of `whole` bytes that is divided: its share, and 0.6 of the whole."""
+    return 0.6 * whole + sum(size for name, size in parts.items() if name != "buffers")
+
+
 def table(launch: str, phases: dict[str, tuple[dict[str, int], int]]) -> None:
     """Print the phases of a launch in MiB."""
     for phase, (parts, size) in phases.items():
@@ -100,12 +111,13 @@ def table(launch: str, phases: dict[str, tuple[dict[str, int], int]]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--launches", nargs="+", choices=LAUNCHES, default=list(LAUNCHES))
+    parser.add_argument("--size", choices=SIZES, default="58M")
     parser.add_argument("--folder", type=Path, help="where models lie, and are written if they do not")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         place = chosen.folder or Path(temporary)
         if not (place / "retain.json").exists():
-            prepare(place, LARGE)
+            prepare(place, SIZES[chosen.size])
         print(f"{'':<24} {'MiB':<11} {'planned':>8} {'measured':>8} {'ratio':>6}")
         for name in chosen.launches:
             table(name, measured(place, name))

@@ -17,7 +17,16 @@ from dualoptim.models.memory import Demand, Division, Parts, Shape, divide, froz
 from dualoptim.models.peaks import activation_bytes, evaluating, first_step, loading, stepping, training
 from dualoptim.models.shapes import shape_of
 
-SIZES = {"layers": 2, "hidden": 8, "intermediate": 16, "vocabulary": 50, "largest": 400, "layer": 300, "looked_up": 100}
+SIZES = {
+    "layers": 2,
+    "hidden": 8,
+    "intermediate": 16,
+    "vocabulary": 50,
+    "largest": 400,
+    "read": 400,
+    "layer": 300,
+    "looked_up": 100,
+}
 SHAPE = Shape(quantizable=800, other=200, frozen=100, cached=10, **SIZES)
 
 
@@ -74,7 +83,7 @@ def test_activations_by_hand():
 
 ZERO = Division(processes=2, deepspeed=True, bucket=30, live=70, sub_group=10**9)
 HALF = dataclasses.replace(ZERO, half=True)
-DUAL = Demand(Moments(4), tokens=10, tries=True)
+DUAL = Demand(Moments(4), tokens=10, scored=10, tries=True)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +125,13 @@ def test_frozen_weights_in_four_bits_by_hand():
     ],
 )
 def test_the_fullest_moment_of_a_step_by_hand(division, gradients, buffers):
-    few = dataclasses.replace(DUAL, tokens=0)
+    few = dataclasses.replace(DUAL, tokens=0, scored=0)
     planned = training(SHAPE, division, few)
     assert (planned.gradients, planned.buffers) == (gradients, buffers)
 
 
 def test_a_step_of_many_tokens_is_fullest_when_its_backward_pass_begins():
-    many = dataclasses.replace(DUAL, tokens=1000)
+    many = dataclasses.replace(DUAL, tokens=1000, scored=1000)
     kept = activation_bytes(SHAPE, 1000, half=False, checkpointing=False) + 1000 * 50 * 4 * 3
     assert training(SHAPE, Division(), many) == Parts(gradients=1600, activations=kept)
     assert training(SHAPE, Division(), dataclasses.replace(many, accumulates=True)) == Parts(gradients=4000, activations=kept)

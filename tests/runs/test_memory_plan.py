@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import DistributedType
 from benchmarks.memory import LARGE, measured, prepare
-from support import ROOT
+from support import ROOT, arguments
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dualoptim import InputError, UnlearnArgs, run
@@ -22,7 +22,7 @@ from dualoptim.models.launches import Machine
 from dualoptim.models.launches import planned as planned_phases
 from dualoptim.models.measured import GIB
 from dualoptim.models.memory import Division
-from dualoptim.models.shapes import empty_model, shape_of
+from dualoptim.models.shapes import at_worst, demand_of, empty_model, shape_of
 
 
 def size(tensors):
@@ -76,15 +76,27 @@ def test_a_configuration_is_enough_and_nothing_is_written(config_only, monkeypat
     monkeypatch.chdir(config_only.parent)
     planned = dry_run(UnlearnArgs(model="./llama-2-7b", dry_run=True, forget_losses=("ME+GD", "IDK+AP")))
     assert planned.shape.total == 6_738_415_616
-    assert planned.tokens == 4 * 2 * 500  # AP reads two texts a row
+    assert planned.lengths.micro_batch == planned.lengths.scored == 4 * 2 * 500  # AP reads two texts a row
     assert phase(planned, "train").device.optimizer == 16 * planned.shape.total
     out = capsys.readouterr().out
     assert "6,738,415,616 parameters" in out
+    assert "(every text is taken to have --max-length 500, for the data's are not known: --model ./llama-2-7b: " in out
     assert all(f"\n  {one.name} " in out for one in planned.phases)
     assert "100.41" in out
     assert ("does not fit: " in out) is not planned.fits
     assert [path.name for path in config_only.parent.rglob("*")] == ["llama-2-7b", "config.json"]
     assert planned.fits is (planned.largest.total <= planned.machine.host)
+
+
+@pytest.mark.parametrize("pair", ["NPO+GD", "IDK+AP"])
+def test_a_micro_batch_is_as_long_as_the_longest_that_the_run_takes(pair, tiny, tmp_path):
+    changes = {"forget_losses": (pair,), "gradient_accumulation_steps": 1, "max_steps": 7, "num_epochs": 3}
+    args = arguments(tiny, tmp_path, "dual-adamw", **changes)
+    lengths = plan(args, start_accelerator(args)).lengths
+    (task,) = run(args).tasks
+    assert lengths.micro_batch == max(record["tokens"] for record in task.log)
+    assert lengths.scored < lengths.micro_batch < 4 * args.max_length
+    assert not lengths.why_not
 
 
 def on_gpus(planned, device, processes=2, host=240):
@@ -117,7 +129,9 @@ def test_adapters_are_planned_on_what_lies_frozen(config_only):
     for flags, expected in (({}, 2 * total), ({"load_in_4bit": True}, 2 * around + 0.516 * (total - around))):
         args = UnlearnArgs(model=str(config_only), use_lora=True, **flags)
         shape = shape_of(empty_model(args))
-        weights = {one.name: one.device.weights for one in planned_phases(args, shape, division, place)}
+        weights = {
+            one.name: one.device.weights for one in planned_phases(demand_of(args, at_worst(args, "")), shape, division, place)
+        }
         assert weights["train"] == pytest.approx(expected + 4 * shape.trainable, rel=0.002)
         assert weights["evaluate"] == pytest.approx(expected + 2 * shape.trainable, rel=0.002)
 
@@ -133,6 +147,9 @@ def test_the_demo_and_the_command(tmp_path):
     command = [str(ROOT / "train_unlearn.py"), "--dry-run", "--output-dir", str(tmp_path / "out")]
     out = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=True).stdout
     assert "demo: 1,319,520 parameters" in out
+    assert (
+        "a micro-batch has at most 119 tokens, 54 of them scored; the evaluation's longest text has 150 with its answer" in out
+    )
     assert "\nfits: " in out
     assert not (tmp_path / "out").exists()
 

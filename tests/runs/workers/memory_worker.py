@@ -25,6 +25,7 @@ from dualoptim import UnlearnArgs, run
 from dualoptim.config.cli import main
 from dualoptim.memory_plan import plan
 from dualoptim.models.launch import start_accelerator
+from dualoptim.models.peaks import LIBRARIES
 
 
 def resident() -> int:
@@ -111,8 +112,10 @@ def measure(fields: dict) -> None:
     run(args)
     result = {}
     for phase in planned.phases:
-        parts = [dataclasses.asdict(side) | {"context": 0} for side in (phase.device, phase.host)]
-        result[phase.name] = [{name: sum(side[name] for side in parts) for name in parts[0]}, meter.peaks[phase.name] - before]
+        parts = [dataclasses.asdict(side) for side in (phase.device, phase.host)]
+        planned_parts = {name: sum(side[name] for side in parts) for name in parts[0]}
+        planned_parts["context"] -= LIBRARIES
+        result[phase.name] = [planned_parts, meter.peaks[phase.name] - before]
     accelerator.print(json.dumps(result))
     accelerator.wait_for_everyone()
 
