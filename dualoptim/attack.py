@@ -5,7 +5,6 @@ says how far the forget set's scores rose. Relearning a few rows and rounding th
 methods (arXiv 2406.13356, 2410.16454).
 """
 
-import gc
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -262,7 +262,7 @@ def _relearn(target: Target, lesson: Lesson, model: str) -> list[Point]:
             curve[-1] = replace(curve[-1], stopped=str(error))
     release(loaded)
     del loaded, training
-    gc.collect()
+    clear_device_cache(garbage_collection=True)
     return curve
 
 

@@ -6,14 +6,14 @@ It makes target models, which know the forget set, and retain-only models, which
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from dualoptim.atomic import write_json
-from dualoptim.config.args import CommonArgs, FinetuneArgs, TrainArgs
+from dualoptim.config.args import FinetuneArgs
 from dualoptim.config.cli import main
 from dualoptim.config.saved import write_config
 from dualoptim.config.values import expect
@@ -24,9 +24,9 @@ from dualoptim.data.stream import ExampleBuilder, Stream
 from dualoptim.data.tofu import TofuSource, tofu_source
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.method.adamw import adamw
-from dualoptim.method.loop import Phase, Term
 from dualoptim.method.objectives import Objective, negative_log_likelihood
 from dualoptim.method.schedule import Plan, steps_per_epoch
+from dualoptim.method.window import Phase, Term
 from dualoptim.models.adapter import adapter_settings
 from dualoptim.models.checkpoint import discard_after, finished_log, read_log
 from dualoptim.models.export import export_model
@@ -37,6 +37,7 @@ from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.resume import Planned, choose_checkpoints, with_its_batch
 from dualoptim.models.saving import Saving, how_to_go_on, steps_of
 from dualoptim.models.together import stop_together, wait
+from dualoptim.models.trainable import chosen_weights
 from dualoptim.models.work import Work
 from dualoptim.reporting.card import model_card
 from dualoptim.reporting.claim import claim
@@ -77,6 +78,7 @@ def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> Fin
     source.cut(loaded.formatter)
     rows = rows_to_learn(args, source)
     args = replace(args, **adapter_settings(loaded.model), save_dtype=loaded.saved_type(args))
+    chosen_weights(args, loaded.model)
     loaded.formatter.check(rows)
     plan, resolved, model = plan_of(args, len(rows), accelerator.num_processes), loaded.resolved(args), folder / "model"
     inputs = {"precision": accelerator.mixed_precision, "rows": rows_hash(rows)}
@@ -159,7 +161,8 @@ def plan_of(args: FinetuneArgs, num_rows: int, processes: int) -> Plan:
     """Say how many steps the training takes, and at which rates."""
     cycle = (("learn", 1),)
     per_epoch = steps_per_epoch(num_rows, args.batch_size * args.gradient_accumulation_steps * processes, cycle)
-    return Plan(cycle, per_epoch, args.num_epochs, args.warmup_epochs, args.max_steps)
+    rates = args.warmup_epochs, args.max_steps, args.warmup_steps, args.lr_schedule
+    return Plan(cycle, per_epoch, args.num_epochs, *rates)
 
 
 def rows_to_learn(args: FinetuneArgs, source: TofuSource | Benchmark) -> list[Row]:
@@ -173,33 +176,6 @@ def rows_to_learn(args: FinetuneArgs, source: TofuSource | Benchmark) -> list[Ro
     if missing:
         raise InputError(f"--tasks {min(missing)}: no row of {', '.join(args.splits)} belongs to this task")
     return [row for row in rows if not args.tasks or row.task is None or row.task in args.tasks]
-
-
-DEMO_RECIPE: dict[str, Any] = {
-    "splits": ("full", "real_authors_perturbed", "world_facts_perturbed"),
-    "learning_rate": 3e-3,
-    "num_epochs": 60,
-    "batch_size": 40,
-    "target_loss": 0.01,
-}
-"""How the demo's tiny model is taught its rows: until the mean loss of an epoch says that it knows the answers."""
-
-
-def teach_demo(loaded: LoadedModel, args: TrainArgs, folder: Path) -> None:
-    """Train the demo's tiny model until it knows its rows, and save it to `folder`; `args` say how texts are read."""
-    accelerator = loaded.accelerator
-    say(accelerator, "The demo: a tiny model first learns 400 invented facts about twenty authors and some real ones,")
-    say(accelerator, "then it is made to forget one author.")
-    shared = {field.name: getattr(args, field.name) for field in fields(CommonArgs)}
-    recipe = FinetuneArgs(**shared, seed=args.seed, **DEMO_RECIPE)
-    rows = rows_to_learn(recipe, tofu_source(recipe.data_source))
-    with held():
-        with StepLog(None, plan_of(recipe, len(rows), accelerator.num_processes).last_step, "learn", accelerator) as log:
-            for _ in learn(loaded, rows, recipe, log):
-                pass
-        export_model(loaded, folder, model_card(recipe, "which knows the demo's facts"))
-        stop_together(accelerator, f"with {folder} taught")
-    release(loaded)
 
 
 if __name__ == "__main__":

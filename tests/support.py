@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
 from subprocess import PIPE
+from types import ModuleType
 
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -23,6 +26,7 @@ from transformers import (
     PhiForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    modeling_flash_attention_utils,
 )
 
 import dualoptim
@@ -96,6 +100,68 @@ def plain_targets(logits, targets, divergence):
     q = targets(slice(None)).softmax(-1)
     cross_entropy = torch.nn.functional.cross_entropy(logits, q, reduction="none")
     return cross_entropy - torch.special.entr(q).sum(-1) if divergence else cross_entropy
+
+
+def flash_stand_in(monkeypatch):
+    """Have torch's attention stand in for flash-attention's kernels on a CPU; gives a list of the longest texts they are told.
+
+    These are ints where the kernel has been told, and tensors where transformers has asked the device.
+    """
+    told = []
+
+    def varlen(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
+    ):
+        told.append(max_seqlen_q)
+        text = torch.searchsorted(cu_seqlens_q[1:].contiguous(), torch.arange(len(q), dtype=torch.int32), right=True)
+        mask = (text[:, None] == text) & torch.ones(len(q), len(q), dtype=torch.bool).tril()
+        heads = [one.transpose(0, 1)[None] for one in (q, k, v)]
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return attend(*heads, attn_mask=mask, scale=softmax_scale, enable_gqa=True)[0].transpose(0, 1)
+
+    def dense(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False):
+        heads = [one.transpose(1, 2) for one in (q, k, v)]
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return attend(*heads, is_causal=causal, scale=softmax_scale, enable_gqa=True).transpose(1, 2)
+
+    package, padding = ModuleType("flash_attn"), ModuleType("flash_attn.bert_padding")
+    package.flash_attn_func, package.flash_attn_varlen_func = dense, varlen
+    package.flash_attn_with_kvcache = lambda q, k_cache, v_cache: None
+    padding.pad_input = padding.unpad_input = None
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setitem(sys.modules, "flash_attn.bert_padding", padding)
+    monkeypatch.setattr(modeling_flash_attention_utils, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None, raising=False)
+    return told
+
+
+class Asked(TorchDispatchMode):
+    """Counts operations, but for views and allocations, and what a host would wait for its device for: `waits`, by name.
+
+    On a CPU nothing waits, so calls are counted that would: reading numbers, and results whose size depends on values.
+    """
+
+    _READ = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive")
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.operations, self.waits = Counter(), Counter()
+        for name in ("tolist", "cpu", "numpy"):
+            own = getattr(torch.Tensor, name)
+            monkeypatch.setattr(torch.Tensor, name, lambda *given, _own=own, _name=name: self._read(_name) or _own(*given))
+
+    def _read(self, name):
+        self.waits[name] += 1
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masked = name in ("index", "index_put", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self._READ or masked:
+            self._read(name)
+        views = any(value.alias_info is not None and not value.alias_info.is_write for value in function._schema.returns)
+        if not (views or name.startswith(("empty", "new_empty"))):
+            self.operations[name] += 1
+        return function(*args, **(kwargs or {}))
 
 
 # --------------------------------------------------------------------------------------------------- runs and launches
@@ -235,6 +301,6 @@ def same_end(whole, resumed):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def rows_of(folder, name):
+def rows_of(folder, name, part="eval"):
     """The rows of one set that an evaluation has written."""
-    return [json.loads(line) for line in (folder / "eval" / f"{name}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / part / f"{name}.jsonl").read_text().splitlines()]

@@ -160,14 +160,24 @@ class TrainArgs(CommonArgs):
     """Examples per process and micro-batch."""
     gradient_accumulation_steps: Annotated[int, Flag("steps", at_least=1, below=2**16, shown=True)] = 1
     """Micro-batches per optimizer step; every one of a step belongs to the same phase."""
+    trainable: Annotated[str | None, Flag("optimizer", shown=True)] = None
+    """Weights that train, the others stay as they are: a regular expression that is found in their names, such as
+    'layers.(5|6|7).mlp.down_proj', or last:2 for all of the last two layers. A tied output head and its embeddings are one
+    weight under two names. The whole model is saved. Default: all of them."""
     weight_decay: Annotated[float, Flag("optimizer", at_least=0, shown=True)] = 0.01
     """Decoupled weight decay of weights (never of biases and norms). 0.01 as published."""
     adam_betas: Annotated[tuple[float, float], Flag("optimizer", at_least=0, below=1, shown=True)] = (0.9, 0.999)
     """Decay rates of Adam's two moments, each from 0 up to but not 1. torch's default, as published."""
     max_grad_norm: Annotated[float, Flag("steps", at_least=0, shown=True)] = 1.0
     """Clip the gradient of a step to this norm; 0 switches clipping off. 1.0 as in the published runs."""
+    lr_schedule: Annotated[Literal["published", "linear", "constant", "cosine"], Flag("steps", shown=True)] = "published"
+    """How the rate goes on after its linear warm-up, over the steps of all phases. published: a linear decay in which no step,
+    of the warm-up neither, has rate zero. linear, constant, cosine (half a period): those of transformers, whose warm-up begins
+    with a step of rate zero."""
     warmup_epochs: Annotated[float, Flag("steps", at_least=0)] = 1.0
-    """Epochs of linear warm-up before the linear decay. 1 as published."""
+    """Epochs of linear warm-up. 1 as published; 0 has none."""
+    warmup_steps: Annotated[int | None, Flag("steps", at_least=0)] = None
+    """Steps of linear warm-up, in place of epochs."""
     gradient_checkpointing: Annotated[bool, Flag("memory", "speed")] = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
     optim_bits: Annotated[Literal[32, 8], Flag("memory", shown=True)] = 32

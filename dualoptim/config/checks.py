@@ -6,6 +6,7 @@ A rule gives the line that the user reads. Rules of a class hold for the classes
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -88,10 +89,15 @@ def _measure(args: MeasureArgs) -> Iterator[str]:
 
 
 def _train(args: TrainArgs) -> Iterator[str]:
+    if args.warmup_steps is not None and _is_given(args, "warmup_epochs"):
+        default = f"{flag_name('warmup_epochs')} {default_of(type(args), 'warmup_epochs'):g}"
+        yield f"{_typed(args, 'warmup_steps')} takes the place of {_typed(args, 'warmup_epochs')}; drop it, or give {default}"
     if args.state_bits == 8 and not _is_installed("bitsandbytes"):
         yield "--optim-bits 8 needs the package bitsandbytes; pip install bitsandbytes"
     if args.quantize_embeddings and args.state_bits != 8:
         yield "--quantize-embeddings has no effect with --optim-bits 32; give --optim-bits 8"
+    if args.trainable is not None:
+        yield from _of_names(args, args.trainable)
     if not args.lora_target_modules:
         yield "--lora-target-modules is empty; give all-linear or names of modules"
     for name in () if args.use_lora else ("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"):
@@ -111,6 +117,22 @@ def _train(args: TrainArgs) -> Iterator[str]:
             yield f"--log-with {tracker} is unknown; choose from {', '.join(TRACKERS)}"
         if not _can_track(tracker):
             yield f"--log-with {tracker} needs its package; pip install {tracker}"
+
+
+def _of_names(args: TrainArgs, trainable: str) -> Iterator[str]:
+    """Choices of weights that no model could have."""
+    last = trainable.removeprefix("last:") if trainable.startswith("last:") else "1"
+    if not (last.isdecimal() and int(last[:9]) > 0):
+        yield f"--trainable {trainable} is no number of layers; give last:2, for example"
+    try:
+        re.compile(trainable)
+    except re.error as error:
+        yield f"--trainable {trainable} is no regular expression ({error}); give one such as 'layers.(5|6|7).mlp.down_proj'"
+    if args.use_lora:
+        yield (
+            f"--trainable {trainable} chooses among the model's own weights, of which none trains with --use-lora; name the "
+            "modules that get an adapter with --lora-target-modules, or drop one of them"
+        )
 
 
 def _unlearn(args: UnlearnArgs) -> Iterator[str]:

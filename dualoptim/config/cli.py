@@ -107,6 +107,8 @@ def main(kind: type[T], action: Callable[[T], object], argv: Sequence[str] | Non
     try:
         with heard(), with_peers():
             args = parse(kind, argv) if issubclass(kind, CommonArgs) else tyro.cli(kind, prog=_program(), args=argv)
+            if isinstance(args, CommonArgs) and "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+                print(f"{_program()}: importing torch and transformers, which takes some seconds", flush=True)
             outcome = action(args)
             _leave_process_group()
     except (InputError, NonFiniteError, PeerError, WriteError) as error:

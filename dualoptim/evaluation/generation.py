@@ -12,15 +12,13 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from dualoptim.data.batches import in_length_order
 from dualoptim.data.rows import Asking, Row
-from dualoptim.data.stream import seeded
+from dualoptim.evaluation.noise import gumbel, seed_of
 from dualoptim.evaluation.scoring import ScoringPass, Share
 from dualoptim.models.limits import continue_greedily
 from dualoptim.models.loaded import LoadedModel
 
 _SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 """Settings of a model's own `generation_config` that name tokens which it never answers, or never begins with."""
-
-_SEED = 0  # of sampled answers: not the training's
 
 MakeProcessor = Callable[[list[int], int], LogitsProcessor]
 """Makes what changes the logits of a batch, from its continuations' numbers and the length of what they go on from."""
@@ -134,7 +132,7 @@ def sample(scoring: ScoringPass, rows: Sequence[Row], samples: int, temperature:
     """Draw `samples` answers to every scored row of the forget set."""
 
     def compute(share: Share) -> list[list[str]]:
-        seeds = [(index, draw) for index, _ in share for draw in range(samples)]
+        seeds = [seed_of("sample", index, draw) for index, _ in share for draw in range(samples)]
         repeated = [one for _, row in share for one in [continuation(scoring.loaded, row)] * samples]
         texts = generate(
             scoring, "sample forget", repeated, lambda batch, start: Gumbel([seeds[n] for n in batch], start, temperature)
@@ -150,17 +148,15 @@ class Gumbel(LogitsProcessor):
     Every sequence has noise of its own, from its seed, so that what is drawn does not depend on what it is batched with.
     """
 
-    def __init__(self, seeds: Sequence[tuple[int, int]], start: int, temperature: float) -> None:
-        """Take (row, draw) of each sequence as `seeds`, and the length of what they go on from as `start`."""
-        self._seeds, self._start, self._temperature = seeds, start, temperature
+    def __init__(self, seeds: Sequence[int], starts: int | Sequence[int], temperature: float) -> None:
+        """Take each sequence's seed, and the length of what they go on from, of all or of each, as `starts`."""
+        self._seeds, self._starts, self._temperature = torch.tensor(seeds), torch.tensor(starts), temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Divide logits [B, V] by the temperature, and add noise."""
-        step = input_ids.shape[1] - self._start
-        noise = torch.stack(
-            [torch.from_numpy(seeded(_SEED, "sample", *seed, step).gumbel(size=scores.shape[-1])) for seed in self._seeds]
-        )
-        return scores / self._temperature + noise.to(scores.device, scores.dtype)
+        self._seeds, self._starts = self._seeds.to(scores.device), self._starts.to(scores.device)
+        noise = gumbel(self._seeds, input_ids.shape[1] - self._starts, scores.shape[-1])
+        return scores / self._temperature + noise.to(scores.dtype)
 
 
 def end_tokens(loaded: LoadedModel) -> list[int]:

@@ -11,9 +11,11 @@ from accelerate.utils import compare_versions
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from dualoptim.config.args import MeasureArgs
+from dualoptim.data.batches import in_length_order
 from dualoptim.data.own import load_refusals
 from dualoptim.errors import InputError, blamed
-from dualoptim.models.loaded import precision_of, weights_hash
+from dualoptim.models.hashing import weights_hash
+from dualoptim.models.loaded import precision_of
 from dualoptim.models.weights import check_loaded, no_load_report
 
 _TEXTS_AT_ONCE = 32
@@ -85,15 +87,17 @@ class EntailmentModel:
 
     @torch.no_grad()
     def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Tell whether `entailment` is the likeliest label of each pair (premise, hypothesis)."""
-        found: list[bool] = []
-        for start in range(0, len(pairs), _TEXTS_AT_ONCE):
-            premises, hypotheses = zip(*pairs[start : start + _TEXTS_AT_ONCE], strict=True)
+        """Tell whether `entailment` is the likeliest label of each pair (premise, hypothesis), long ones together."""
+        found = [False] * len(pairs)
+        for chosen in in_length_order([len(premise) + len(hypothesis) for premise, hypothesis in pairs], _TEXTS_AT_ONCE):
+            premises, hypotheses = zip(*(pairs[index] for index in chosen), strict=True)
             encoded = self._tokenizer(list(premises), list(hypotheses), padding=True, truncation=True, return_tensors="pt").to(
                 self._device
             )
             with torch.autocast(self._device.type, enabled=False):
-                found += (self._model(**encoded).logits.argmax(-1) == self._label).tolist()
+                labels = self._model(**encoded).logits.argmax(-1).tolist()
+            for index, label in zip(chosen, labels, strict=True):
+                found[index] = label == self._label
         return found
 
 

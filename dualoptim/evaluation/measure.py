@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dualoptim import __version__
 from dualoptim.data.prompts import Example
 from dualoptim.data.rows import HOLDOUT, MEMBERS, Asking, Row
@@ -142,10 +144,13 @@ def _add_membership(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow
         if scoring.reference:
             one.add(reference=loss - scoring.reference.losses[name][one.index])
     if scoring.args.mia_gradnorm:
+        norms = []
         with scoring.progress(f"gradients {name}", len(scored)) as bar:
-            for one, norm in zip(scored, gradient_norms(scoring.loaded, [one.texts[0] for one in scored]), strict=True):
-                one.add(gradnorm=norm)
+            for norm in gradient_norms(scoring.loaded, [one.texts[0] for one in scored]):
+                norms.append(norm)
                 bar.update()
+        for one, value in zip(scored, torch.stack(norms).tolist(), strict=True):
+            one.add(gradnorm=value)
 
 
 def _add_answers(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow]) -> None:

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from statistics import fmean
 from typing import TypeVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dualoptim.data.prompts import Example
+from dualoptim.method.device import sent
 from dualoptim.method.kernels import widened
 from dualoptim.method.scores import TokenScores, score
 from dualoptim.models.loaded import LoadedModel
@@ -59,29 +61,30 @@ def without_end(values: Values) -> Values:
     return values[:-1] if len(values) > 1 else values
 
 
-def min_k_scores(scores: TokenScores, texts: Sequence[int], lengths: Sequence[int]) -> list[tuple[float, float]]:
-    """Compute Min-K% and Min-K%++ of some texts of a forward pass, whose texts have `lengths` scored tokens."""
-    if not texts:
-        return []
-    which = torch.isin(scores.sequence, torch.tensor(texts, device=scores.sequence.device))
-    own = [lengths[text] for text in texts]
-    pairs = zip(scores.log_prob[which].split(own), standardized(scores, which).split(own), strict=True)
-    return [(min_k(without_end(plain).tolist()), min_k(without_end(normed).tolist())) for plain, normed in pairs]
+def membership_scores(scores: TokenScores, texts: Sequence[int], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Give what Min-K% and Min-K%++ read of some texts of a forward pass, token by token, one text after another: twice [n].
+
+    Its texts have `lengths` scored tokens.
+    """
+    starts = [0, *accumulate(lengths)]
+    tokens = torch.tensor([token for text in texts for token in range(starts[text], starts[text + 1])])
+    which = sent(tokens, scores.log_prob.device)
+    return scores.log_prob[which], standardized(scores, which)
 
 
-def gradient_norms(loaded: LoadedModel, examples: Iterable[Example]) -> Iterator[float]:
+def gradient_norms(loaded: LoadedModel, examples: Iterable[Example]) -> Iterator[Tensor]:
     """Yield the mean over the tensors that train of the 2-norm of the gradient of each text's loss (OpenUnlearning)."""
     torch.clear_autocast_cache()  # older versions of torch hand on casts that were made without gradients
     for example in examples:
         scores = score(loaded.model, loaded.batch([example]))
         (-without_end(scores.log_prob).mean()).backward()
         gradients = [p.grad for p in loaded.model.parameters() if p.grad is not None]
-        yield float(torch.stack([gradient.float().norm() for gradient in gradients]).mean())
+        yield torch.stack([gradient.float().norm() for gradient in gradients]).mean()
         loaded.model.zero_grad()
 
 
 def standardized(scores: TokenScores, which: Tensor) -> Tensor:
-    """Log-probabilities of the labels of the tokens `which` (a mask [N]), in standard deviations from their mean.
+    """Log-probabilities of the labels of the tokens `which` (their numbers), in standard deviations from their mean.
 
     Mean and deviation are those of log p over the vocabulary under p itself: Min-K%++ (arXiv 2404.02936, equation 3), with the
     variance no smaller than 1e-6 as OpenUnlearning has it.

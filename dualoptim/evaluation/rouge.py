@@ -1,6 +1,9 @@
 """Compute ROUGE-1 and ROUGE-L of texts in any script; on Latin letters they are `rouge_score`'s to the digit."""
 
+import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal
 
@@ -23,11 +26,25 @@ _TOKEN = regex.compile(
 )
 
 
+@contextmanager
+def _without_sklearn() -> Iterator[None]:
+    """Have nltk leave out its wrapper of scikit-learn, which would bring that and pandas: a second, and 100 MB a process."""
+    if "sklearn" in sys.modules:
+        yield
+        return
+    sys.modules["sklearn"] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        yield
+    finally:
+        del sys.modules["sklearn"]
+
+
 class _Words:
     """Splits texts into words, of which Latin ones are stemmed, and into characters where no spaces stand between words."""
 
     def __init__(self) -> None:
-        from nltk.stem.porter import PorterStemmer  # brings scikit-learn and pandas: a second, and 100 MB
+        with _without_sklearn():
+            from nltk.stem.porter import PorterStemmer
 
         self._stem = PorterStemmer().stem
 
@@ -57,7 +74,8 @@ class _Characters:
 
 @cache
 def _rouge(kind: type, measure: str) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
+    with _without_sklearn():
+        from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer([measure], tokenizer=kind())
 

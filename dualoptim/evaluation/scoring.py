@@ -8,6 +8,7 @@ rounding: in 16 bits a GPU's kernels go by the shape of the batch.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +19,8 @@ from dualoptim.config.args import MeasureArgs
 from dualoptim.data.prompts import Example
 from dualoptim.data.rows import HOLDOUT, MEMBERS, Row
 from dualoptim.evaluation.judges import Judges
-from dualoptim.evaluation.membership import min_k_scores
-from dualoptim.method.scores import score
+from dualoptim.evaluation.membership import membership_scores, min_k, without_end
+from dualoptim.method.scores import TokenScores, score
 from dualoptim.models.loaded import LoadedModel
 
 OPTION_SETS = ("real_authors", "world_facts")
@@ -104,20 +105,29 @@ class ScoringPass:
             for places in _in_batches([[len(text.ids) for text in row] for row in rows], self.args.eval_batch_size):
                 # in the order of their tokens the texts of a row share the most
                 flat = [(row, k) for row, texts in places for k in sorted(texts, key=lambda k: rows[row][k].ids)]
-                result = score(self.loaded.model, self.loaded.batch([rows[row][k] for row, k in flat]))
-                lengths = [int(length) for length in result.lengths()]
-                losses = (-result.per_sequence(result.log_prob) / result.lengths()).tolist()
-                correct = [flags.tolist() for flags in result.correct.split(lengths)]
+                texts = [rows[row][k] for row, k in flat]
                 attacked = [n for n, (_, k) in enumerate(flat) if membership and k == 0]
-                min_k = dict(zip(attacked, min_k_scores(result, attacked, lengths), strict=True))
-                for n, (row, k) in enumerate(flat):
-                    scores[row][k] = TextScore(losses[n], correct[n], *min_k.get(n, ()))
+                found = _scored(score(self.loaded.model, self.loaded.batch(texts)), texts, attacked)
+                for (row, k), one in zip(flat, found, strict=True):
+                    scores[row][k] = one
                 bar.update(len(flat))
-        return [[found[k] for k in range(len(found))] for found in scores]
+        return [[own[k] for k in range(len(own))] for own in scores]
 
     def progress(self, label: str, total: int) -> Any:
         """Show a progress bar over texts, on the main process alone."""
         return tqdm(total=total, desc=label, unit="text", leave=False, disable=not self.loaded.accelerator.is_main_process)
+
+
+def _scored(result: TokenScores, texts: Sequence[Example], attacked: Sequence[int]) -> list[TextScore]:
+    """Read what a pass says of each of its texts, and what attacks need of some, all in one transfer from the device."""
+    lengths = [len(text.ids) - text.start for text in texts]
+    losses, correct = -result.per_sequence(result.log_prob) / result.lengths(), result.correct.to(result.log_prob.dtype)
+    parts = [losses, correct, *(membership_scores(result, attacked, lengths) if attacked else ())]
+    read = iter(torch.cat(parts).tolist())
+    means, flags = list(islice(read, len(texts))), [[bool(flag) for flag in islice(read, length)] for length in lengths]
+    plain, normed = ([list(islice(read, lengths[n])) for n in attacked] for _ in range(2))
+    least = {n: (min_k(without_end(p)), min_k(without_end(q))) for n, p, q in zip(attacked, plain, normed, strict=True)}
+    return [TextScore(means[n], flags[n], *least.get(n, ())) for n in range(len(texts))]
 
 
 def _in_batches(lengths: Sequence[Sequence[int]], size: int) -> Iterator[list[tuple[int, list[int]]]]:

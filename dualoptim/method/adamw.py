@@ -1,12 +1,15 @@
 """The optimizers that a bank can be made of: AdamW in 32 and in 8 bits, and sign SGD."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from dualoptim.method.blocks import read, write
 from dualoptim.method.dual import Groups, MakeOptimizer
 from dualoptim.method.kernels import pieces
 
@@ -32,6 +35,7 @@ def adamw(lr: float, betas: tuple[float, float], eps: float = 1e-8, bits: int = 
 @functools.cache
 def _adamw_8bit() -> Any:
     """bitsandbytes' AdamW8bit, which otherwise cannot be told group by group what to quantize."""
+    from bitsandbytes.functional import optimizer_update_32bit
     from bitsandbytes.optim import AdamW8bit
 
     class GroupwiseAdamW8bit(AdamW8bit):
@@ -43,15 +47,31 @@ def _adamw_8bit() -> Any:
             if p.device.type != "cpu":  # the kernel of other devices needs no temporaries
                 super().update_step(group, p, gindex, pindex)
                 return
-            state = self.state[p]
-            for piece, gradient, own in pieces(p, state):
-                piece.grad, self.state[piece] = gradient, own
-                super().update_step(group, piece, gindex, pindex)
-                if piece is not p:
-                    del self.state[piece]
-            state["step"] = own["step"]  # of the last piece: each has counted this step by itself
+            state, (beta1, beta2) = self.state[p], group["betas"]
+            state["step"] += 1
+            numbers = {key: group[key] for key in ("lr", "eps", "weight_decay")} | {"step": state["step"]}
+            for weights, gradient, own in pieces(p, state):
+                if own["state1"].dtype == torch.uint8:
+                    adamw_in_bytes(weights, gradient, own, numbers | {"betas": group["betas"]})
+                else:
+                    moments = {"state1": own["state1"], "beta1": beta1, "state2": own["state2"], "beta2": beta2}
+                    optimizer_update_32bit("adam", gradient, weights, **moments, **numbers)
 
     return GroupwiseAdamW8bit
+
+
+def adamw_in_bytes(weights: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """Take one step of AdamW on moments in bytes, in place, by bitsandbytes' operations on a CPU and in their order."""
+    (beta1, beta2), step, lr = group["betas"], group["step"], group["lr"]
+    m, v = read(state["state1"], state["absmax1"]), read(state["state2"], state["absmax2"], signed=False)
+    m.mul_(beta1).add_(gradient, alpha=1 - beta1)
+    v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    if group["weight_decay"] > 0:
+        weights.mul_(1 - lr * group["weight_decay"])
+    denominator = v.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+    weights.addcdiv_(m, denominator, value=-lr / (1 - beta1**step))
+    write(m, state["state1"], state["absmax1"])
+    write(v, state["state2"], state["absmax2"], signed=False)
 
 
 class SignSGD(Optimizer):

@@ -10,12 +10,14 @@ Two optimizer objects over one model would be simpler to write, and break under 
 last one, FSDP fails to save them, and fp16 unscales the gradients once for each.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
+
+from dualoptim.method.banks import Bank, Entries
 
 Groups = list[dict[str, Any]]
 MakeOptimizer = Callable[[Groups], Optimizer]
@@ -32,10 +34,10 @@ class DualOptimizer(Optimizer):
 
     `forget` and `retain` each build an optimizer from parameter groups, for example
     `lambda groups: torch.optim.AdamW(groups, lr=1e-5)`. Those inner optimizers own no memory: all state lives in this object's
-    `state[p]` under the flat names `forget/exp_avg`, `retain/exp_avg`, ..., and for a step the inner optimizer of the
-    active phase is lent its part of it together with `param_groups` as they are at that moment. So everything that looks
-    at an optimizer from outside (DeepSpeed, which exchanges the parameters in the groups; Accelerate, which saves
-    `state_dict()`) sees both banks and nothing is kept twice.
+    `state[p]` under the flat names `forget/exp_avg`, `retain/exp_avg`, ..., of which each inner optimizer sees its own bank as
+    its state, and for a step the one of the active phase is lent `param_groups` as they are at that moment. So everything that
+    looks at an optimizer from outside (DeepSpeed, which exchanges the parameters in the groups; Accelerate, which saves
+    `state_dict()`) sees both banks, nothing is kept twice, and a step is no more than the inner optimizer's.
 
     The groups carry the active phase and that phase's hyperparameters; call `use(phase, lr)` before each step.
 
@@ -65,9 +67,8 @@ class DualOptimizer(Optimizer):
             ]
             if inner.state:  # dropped and made when it is needed, because ZeRO exchanges the parameters that it belongs to
                 self._built_with_state.add(name)
-                inner.state = defaultdict(dict)
+            inner.state, inner.param_groups = Bank(self, name), []  # type: ignore[assignment]
             self._inner[name] = inner
-            self._take_back(name)
         self.use(phase)
 
     @property
@@ -93,12 +94,8 @@ class DualOptimizer(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient with the active phase's optimizer and bank."""
         self.materialize(only_with_grad=True)
-        phase = self.phase
-        inner = self._lend(phase, self.param_groups)
-        try:
+        with self._lend(self.phase, self.param_groups) as inner:
             return inner.step(closure)
-        finally:
-            self._take_back(phase)
 
     @torch.no_grad()
     def materialize(self, only_with_grad: bool = False) -> None:
@@ -117,22 +114,19 @@ class DualOptimizer(Optimizer):
                 parameter.grad = torch.zeros_like(parameter)
                 for phase in missing:
                     self._ready.add((phase, id(parameter)))
-                    if _with_prefix(self.state.get(parameter, {}), f"{phase}/"):
+                    bank = self._inner[phase].state
+                    if parameter in bank:
                         continue  # loaded
                     settings = {**self._settings[phase][group["group_id"]], "lr": 0.0, "weight_decay": 0.0}
                     if phase in self._built_with_state:
-                        fresh = self._make[phase]([{**group, "params": [parameter]}])
-                        self.state[parameter].update({f"{phase}/{key}": v for key, v in fresh.state[parameter].items()})
-                    inner = self._lend(phase, [{**group, **settings, "params": [parameter], "phase": phase}])
-                    try:
+                        bank.update(self._make[phase]([{**group, "params": [parameter]}]).state)
+                    with self._lend(phase, [{**group, **settings, "params": [parameter], "phase": phase}]) as inner:
                         inner.step()
-                        counter = inner.state[parameter].get("step")
-                        if isinstance(counter, torch.Tensor):
-                            counter.zero_()
-                        elif counter is not None:
-                            inner.state[parameter]["step"] = 0
-                    finally:
-                        self._take_back(phase)
+                    counter = bank[parameter].get("step") if parameter in bank else None
+                    if isinstance(counter, torch.Tensor):
+                        counter.zero_()
+                    elif counter is not None:
+                        bank[parameter]["step"] = 0
                 parameter.grad = gradient
 
     @torch.no_grad()
@@ -142,53 +136,34 @@ class DualOptimizer(Optimizer):
         self.state.clear()
         self._ready.clear()
         for phase in PHASES:
-            inner = self._lend(phase, self.param_groups)
-            prefix = f"{phase}/"
-            try:
+            parts = {index: dict(Entries(entries, f"{phase}/")) for index, entries in state_dict["state"].items()}
+            with self._lend(phase, self.param_groups) as inner:
+                bank = inner.state
+                saved = zip(inner.param_groups, saved_groups, strict=True)
                 inner.load_state_dict(
                     {
-                        "state": {
-                            index: part
-                            for index, entries in state_dict["state"].items()
-                            if (part := _with_prefix(entries, prefix))
-                        },
-                        "param_groups": [
-                            {**group, "params": saved["params"]}
-                            for group, saved in zip(inner.param_groups, saved_groups, strict=True)
-                        ],
+                        "state": {index: part for index, part in parts.items() if part},
+                        "param_groups": [{**group, "params": own["params"]} for group, own in saved],
                     }
                 )
-            finally:
-                self._take_back(phase)
+                bank.update(inner.state)
+                inner.state = bank
         for group, saved in zip(self.param_groups, saved_groups, strict=True):
             group.update({key: value for key, value in saved.items() if key != "params"})
 
-    def _lend(self, phase: str, groups: Groups) -> Optimizer:
-        """Give the inner optimizer of `phase` the groups and its part of the state.
+    @contextlib.contextmanager
+    def _lend(self, phase: str, groups: Groups) -> Iterator[Optimizer]:
+        """Give the inner optimizer of `phase` the groups for a while; its bank of the state it always sees.
 
         The active phase reads its hyperparameters from the groups, because loaders set the rate there to zero for a step that
         must move nothing; the other phase reads its own.
         """
-        inner, prefix = self._inner[phase], f"{phase}/"
-        inner.param_groups = []
-        inner.state = defaultdict(dict)
+        inner = self._inner[phase]
         for group in groups:
             own = self._settings[phase][group["group_id"]]
             settings = {key: group[key] for key in own} if group["phase"] == phase else own
             inner.param_groups.append({**settings, "group_id": group["group_id"], "params": group["params"]})
-            for parameter in group["params"]:
-                if part := _with_prefix(self.state.get(parameter, {}), prefix):
-                    inner.state[parameter] = part
-        return inner
-
-    def _take_back(self, phase: str) -> None:
-        """Store what the inner optimizer of `phase` holds under flat names, and leave it empty-handed."""
-        inner = self._inner[phase]
-        for parameter, part in inner.state.items():
-            self.state[parameter].update({f"{phase}/{key}": value for key, value in part.items()})
-        inner.state = defaultdict(dict)
-        inner.param_groups = [{**group, "params": []} for group in inner.param_groups]
-
-
-def _with_prefix(entries: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
+        try:
+            yield inner
+        finally:
+            inner.param_groups = []

@@ -2,12 +2,16 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from torch.optim import Optimizer
+
+from dualoptim.method.device import clipped
 
 
 class Engine:
@@ -20,7 +24,7 @@ class Engine:
         if accelerator.distributed_type == DistributedType.FSDP and hasattr(optimizer, "materialize"):
             optimizer.materialize()  # its checkpoints fill only the state that exists when they are loaded
         self.model.train()
-        self.asked_to_stop, self.stops = (lambda: False), False  # this process, by a signal; any, as of the last step
+        self.asked_to_stop, self.stops = (lambda: False), 0  # this process, by a signal; any, as of the last step
 
     def use_phase(self, phase: str, lr: float) -> None:
         """Choose the phase and its rate; an optimizer with a single bank takes the rate alone."""
@@ -38,16 +42,19 @@ class Engine:
         """Add the loss's gradient."""
         self.accelerator.backward(loss)
 
-    def step(self, max_grad_norm: float) -> float:
-        """Clip to `max_grad_norm` (0: not at all) and update, unless the gradient is not finite.
+    def step(self, max_grad_norm: float, sums: Tensor, meanwhile: Callable[[], object] = lambda: None) -> list[float]:
+        """Clip to `max_grad_norm` (0: not at all) and update, unless one of `sums` or the gradient's norm is not finite.
 
-        Returns the gradient's norm before clipping.
+        Returns both, the norm before clipping last: one transfer from the device, which works while the host does `meanwhile`.
         """
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), max_grad_norm or math.inf))
-        if math.isfinite(norm):
+        norm = clipped(self.accelerator, list(self.model.parameters()), max_grad_norm)
+        asked = torch.cat([sums, norm.to(sums)])
+        meanwhile()
+        found: list[float] = asked.tolist()
+        if all(map(math.isfinite, found)):
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return norm
+        return found
 
     def largest_update(self) -> dict[str, float]:
         """Say how far one weight moved in the step, in rates and over all processes, if the optimizer counts that."""
@@ -74,11 +81,15 @@ class DeepSpeedEngine(Engine):
         """Add the loss's gradient; Accelerate's own call would take the step at once, before anything is checked."""
         self.model.backward(loss)
 
-    def step(self, max_grad_norm: float) -> float:
+    def step(self, max_grad_norm: float, sums: Tensor, meanwhile: Callable[[], object] = lambda: None) -> list[float]:
         """Clip and update; DeepSpeed skips the update by itself if the norm is not finite."""
+        meanwhile()
+        found: list[float] = sums.tolist()
+        if not all(map(math.isfinite, found)):
+            return [*found, math.nan]
         self.model.optimizer.clip_grad = max_grad_norm
         self.model.step()
-        return float(self.model.get_global_grad_norm())
+        return [*found, float(self.model.get_global_grad_norm())]
 
 
 def prepare(accelerator: Accelerator, model: Any, optimizer: Optimizer) -> Engine:

@@ -4,17 +4,18 @@ Two autograd functions over logits, which hold one tensor [tokens, vocabulary] w
 walk over a parameter in pieces, with which an optimizer's step on a CPU stays in its caches.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 256  # values that share one scale where a state is kept in bytes
+from dualoptim.method.blocks import BLOCK
+
 PIECE = 1024 * BLOCK  # values that a CPU updates at once, so that what lies between stays in its caches
 LARGE_PIECE = 64 * PIECE  # and another device, whose kernels are then long enough and what lies between is small
+LOGITS = 2**26  # logits that another device works on at once: 256 MB in float32, and few kernels for a batch
 
 
 def kept(values: Tensor, keep: Tensor) -> Tensor:
@@ -27,26 +28,31 @@ def widened(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+def rows_at_once(device: str, vocabulary: int, on_cpu: int) -> int:
+    """Say how many rows [V] of logits a kind of device works on at once: on a CPU as few as stay in its caches."""
+    return on_cpu if device == "cpu" else max(1, LOGITS // vocabulary)
+
+
 class Statistics(torch.autograd.Function):
     """log p(label), logsumexp, mean and whether the label is the largest, of logits [K, V] in any precision: four times [N].
 
-    `column` [N] says in which row each label is predicted. With p = softmax(z) the gradient is (g_logsumexp - g_log_prob) p +
-    g_mean / V, plus g_log_prob at the label. Written out, it takes one new tensor [K, V] where autograd's own takes five, and a
-    few rows at a time stay in the processor's cache.
+    `column` [N] says in which row each label is predicted: one after another where each has its own. With p = softmax(z) the
+    gradient is (g_logsumexp - g_log_prob) p + g_mean / V, plus g_log_prob at the label. Written out, it takes one new tensor
+    [K, V] where autograd's own takes five, for some rows at a time, and never asks the device for a number.
     """
 
-    rows = 32
+    rows = 32  # on a CPU
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, column: Tensor) -> tuple[Tensor, ...]:
         """Compute the four statistics."""
-        parts = []
-        for z in logits.split(Statistics.rows):
+        ctx.rows, parts = rows_at_once(logits.device.type, logits.shape[-1], Statistics.rows), []
+        for z in logits.split(ctx.rows):
             z = widened(z)
             parts.append((z.logsumexp(-1), z.mean(-1), z.argmax(-1)))
         logsumexp, mean, first_choice = (torch.cat(values) for values in zip(*parts, strict=True))
         ctx.save_for_backward(logits, labels, column, logsumexp)
-        log_prob, correct = widened(logits[column, labels]) - logsumexp[column], first_choice[column] == labels
+        log_prob, correct = logits[column, labels] - logsumexp[column], first_choice[column] == labels
         ctx.mark_non_differentiable(correct)
         return log_prob, logsumexp[column], mean[column], correct
 
@@ -55,19 +61,17 @@ class Statistics(torch.autograd.Function):
         """Compute the gradient of the logits."""
         logits, labels, column, logsumexp = ctx.saved_tensors
         for_label, for_logsumexp, for_mean, _ = gradients
-        to_p, to_all = (
-            torch.zeros_like(logsumexp).index_add_(0, column, values)
-            for values in (for_logsumexp - for_label, for_mean / logits.shape[-1])
-        )
-        order = column.argsort()
-        starts = range(0, len(logits), Statistics.rows)
-        bounds = torch.searchsorted(column[order], torch.tensor([*starts, len(logits)], device=column.device)).tolist()
+        factors = torch.stack([for_logsumexp - for_label, for_mean / logits.shape[-1]])
+        to_p, to_all = factors.new_zeros(2, len(logits)).index_add_(1, column, factors)
         result = torch.empty_like(logits)
-        for start, own in zip(starts, pairwise(bounds), strict=True):
-            part, here = slice(start, start + Statistics.rows), order[slice(*own)]
-            z = widened(logits[part]) - logsumexp[part, None]
+        for start in range(0, len(logits), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            z = logits[part] - logsumexp[part, None]  # in float32 at least
             z.exp_().mul_(to_p[part, None]).add_(to_all[part, None])
-            result[part] = z.index_put_((column[here] - start, labels[here]), for_label[here], accumulate=True)
+            own = part if len(column) == len(logits) else slice(None)  # a row may be that of any labels, or of one
+            place = column[own] - start
+            row = place.clamp(0, len(z) - 1)
+            result[part] = z.index_put_((row, labels[own]), for_label[own] * (row == place), accumulate=True)
         return result, None, None
 
 
@@ -79,7 +83,7 @@ class AgainstTargets(torch.autograd.Function):
     values are gone before the loss is scaled up.
     """
 
-    rows = 128
+    rows = 128  # on a CPU
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Callable[[slice], Tensor], divergence: bool) -> Tensor:
@@ -87,8 +91,9 @@ class AgainstTargets(torch.autograd.Function):
         ctx.dtype = logits.dtype
         dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
         values, gradient = [], torch.empty_like(logits, dtype=dtype)
-        for start in range(0, len(logits), AgainstTargets.rows):
-            part = slice(start, start + AgainstTargets.rows)
+        rows = rows_at_once(logits.device.type, logits.shape[-1], AgainstTargets.rows)
+        for start in range(0, len(logits), rows):
+            part = slice(start, start + rows)
             log_p, log_q = widened(logits[part]).log_softmax(-1), targets(part).log_softmax(-1)
             q = log_q.exp()
             # -inf, where a target rules a token out, would make 0 times infinity
@@ -105,22 +110,24 @@ class AgainstTargets(torch.autograd.Function):
         return gradient.mul_(for_value[:, None]).to(ctx.dtype), None, None
 
 
-def pieces(parameter: Tensor, state: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-    """Views of a parameter, its gradient and its state: of all at once, or of `PIECE` values after another.
+def pieces(parameter: Tensor, state: Mapping[str, Any], whole: bool = False) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+    """Views of a parameter, its gradient and its state in one dimension: of `PIECE` values after another, or of all at once.
 
     What an update needs beside its state is then as large as a piece, and not as the parameter, a fifth of some models. The
-    state's entries are told by their names, bitsandbytes' (state1, absmax1, qmap1, step) as well as ours.
+    state's entries are told by their names, bitsandbytes' (state1, absmax1, qmap1, step) as well as ours. Of a tensor that FSDP
+    divides they are those of this process's part, which may have nothing in it.
     """
-    gradient = parameter.grad
-    assert gradient is not None
-    divided = hasattr(parameter, "to_local")  # FSDP's tensors cannot be cut
-    size = PIECE if parameter.device.type == "cpu" else LARGE_PIECE
-    if divided or parameter.numel() <= size or not parameter.is_contiguous():
-        yield parameter, gradient, state
+    assert parameter.grad is not None
+    weights, gradient, *values = map(_own_part, (parameter.detach(), parameter.grad, *state.values()))
+    state = dict(zip(state, values, strict=True))
+    if not weights.is_contiguous():  # its values do not lie in their order
+        yield weights, gradient, state
         return
-    weights, gradient = parameter.detach().view(-1), gradient.reshape(-1)
-    for start in range(0, parameter.numel(), size):
-        values, blocks = slice(start, start + size), slice(start // BLOCK, (start + size) // BLOCK)
+    weights, gradient = weights.view(-1), gradient.reshape(-1)
+    size = PIECE if weights.device.type == "cpu" else LARGE_PIECE
+    size = len(weights) if whole else size
+    for start in range(0, len(weights), max(1, size)):
+        part, blocks = slice(start, start + size), slice(start // BLOCK, -(-(start + size) // BLOCK))
         own = {}
         for key, value in state.items():
             if key.endswith("_scale") or key.startswith("absmax"):
@@ -128,5 +135,9 @@ def pieces(parameter: Tensor, state: dict[str, Any]) -> Iterator[tuple[Tensor, T
             elif key.endswith("step") or key.startswith("qmap"):
                 own[key] = value
             else:
-                own[key] = value.view(-1)[values]
-        yield weights[values], gradient[values], own
+                own[key] = value.view(-1)[part]
+        yield weights[part], gradient[part], own
+
+
+def _own_part(value: Any) -> Any:
+    return value.to_local() if hasattr(value, "to_local") else value  # importing DTensor to ask for it costs a second

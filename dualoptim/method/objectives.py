@@ -72,8 +72,8 @@ def cross_entropy_unlearning(scores: TokenScores) -> Tensor:
     def without_label(part: slice) -> Tensor:
         return scores.constant_logits(part).scatter(-1, scores.labels[part, None], -math.inf)
 
-    follows = scores.sequence.diff(prepend=scores.sequence[:1] - 1) == 0
-    return scores.cross_entropy(without_label)[follows].sum()
+    first = scores.sequence.diff(prepend=scores.sequence[:1] - 1).int()
+    return scores.cross_entropy(without_label)[first.argsort(stable=True)[: len(first) - scores.num_sequences]].sum()
 
 
 def logit_margin(scores: TokenScores) -> Tensor:

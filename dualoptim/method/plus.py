@@ -4,16 +4,17 @@ Both are written out here, because two independent optimizers cannot express a s
 `DualOptimizer`: `use(phase, lr)` before each step, all state in `state[p]` under flat names.
 """
 
-import functools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dualoptim.method.kernels import BLOCK, pieces
+from dualoptim.method import fused
+from dualoptim.method.blocks import BLOCK, read, write
+from dualoptim.method.fused import Rule
+from dualoptim.method.kernels import pieces
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -22,14 +23,16 @@ State = dict[str, Any]
 class SharedStateOptimizer(Optimizer):
     """Two phases over one set of parameters, with state that a subclass divides between them.
 
-    `use(phase, lr)` writes the phase and its rate into the groups, where DeepSpeed and Accelerate keep them.
+    `use(phase, lr)` writes the phase and its rate into the groups, where DeepSpeed and Accelerate keep them. A step of many
+    weights is compiled where it can be (fused.py).
     """
 
-    # What a subclass says: the zero state of a parameter that has none; which counters a step advances; how it takes a gradient
-    # into the state, in place, and by how many rates each weight then goes down.
+    # What a subclass says: the zero state of a parameter that has none; which moments and counters a step of the active phase
+    # writes, by which rule, and the factors of that rule from what these counters then are.
     _create: Callable[[Tensor, Group], None]
-    _count: Callable[[State, Group], None]
-    _update: Callable[[Tensor, State, Group], Tensor]
+    _keys: Callable[[Group], tuple[Sequence[str], Sequence[str]]]
+    _rule: Rule
+    _factors: Callable[[Group, Sequence[int]], list[float]]
 
     def __init__(self, params: Iterable[Any], defaults: Group) -> None:
         super().__init__(params, {**defaults, "phase": "forget"})
@@ -45,7 +48,7 @@ class SharedStateOptimizer(Optimizer):
             raise ValueError(f"unknown phase {phase!r}; choose from forget, retain")
         for group in self.param_groups:
             group |= {"phase": phase} | ({} if lr is None else {"lr": lr})
-        self.largest_update = torch.zeros(())
+        self.largest_update = torch.zeros_like(self.largest_update)  # where it is
 
     @torch.no_grad()
     def materialize(self) -> None:
@@ -58,20 +61,39 @@ class SharedStateOptimizer(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient."""
         loss = closure() if closure else None
-        for group in self.param_groups:
-            for parameter in (parameter for parameter in group["params"] if parameter.grad is not None):
+        updated = [[parameter for parameter in group["params"] if parameter.grad is not None] for group in self.param_groups]
+        many = sum(parameter.numel() for parameters in updated for parameter in parameters) >= fused.COMPILED_FROM
+        for group, parameters in zip(self.param_groups, updated, strict=True):
+            for parameter in parameters:
                 self._create(parameter, group)
-                self._count(self.state[parameter], group)
-                for weights, gradient, state in pieces(parameter, self.state[parameter]):
-                    update = self._update(gradient, state, group)
-                    if group.get("max_update"):
-                        update.clamp_(-group["max_update"], group["max_update"])
-                    # of FSDP's tensors this process's part, which may have nothing in it; the engine asks the others
-                    own = update.to_local() if hasattr(update, "to_local") else update
-                    if own.numel():
-                        self.largest_update = torch.maximum(self.largest_update.to(own), own.abs().max())
-                    weights.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+            counters = [[self.state[parameter][key] for key in self._keys(group)[1]] for parameter in parameters]
+            if parameters:
+                torch._foreach_add_([counter for own in counters for counter in own], 1)
+            factors: dict[Any, Tensor] = {}  # one transfer for all parameters that have come as far
+            for parameter, own in zip(parameters, counters, strict=True):
+                key = parameter.device, parameter.dtype, *map(int, own)
+                if key not in factors:
+                    ours = 1 - group["lr"] * group["weight_decay"], -group["lr"], group.get("max_update", 0.0)
+                    numbers = torch.tensor([*ours, *self._factors(group, key[2:])], dtype=parameter.dtype)
+                    factors[key] = numbers.to(parameter.device, non_blocking=True)
+                self._move(parameter, group, factors[key], many)
         return loss
+
+    def _move(self, parameter: Tensor, group: Group, factors: Tensor, many: bool) -> None:
+        """Update one parameter and its moments; `many`: in a step that is worth a kernel."""
+        state, (keys, _) = self.state[parameter], self._keys(group)
+        rule = self._rule._replace(bounded=bool(group.get("max_update")))
+        written = fused.as_written(rule)
+        kernel = fused.compiled(rule, parameter.device) if many else None
+        in_bytes = [key for key in keys if f"{key}_scale" in state]
+        self.largest_update = self.largest_update.to(parameter.device)
+        for weights, gradient, own in pieces(parameter, state, whole=kernel is not None and not in_bytes):
+            moments = {key: read(own[key], own[f"{key}_scale"]) if key in in_bytes else own[key] for key in keys}
+            flat = weights.dim() == 1 and len(weights) > 1  # for another kind of shape a kernel would be compiled again
+            move = kernel if kernel and flat else written
+            move(weights, gradient, [*moments.values()], factors, self.largest_update)
+            for key in in_bytes:
+                write(moments[key], own[key], own[f"{key}_scale"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state as it was saved: torch's own loader would turn bytes into floats."""
@@ -80,45 +102,48 @@ class SharedStateOptimizer(Optimizer):
         self.state.clear()
         for parameter, index in zip(parameters, indices, strict=True):
             for key, value in state_dict["state"].get(index, {}).items():
-                is_counter = key.endswith("step")
-                self.state[parameter][key] = value.clone() if is_counter else value.to(parameter.device, copy=True)
+                # counters are for the host, which would wait for those of another device
+                self.state[parameter][key] = value.to("cpu" if key.endswith("step") else parameter.device, copy=True)
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group |= {key: value for key, value in saved.items() if key != "params"}
 
 
-@dataclass
-class Moments:
-    """Adam's two moments (m, v), the decay rates of both, and how many gradients they have seen, the current one included."""
-
-    m: Tensor
-    v: Tensor
-    betas: tuple[float, float]
-    steps: int
-
-
-def plus_update(gradient: Tensor, delta: Moments, base: Moments, eps: float) -> Tensor:
+def plus_update(gradient: Tensor, moments: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
     """Take one step of DualOptim+ (arXiv 2605.21539) on float32 moments, in place; return the update in rates.
 
-    `delta` (dm, dv) belongs to the phase, `base` (m, v) is shared and sees the gradients of all phases. With the base as it
-    stood before this step, corrected for its bias,
+    Of the moments, dm and dv belong to the phase, m and v are the shared base, which sees the gradients of all phases. With the
+    base as it stood before this step, corrected for its bias,
 
         dm <- b1 dm + (1 - b1)(g - m^)        dv <- b2 dv + (1 - b2)(g^2 - v^)
         update = (dm^ + m^) / (sqrt|dv^ + v^| + eps)
         m  <- B1 m + (1 - B1) g               v  <- B2 v + (1 - B2) g^2
 
-    With a base that stays zero this is Adam on the phase's own gradients.
+    With a base that stays zero this is Adam on the phase's own gradients. `plus_factors` says what the factors are.
     """
-    seen, square = base.steps - 1, gradient * gradient
-    m, v = (
-        moment / (1 - beta**seen) if seen else moment.clone() for moment, beta in zip((base.m, base.v), base.betas, strict=True)
-    )
-    delta.m.lerp_(gradient - m, 1 - delta.betas[0])
-    delta.v.lerp_(square - v, 1 - delta.betas[1])
-    m.add_(delta.m, alpha=1 / (1 - delta.betas[0] ** delta.steps))
-    v.add_(delta.v, alpha=1 / (1 - delta.betas[1] ** delta.steps))
-    base.m.lerp_(gradient, 1 - base.betas[0])
-    base.v.lerp_(square, 1 - base.betas[1])
-    return m.div_(v.abs_().sqrt_().add_(eps))
+    (dm, dv, m, v), (m_seen, v_seen, dm_new, dv_new, dm_scale, dv_scale, m_new, v_new, eps) = moments, factors
+    square, mean, variance = gradient * gradient, m / m_seen, v / v_seen
+    dm.lerp_(gradient - mean, dm_new)
+    dv.lerp_(square - variance, dv_new)
+    mean.addcmul_(dm, dm_scale)
+    variance.addcmul_(dv, dv_scale)
+    m.lerp_(gradient, m_new)
+    v.lerp_(square, v_new)
+    return mean.div_(variance.abs_().sqrt_().add_(eps))
+
+
+def plus_factors(betas: tuple[float, float], base_betas: tuple[float, float], steps: Sequence[int]) -> list[float]:
+    """Give the factors of `plus_update` but eps, each for both moments, from how many gradients a phase and the base have seen.
+
+    Both counts have the current gradient in them. 1 - B^k of the base before this step (1 while it is zero and needs no
+    correction); 1 - b and 1 / (1 - b^k) of the phase; 1 - B.
+    """
+    own, shared = steps
+    return [
+        *(1 - beta ** (shared - 1) if shared > 1 else 1.0 for beta in base_betas),
+        *(1 - beta for beta in betas),
+        *(1 / (1 - beta**own) for beta in betas),
+        *(1 - beta for beta in base_betas),
+    ]
 
 
 class DualAdamWPlus(SharedStateOptimizer):
@@ -128,6 +153,8 @@ class DualAdamWPlus(SharedStateOptimizer):
     bounds that move (0: as published), and `largest_update` says how far one went. With `quantize_delta` or `quantize_base`,
     groups whose `bits` are 8 keep these moments in bytes (block-wise dynamic quantization, arXiv 2110.02861).
     """
+
+    _rule = Rule(plus_update, moments=4, factors=9)
 
     def __init__(
         self,
@@ -147,28 +174,32 @@ class DualAdamWPlus(SharedStateOptimizer):
 
     def _create(self, parameter: Tensor, group: Group) -> None:
         state = self.state[parameter]
-        for bank, in_bytes in group["quantized"].items() if not state else ():
+        for bank, quantized in group["quantized"].items() if not state else ():
             state[f"{bank}/step"] = torch.zeros(())
-            for moment in ("exp_avg", "exp_avg_sq"):
-                zero = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                _write(state, f"{bank}/{moment}", zero, in_bytes and group.get("bits") == 8)
+            in_bytes = quantized and group.get("bits") == 8
+            dtype = torch.uint8 if in_bytes else parameter.dtype
+            for key in (f"{bank}/exp_avg", f"{bank}/exp_avg_sq"):
+                state[key] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+                if in_bytes:
+                    state[f"{key}_scale"] = torch.zeros(-(-parameter.numel() // BLOCK), device=parameter.device)
 
-    def _count(self, state: State, group: Group) -> None:
-        for bank in (group["phase"], "base"):
-            state[f"{bank}/step"] += 1
+    def _keys(self, group: Group) -> tuple[Sequence[str], Sequence[str]]:
+        phase, moments = group["phase"], ("exp_avg", "exp_avg_sq")
+        return [f"{bank}/{moment}" for bank in (phase, "base") for moment in moments], [f"{phase}/step", "base/step"]
 
-    def _update(self, gradient: Tensor, state: State, group: Group) -> Tensor:
-        banks = {group["phase"]: group["betas"], "base": group["base_betas"]}
-        delta, base = (
-            Moments(_read(state, f"{bank}/exp_avg"), _read(state, f"{bank}/exp_avg_sq"), betas, int(state[f"{bank}/step"]))
-            for bank, betas in banks.items()
-        )
-        update = plus_update(gradient, delta, base, group["eps"])
-        for bank, moments in zip(banks, (delta, base), strict=True):
-            for name, moment in (("exp_avg", moments.m), ("exp_avg_sq", moments.v)):
-                if f"{bank}/{name}_scale" in state:
-                    _write(state, f"{bank}/{name}", moment, True)
-        return update
+    def _factors(self, group: Group, steps: Sequence[int]) -> list[float]:
+        return [*plus_factors(group["betas"], group["base_betas"], steps), group["eps"]]
+
+
+def partly_update(gradient: Tensor, moments: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
+    """Take one step of Adam on its moments m and v, in place; return the update in rates.
+
+    The factors are 1 - b and 1 - b^k, each for both moments, and eps.
+    """
+    (m, v), (m_new, v_new, m_seen, v_seen, eps) = moments, factors
+    m.lerp_(gradient, m_new)
+    v.lerp_(gradient * gradient, v_new)
+    return (m / m_seen).div_((v / v_seen).sqrt_().add_(eps))
 
 
 class PartlyDecoupledAdamW(SharedStateOptimizer):
@@ -176,6 +207,8 @@ class PartlyDecoupledAdamW(SharedStateOptimizer):
 
     `decouple` is "m" or "v". A shared moment is corrected for its bias by the steps of both phases, a decoupled one by its own.
     """
+
+    _rule = Rule(partly_update, moments=2, factors=5)
 
     def __init__(
         self,
@@ -196,52 +229,15 @@ class PartlyDecoupledAdamW(SharedStateOptimizer):
             state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             state[f"{key}_step"] = torch.zeros(())
 
-    def _count(self, state: State, group: Group) -> None:
-        for key in _keys(group["phase"], group["decouple"]):
-            state[f"{key}_step"] += 1
+    def _keys(self, group: Group) -> tuple[Sequence[str], Sequence[str]]:
+        moments = _keys(group["phase"], group["decouple"])
+        return moments, [f"{key}_step" for key in moments]
 
-    def _update(self, gradient: Tensor, state: State, group: Group) -> Tensor:
-        corrected = []
-        keys = _keys(group["phase"], group["decouple"])
-        for key, beta, value in zip(keys, group["betas"], (gradient, gradient * gradient), strict=True):
-            state[key].lerp_(value, 1 - beta)
-            corrected.append(state[key] / (1 - beta ** int(state[f"{key}_step"])))
-        return corrected[0].div_(corrected[1].sqrt_().add_(group["eps"]))
+    def _factors(self, group: Group, steps: Sequence[int]) -> list[float]:
+        betas = group["betas"]
+        return [*(1 - beta for beta in betas), *(1 - beta**k for beta, k in zip(betas, steps, strict=True)), group["eps"]]
 
 
 def _keys(phase: str, decouple: str) -> tuple[str, str]:
     """The first and the second moment that a phase updates, of which one is shared."""
     return f"{phase if decouple == 'm' else 'shared'}/exp_avg", f"{phase if decouple == 'v' else 'shared'}/exp_avg_sq"
-
-
-@functools.cache
-def _code(device: torch.device) -> Tensor:
-    """The 256 values of a byte, from -1 to 1. Signed for second moments too, because a difference of them may be negative."""
-    from bitsandbytes.functional import create_dynamic_map
-
-    return create_dynamic_map(signed=True).to(device)
-
-
-def _write(state: State, key: str, value: Tensor, in_bytes: bool) -> None:
-    """Keep a moment, in bytes with one float32 scale per 256 values if asked for."""
-    if not in_bytes:
-        state[key] = value
-        return
-    from bitsandbytes.functional import quantize_blockwise
-
-    in_bytes_now, scale = quantize_blockwise(value.contiguous(), code=_code(value.device), blocksize=BLOCK)
-    if key in state:
-        state[key].copy_(in_bytes_now)
-        state[f"{key}_scale"].copy_(scale.absmax)
-    else:
-        state[key], state[f"{key}_scale"] = in_bytes_now, scale.absmax
-
-
-def _read(state: State, key: str) -> Tensor:
-    """A moment in float32, to be changed in place; one in bytes has to be written back."""
-    if f"{key}_scale" not in state:
-        return state[key]
-    from bitsandbytes.functional import dequantize_blockwise
-
-    scale, values = state[f"{key}_scale"], state[key]
-    return dequantize_blockwise(values, absmax=scale, code=_code(values.device), blocksize=BLOCK).view_as(values)

@@ -1,4 +1,4 @@
-"""Say which phase a step serves, and at which rate: pure functions of the step number.
+"""Say which phase a step serves, and how many steps there are: pure functions of the step number.
 
 A *cycle* is the repeating pattern of phases, for example `(("forget", 1), ("retain", 5))`: one forget step, then five
 retain steps, again and again. Because everything here is a function of the step alone, a resumed run needs nothing
@@ -7,6 +7,8 @@ but its step number to continue as if it had never stopped.
 
 import math
 from dataclasses import dataclass
+
+from dualoptim.method.rates import lr_factor
 
 Cycle = tuple[tuple[str, int], ...]
 
@@ -45,18 +47,6 @@ def steps_per_epoch(rows: int, global_batch: int, cycle: Cycle) -> int:
     return math.ceil(first_phase_steps / cycle[0][1]) * cycle_length(cycle)
 
 
-def lr_factor(step: int, total_steps: int, warmup_steps: int) -> float:
-    """Compute the share of the base rate at `step`: linear warm-up, then linear decay over all steps, never zero.
-
-    The usual form starts at 0 / warm-up, where the first step (a forget step here) moves nothing, and ends at zero. This
-    one counts steps from one on the way up and includes the last step on the way down: with four steps and a warm-up
-    of two the factors are 1/2, 1, 1, 1/2.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return (total_steps - step) / (total_steps - warmup_steps)
-
-
 @dataclass(frozen=True)
 class Plan:
     """How many steps a run takes, in which cycle of phases, at which share of the base rate."""
@@ -66,6 +56,8 @@ class Plan:
     num_epochs: int
     warmup_epochs: float = 0.0
     max_steps: int = 0  # 0: all of them
+    warmup: int | None = None  # steps of warm-up, in place of epochs
+    schedule: str = "published"
 
     @property
     def total_steps(self) -> int:
@@ -79,13 +71,15 @@ class Plan:
 
     @property
     def warmup_steps(self) -> int:
-        """Count the steps of warm-up; a run of one step an epoch has none."""
-        warmup = round(self.warmup_epochs * self.steps_per_epoch) if self.steps_per_epoch > 1 else 0
-        return min(warmup, self.total_steps - 1)
+        """Count the steps of warm-up; as published, a step is left to decay, and a run of one step an epoch has none."""
+        published = self.schedule == "published"
+        epochs = 0.0 if published and self.steps_per_epoch == 1 else self.warmup_epochs
+        warmup = round(epochs * self.steps_per_epoch) if self.warmup is None else self.warmup
+        return min(warmup, self.total_steps - 1) if published else warmup
 
     def lr_factor(self, step: int) -> float:
         """Compute the share of the base rate at `step`, from 0."""
-        return lr_factor(step, self.total_steps, self.warmup_steps)
+        return lr_factor(self.schedule, step, self.total_steps, self.warmup_steps)
 
     def steps_of(self, phase: str) -> int:
         """Count how many steps of this phase the run takes."""

@@ -6,12 +6,13 @@ Most objectives and metrics of this field are arithmetic on these records, so th
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dualoptim.method.device import sent
 from dualoptim.method.kernels import AgainstTargets, Statistics, kept, widened
 
 
@@ -36,11 +37,11 @@ class Batch:
     num_sequences: int
     num_tokens: int  # real tokens of the examples, scored or not, shared ones each time, padding excluded
     reference: "Callable[[], Reference] | None" = None  # reads what the frozen model says about the same tokens
+    places: dict[str, Any] = field(default_factory=dict)  # where texts lie in the row, for a kernel that takes no mask
 
     def to(self, device: torch.device) -> "Batch":
         """Move the batch to `device`."""
-        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **moved)
+        return dataclasses.replace(self, **sent(vars(self), device))
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def score(model: Any, batch: Batch, layer: int | None = None) -> TokenScores:
         attention_mask=batch.attention_mask,
         logits_to_keep=batch.keep,
         use_cache=False,
+        **batch.places,
         **({} if layer is None else {"output_hidden_states": True}),
     )
     scores = score_logits(kept(output.logits, batch.keep), batch)

@@ -46,6 +46,11 @@ def base_of(name: str) -> str:
     return str(base)
 
 
+def without_adapter(model: Any) -> Any:
+    """Give the model that an adapter is on, or a model itself that has none."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 def has_tokenizer(name: str) -> bool:
     """Tell whether folder `name` holds a tokenizer; PEFT saves an adapter without one."""
     return any((Path(name).expanduser() / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))

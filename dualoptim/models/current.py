@@ -1,8 +1,7 @@
 """Hold the one model that a run needs at the moment."""
 
-import gc
-
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 
 from dualoptim.config.args import CommonArgs
 from dualoptim.models.load import load_model
@@ -40,6 +39,6 @@ class Current:
         self._name = name
 
     def drop(self) -> None:
-        """Free the model that is held."""
+        """Free the model that is held, and what it took of the device, for the next one."""
         self._loaded = None
-        gc.collect()
+        clear_device_cache(garbage_collection=True)

@@ -15,8 +15,9 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from dualoptim.atomic import beside, write_json
 from dualoptim.data.prompt_file import PROMPT_FILE
-from dualoptim.models.launch import prepared
-from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.hashing import hashed_meanwhile
+from dualoptim.models.launch import is_sharded, prepared
+from dualoptim.models.loaded import LoadedModel, precision_of
 from dualoptim.models.masters import trained
 from dualoptim.models.sharding import whole_shape
 from dualoptim.models.together import wait
@@ -43,11 +44,19 @@ def export_model(loaded: LoadedModel, folder: Path, card: str, dtype: str = "flo
     """Write what `from_pretrained` loads: safetensors weights, configuration, tokenizer and a model card.
 
     The weights are those that were trained, in float32, rounded to `dtype`, whatever the launch computes in. No process holds
-    more than one of them whole that does not hold the model. A signal that asks the command to end waits for it.
+    more than one of them whole that does not hold the model. A signal that asks the command to end waits for it. What is
+    saved as it is in memory is hashed meanwhile.
 
     Raises:
         RuntimeError: if what was written is not that; nothing is replaced then.
     """
+    as_it_is = dtype == "float32" and not (is_sharded(loaded.accelerator) or hasattr(loaded.model, "peft_config"))
+    hashed = as_it_is and loaded.accelerator.is_main_process
+    with hashed_meanwhile(loaded.model, precision_of(loaded.accelerator), str(folder)) if hashed else contextlib.nullcontext():
+        _export(loaded, folder, card, dtype)
+
+
+def _export(loaded: LoadedModel, folder: Path, card: str, dtype: str) -> None:
     accelerator, model, kind = loaded.accelerator, loaded.model, getattr(torch, dtype)
     is_adapter = hasattr(model, "peft_config")
     outlines = _outlines(model, kind)

@@ -27,10 +27,13 @@ from dualoptim.errors import InputError, reason
 from dualoptim.method.dual import MakeOptimizer
 from dualoptim.method.engine import Engine, prepare
 from dualoptim.method.groups import decay_groups
-from dualoptim.models.loaded import LoadedModel, weights_changed
+from dualoptim.models.buckets import sized
+from dualoptim.models.hashing import weights_changed
+from dualoptim.models.loaded import LoadedModel
 from dualoptim.models.masters import keep, restore
 from dualoptim.models.sharding import divides, hand_over, zero_of
 from dualoptim.models.together import shared
+from dualoptim.models.trainable import freeze_others
 
 DEEPSPEED = "0.19"  # older versions take steps with gradients that are not numbers
 
@@ -175,13 +178,14 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
     model = loaded.model
     weights_changed(model)
     hand_over(model)
+    freeze_others(args, model)
     groups = decay_groups(model, args.weight_decay, args.state_bits, args.quantize_embeddings)
     shares = [list(group["params"]) for group in groups]
     optimizer = make_optimizer(groups)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     weights = keep(loaded)
-    with _as_divided(loaded):
+    with _as_divided(loaded), sized(loaded.accelerator, model):
         engine = prepare(loaded.accelerator, model, optimizer)
     restore(engine.model, weights)
     del weights
@@ -240,6 +244,8 @@ def release(loaded: LoadedModel) -> None:
     accelerator, model = loaded.accelerator, prepared(loaded)
     if not is_sharded(accelerator):
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        if not hasattr(loaded.model, "peft_config"):
+            loaded.model.requires_grad_(True)  # what did not train is measured like the rest
     accelerator.free_memory()
     if accelerator.distributed_type == DistributedType.DEEPSPEED and model is not loaded.model:
         # hooks and a list of ZeRO-3's own hold a destroyed engine, and with it all of a training's memory, for good

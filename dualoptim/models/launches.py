@@ -7,6 +7,7 @@ from typing import Any
 from dualoptim.config.args import UnlearnArgs
 from dualoptim.config.flags import flag_name
 from dualoptim.errors import InputError
+from dualoptim.models.buckets import settled
 from dualoptim.models.measured import rather_divided
 from dualoptim.models.memory import Division, Shape
 from dualoptim.models.peaks import Phase, phases
@@ -14,7 +15,7 @@ from dualoptim.models.shapes import demand_of, empty_model, shape_of
 
 ROOM = 0.95  # of a device: what is freed leaves gaps that nothing fits into
 
-ZERO = Division(deepspeed=True, bucket=500_000_000, live=1_000_000_000, sub_group=1_000_000_000)  # as DeepSpeed's defaults are
+ZERO = Division(deepspeed=True)
 LAUNCHES = {
     "single_gpu": Division(),
     "ddp": Division(),
@@ -59,7 +60,7 @@ def planned(args: UnlearnArgs, shape: Shape, division: Division, machine: Machin
     """Plan the phases of a run on a machine, on which `--evaluate-sharded auto` depends."""
     whole = division.width * shape.total
     divided = division.divides and rather_divided(args.evaluate_sharded, whole, machine.device)
-    return phases(shape, division, replace(demand_of(args), evaluates_divided=divided))
+    return phases(shape, settled(division, shape.trainable, shape.total), replace(demand_of(args), evaluates_divided=divided))
 
 
 @dataclass(frozen=True)

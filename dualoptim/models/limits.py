@@ -19,6 +19,7 @@ from dualoptim.data.declaration import longest_answer
 from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError, reason
 from dualoptim.method.scores import score
+from dualoptim.models.adapter import without_adapter
 from dualoptim.models.loaded import Together, is_coarse
 from dualoptim.models.sharding import is_divided, layer_lists
 
@@ -169,7 +170,7 @@ def continue_greedily(
     processors: LogitsProcessorList | None = None,
 ) -> Any:
     """Have a model go on from token ids [B, T] with these settings alone, none of its own `generation_config`."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner = without_adapter(model)
     own, inner.generation_config = inner.generation_config, settings
     try:
         return model.generate(

@@ -25,11 +25,13 @@ from dualoptim.data.demo import tiny_model
 from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_adapter
+from dualoptim.models.hashing import loaded_from
 from dualoptim.models.launch import say
 from dualoptim.models.limits import answered_at_once, check_padding, keeps_apart, last_position, packed_row
 from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use, autocast, is_coarse
 from dualoptim.models.measured import chosen, how_measured
 from dualoptim.models.packing import BLOCKWISE
+from dualoptim.models.places import takes_places
 from dualoptim.models.sharding import divides, is_divided, load_divided, settle, whole_shape
 from dualoptim.models.weights import check_loaded, no_load_report
 
@@ -130,6 +132,8 @@ def load_model(
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
+    if base == args.model and not quantization:
+        loaded_from(model, source)
     if base != args.model:
         model = load_adapter(model, args.model, learner)
     elif learner:
@@ -211,11 +215,12 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
         # other kernels take no mask for whole texts, and flash-attention would fail on the GPU for good
         masked = model.config._attn_implementation in ("sdpa", BLOCKWISE)
         shares = row > 0 and masked and keeps_apart(model, row, args.max_length, share=True)
+        told = row > 0 and takes_places(model)
         if not row:
             check_padding(model, args.model)
     if args.packing and not row:
         logger.warning("%s mixes packed examples; falling back to padded batches", type(model).__name__)
-    layout = Layout(accelerator.device, row > 0, shares, row)
+    layout = Layout(accelerator.device, row > 0, shares, row, told)
     return LoadedModel(model, formatter, template, accelerator, layout, Answering(positions, together), divided=divided)
 
 

@@ -1,12 +1,10 @@
 """Hold a model together with everything that is needed to feed it."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -18,7 +16,9 @@ from dualoptim.data.prompts import Example, Formatter
 from dualoptim.data.stream import Stream
 from dualoptim.method.scores import Batch, Reference, score
 from dualoptim.models.adapter import base_of
-from dualoptim.models.sharding import can_divide, computes_in_half, own_share, whole_tensors
+from dualoptim.models.hashing import weights_changed, weights_hash
+from dualoptim.models.places import places_of
+from dualoptim.models.sharding import can_divide, computes_in_half
 from dualoptim.models.together import in_step, shared
 
 
@@ -30,13 +30,14 @@ class Layout:
     packed: bool  # end to end in one row, or one row each
     shares: bool = False  # packed texts may have the tokens in common that they begin with
     row: int | None = None  # tokens that a packed row has at most; texts that have more together get one row each
+    told: bool = False  # the kernel is told where texts lie in a packed row
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Lay out the batch, on the device."""
         if self.packed:
             batch = pack(examples, self.shares)
             if self.row is None or batch.input_ids.shape[1] <= self.row:
-                return batch.to(self.device)
+                return replace(batch, places=places_of(examples) if self.told else {}).to(self.device)
         return pad(examples).to(self.device)
 
 
@@ -221,36 +222,3 @@ def as_measured(loaded: LoadedModel) -> Iterator[None]:
             parameter.data = weights
         if prepared:
             model.forward = prepared
-
-
-_Places = list[tuple[str, int, int]]
-_HASHES: WeakKeyDictionary[torch.nn.Module, tuple[_Places, torch.dtype | None, str]] = WeakKeyDictionary()
-
-
-def weights_hash(model: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
-    """Hash with SHA-256 over name, type, shape and bytes of every tensor of a model, or of its weights rounded to `dtype`.
-
-    Of one that is divided all processes ask for it.
-
-    It is computed once for a model, until its tensors are others or PyTorch has counted a change of one. What changes them
-    behind that count calls `weights_changed`.
-    """
-    shares = [(name, own_share(tensor)) for name, tensor in sorted(model.state_dict(keep_vars=True).items())]
-    places = [(name, tensor.data_ptr(), tensor._version) for name, tensor in shares if isinstance(tensor, torch.Tensor)]
-    if all(tensor.dtype == dtype for _, tensor in shares if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()):
-        dtype = None  # nothing is rounded
-    if model in _HASHES and _HASHES[model][:2] == (places, dtype):
-        return _HASHES[model][2]
-    digest = hashlib.sha256()
-    for name, tensor in whole_tensors(model):
-        if dtype and tensor.is_floating_point():
-            tensor = tensor.to(dtype)
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    _HASHES[model] = places, dtype, digest.hexdigest()
-    return _HASHES[model][2]
-
-
-def weights_changed(model: torch.nn.Module) -> None:
-    """Forget the hash of a model, before and after training, which changes weights where PyTorch does not count it."""
-    _HASHES.pop(model, None)

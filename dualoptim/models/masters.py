@@ -1,13 +1,19 @@
-"""Keep what is trained in float32 where a launch computes in 16 bits: DeepSpeed's masters, to which its steps are added."""
+"""Keep float32 weights where a launch computes in 16 bits: DeepSpeed's masters, to which its steps are added, and others."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from accelerate import DistributedType
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-from dualoptim.models.loaded import LoadedModel
-from dualoptim.models.sharding import computes_in_half, exact_share, is_zero, whole_tensors
+from dualoptim.models.loaded import LoadedModel, precision_of
+from dualoptim.models.sharding import Share, computes_in_half, exact_share, is_zero, whole_shape, whole_tensors
+
+_FROZEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""What weights were that are rounded though they do not train, by their parameters; None where another process saves them."""
 
 
 def are_rounded(engine: Any) -> bool:
@@ -25,20 +31,30 @@ class Kept:
 
 
 def keep(loaded: LoadedModel) -> list[Kept]:
-    """Hold on to the weights that train while an engine is prepared.
+    """Hold on to the weights that train while an engine is prepared, and to the others until the model is saved.
 
     DeepSpeed rounds them before it copies its masters from them, but not what it gets beside weights that are divided already.
+    Those that do not train and will be saved are copied to the host, by the process that saves them or by all their shares.
     """
+
+    def kept(parameter: Any) -> Kept:
+        is_share = loaded.divided and hasattr(parameter, "ds_tensor")
+        return Kept(parameter, exact_share(parameter) if is_share else parameter.data, is_share)
+
     trains = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
-    divided = [loaded.divided and hasattr(parameter, "ds_tensor") for parameter in trains]
-    kept = [
-        Kept(parameter, exact_share(parameter) if is_share else parameter.data, is_share)
-        for parameter, is_share in zip(trains, divided, strict=True)
-    ]
+    accelerator = loaded.accelerator
+    rounds = accelerator.distributed_type == DistributedType.DEEPSPEED and precision_of(accelerator) == torch.bfloat16
+    saved = rounds and not hasattr(loaded.model, "peft_config")
+    for one in map(kept, (parameter for parameter in loaded.model.parameters() if saved and not parameter.requires_grad)):
+        if one.weight.dtype == torch.float32:
+            shape, parts = whole_shape(one.parameter), accelerator.num_processes if one.is_share else 1
+            holds = one.is_share or accelerator.is_main_process
+            _FROZEN[one.parameter] = Share(one.weight.cpu(), shape, parts) if holds else None
+    weights = [kept(parameter) for parameter in trains]
     if computes_in_half(loaded.model) and is_zero(loaded.model):
         for parameter in trains:
             parameter.data = parameter.data.bfloat16()
-    return kept
+    return weights
 
 
 def restore(engine: Any, weights: Sequence[Kept]) -> None:
@@ -63,9 +79,11 @@ def trained(loaded: LoadedModel, engine: Any, names: Collection[str]) -> Iterato
     from deepspeed.utils import safe_get_full_fp32_param
 
     state = loaded.model.state_dict(keep_vars=True)
-    masters = {name for name in names if state[name].requires_grad}
     for name in sorted(names):
-        if name in masters:
+        if state[name].requires_grad:
             yield name, safe_get_full_fp32_param(state[name]).detach()
+        elif state[name] in _FROZEN:
+            exact = _FROZEN[state[name]]
+            yield name, replace(exact, part=exact.part.to(loaded.device)).gathered() if exact else state[name]
         else:
             yield from whole_tensors(loaded.model, [name])

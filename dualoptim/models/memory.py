@@ -23,8 +23,9 @@ class Shape:
     hidden: int
     intermediate: int
     vocabulary: int
-    largest: int = 0  # parameters of the largest tensor that trains
+    largest: int = 0  # parameters of the largest tensor that is loaded to be saved again
     layer: int = 0  # parameters of one layer
+    reached: int | None = None  # layers through which gradients go, the last ones; None: all of them
     looked_up: int = 0  # trainable parameters that are never multiplied: embeddings that are no output head
     packable: int = 0  # frozen parameters that --load-in-4bit holds in 4 bits
     cached: int = 0  # values that a layer keeps of a token while a text is continued: its key and its value
@@ -60,9 +61,9 @@ class Division:
     fsdp: bool = False
     half: bool = False  # 16-bit mixed precision: autocast in a plain process, 16-bit weights under DeepSpeed and FSDP
     offload: bool = False
-    bucket: int = 0  # elements that DeepSpeed reduces at once
+    bucket: int = 0  # elements that DeepSpeed reduces at once; 0, as the two below: what `buckets` chooses for the model
     live: int = 0  # elements that ZeRO-3 keeps gathered
-    sub_group: int = 10**9  # elements that ZeRO-3 updates at once
+    sub_group: int = 0  # elements that ZeRO-3 updates at once
     on_cuda: bool = False
 
     @property
@@ -93,6 +94,7 @@ class Demand:
     tries: bool = False  # states are made by a step with a zero gradient (DualOptimizer)
     by_hand: bool = False  # the update is written out (DualOptim+)
     in_4bit: bool = False
+    partly: bool = False  # some weights train, of a model that is loaded as if all did
     stored: int = 4  # bytes of a weight in the checkpoint
     evaluates: bool = True
     evaluates_divided: bool = False
@@ -131,10 +133,21 @@ def state_bytes(shape: Shape, moments: Moments) -> int:
     return round(shape.quantizable * quantizable + shape.other * 4 * (moments.wide + moments.in_bytes))
 
 
-def frozen_bytes(shape: Shape, division: Division, in_4bit: bool) -> int:
-    """Count the bytes of weights that do not train: in the launch's precision, or in 4 bits where these are held so."""
-    packed = shape.packable if in_4bit else 0
-    return round(packed * DOUBLE_QUANT / 8) + division.width * (shape.frozen - packed)
+def frozen_bytes(shape: Shape, division: Division, demand: Demand) -> int:
+    """Count the bytes of weights that do not train: in the launch's precision, or in 4 bits where these are held so.
+
+    Beside own weights that train they are float32 as these, but for DeepSpeed, which rounds them.
+    """
+    packed = shape.packable if demand.in_4bit else 0
+    width = 4 if demand.partly and not division.deepspeed else division.width
+    return round(packed * DOUBLE_QUANT / 8) + width * (shape.frozen - packed)
+
+
+def exact_bytes(shape: Shape, division: Division, demand: Demand) -> int:
+    """Count the bytes on the host of what DeepSpeed rounds though it does not train, as it was loaded."""
+    rounds = demand.partly and division.deepspeed and division.half and demand.stored == 4
+    whole = 4 * shape.frozen if rounds else 0
+    return division.share(whole) if division.divides else whole
 
 
 def divide(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Parts]:
@@ -142,8 +155,8 @@ def divide(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Par
 
     There ZeRO-3 has them twice, once as they arrive.
     """
-    state, frozen = state_bytes(shape, demand.moments), frozen_bytes(shape, division, demand.in_4bit)
-    masters = 0
+    state, frozen = state_bytes(shape, demand.moments), frozen_bytes(shape, division, demand)
+    masters, exact = 0, exact_bytes(shape, division, demand)
     if division.deepspeed:
         weights = division.width * shape.trainable + frozen
         masters, state = division.share(4 * shape.trainable), division.share(state)
@@ -154,5 +167,5 @@ def divide(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Par
     weights = division.share(weights) if division.divides else weights
     if division.offload:
         gradients = (2 if division.stage == 3 else 1) * masters
-        return Parts(weights=weights), Parts(gradients=gradients, masters=masters, optimizer=state)
-    return Parts(weights=weights, masters=masters, optimizer=state), Parts()
+        return Parts(weights=weights), Parts(gradients=gradients, masters=masters + exact, optimizer=state)
+    return Parts(weights=weights, masters=masters, optimizer=state), Parts(masters=exact)

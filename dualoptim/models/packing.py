@@ -43,7 +43,7 @@ def diagonal_blocks(mask: Tensor) -> list[tuple[int, Tensor | None]]:
         starts = (earliest == torch.arange(len(earliest), device=mask.device)).nonzero()[:, 0].tolist()
         blocks: list[tuple[int, Tensor | None]] = []
         for start, end in zip(starts, [*starts[1:], len(earliest)], strict=True):
-            block = mask[:, :, start:end, start:end]
+            block = mask[:, :, start:end, start:end].clone()  # a view of it would hold the mask that it is kept with, for good
             causal = torch.equal(block, torch.ones_like(block).tril())
             blocks.append((end - start, None if causal else block))
         mask.blocks = blocks  # type: ignore[attr-defined]

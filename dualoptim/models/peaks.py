@@ -6,7 +6,7 @@ evaluates and saves.
 
 from dataclasses import dataclass, replace
 
-from dualoptim.method.kernels import LARGE_PIECE, PIECE, AgainstTargets
+from dualoptim.method.kernels import LARGE_PIECE, PIECE, AgainstTargets, Statistics, rows_at_once
 from dualoptim.models.memory import Demand, Division, Parts, Shape, divide, frozen_bytes, state_bytes
 
 LOGIT_COPIES = 3  # the logits, their gradient, and a part of each that is worked on; measured
@@ -50,8 +50,9 @@ def phases(shape: Shape, division: Division, demand: Demand) -> list[Phase]:
 
 def loading(shape: Shape, division: Division, demand: Demand) -> tuple[Parts, Parts]:
     """Plan how a model is read: whole or divided from the start, and a tensor at a time through the host."""
-    frozen = frozen_bytes(shape, division, demand.in_4bit)
-    weights = (demand.stored if division.deepspeed and division.half else 4) * shape.trainable + frozen
+    width = demand.stored if division.deepspeed and division.half else 4
+    wide, frozen = (shape.total, 0) if demand.partly else (shape.trainable, frozen_bytes(shape, division, demand))
+    weights = width * wide + frozen
     if not division.divides:
         return Parts(weights=weights), Parts(buffers=4 * shape.largest)
     # a tensor is gathered, filled with what was read, and divided again
@@ -109,8 +110,8 @@ def stepping(shape: Shape, division: Division, demand: Demand) -> Parts:
         gradients = part + min(part, 4 * division.sub_group)  # one sub-group is flattened once more
     buffers = gathered(shape, division) if division.divides else 0  # layers stay as they are
     piece = min(LARGE_PIECE if division.on_cuda and not division.offload else PIECE, shape.largest)
-    if division.fsdp:  # its tensors cannot be cut
-        piece = division.share(shape.largest)
+    if division.fsdp:  # of whose tensors a process has a part
+        piece = min(piece, division.share(shape.largest))
     widened = 4 if demand.moments.in_bytes else 0  # moments in bytes are read into float32
     return Parts(gradients=gradients, buffers=buffers + (4 * piece * (BY_HAND + widened) if demand.by_hand else 0))
 
@@ -127,6 +128,12 @@ def training(shape: Shape, division: Division, demand: Demand) -> Parts:
     width, held_here = division.width, 0 if division.offload else part
     kept = activation_bytes(shape, demand.tokens, division.half, demand.checkpointing)
     logits = demand.tokens * shape.vocabulary * width * LOGIT_COPIES
+
+    def rows(on_cpu: int) -> int:
+        return rows_at_once("cuda" if division.on_cuda else "cpu", shape.vocabulary, on_cpu)
+
+    if division.on_cuda:  # on a CPU the rows that are worked on are few, and measured among the copies
+        logits += 4 * min(rows(Statistics.rows), demand.tokens) * shape.vocabulary
     begin, end = Parts(activations=kept + logits), Parts(activations=kept // shape.layers)
     if division.fsdp:
         layers = gathered(shape, division)
@@ -150,7 +157,7 @@ def training(shape: Shape, division: Division, demand: Demand) -> Parts:
         begin += Parts(gradients=whole if division.half or demand.accumulates else 0)
         end += Parts(gradients=whole + (2 * shape.trainable if division.half else 0), buffers=width * bucket)
     if demand.frozen_head:  # its logits are made and compared some rows at a time
-        begin += Parts(activations=4 * 4 * AgainstTargets.rows * shape.vocabulary)
+        begin += Parts(activations=4 * 4 * rows(AgainstTargets.rows) * shape.vocabulary)
         begin += Parts(buffers=width * shape.head if division.divides else 0)
     step = stepping(shape, division, demand)
     moments = (begin, end) if division.offload else (begin, end, step)
@@ -164,7 +171,7 @@ def evaluating(shape: Shape, division: Division, demand: Demand) -> Parts:
     and values of all layers and the logits of the last tokens.
     """
     width, (texts, length) = division.width, demand.rows
-    weights = width * shape.trainable + frozen_bytes(shape, division, demand.in_4bit)
+    weights = width * shape.trainable + frozen_bytes(shape, division, replace(demand, partly=False))
     head = width * shape.head if demand.frozen_head else 0  # of the reference, which a task keeps to its end
     layers = 0 if division.on_cuda or not division.half else width * shape.head  # a CPU was seen to hold as much more
     if demand.evaluates_divided:
@@ -194,9 +201,10 @@ def activation_bytes(shape: Shape, tokens: int, half: bool, checkpointing: bool)
         layers * tokens * (48 h + 16 i) in float32, (38 h + 8 i) in 16 bits, where norms and the residual stay wider.
 
     Measured within 10 % for Llama in float32; GPT-2, with dropout and an unfused activation, takes 1.8 times that. With
-    checkpointing each layer keeps its input alone (4 h), and one layer at a time is recomputed. Attention is taken to be sdpa
-    or flash; eager adds scores that grow with the square of an example's length.
+    checkpointing each layer keeps its input alone (4 h), and one layer at a time is recomputed. Layers before the first weight
+    that trains keep nothing. Attention is taken to be sdpa or flash; eager adds scores that grow with the square of the length.
     """
     per_token = 38 * shape.hidden + 8 * shape.intermediate if half else 48 * shape.hidden + 16 * shape.intermediate
-    kept = shape.layers * 4 * shape.hidden + per_token if checkpointing else shape.layers * per_token
+    layers = shape.layers if shape.reached is None else shape.reached
+    kept = layers * 4 * shape.hidden + per_token if checkpointing else layers * per_token
     return tokens * kept

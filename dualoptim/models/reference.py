@@ -23,11 +23,14 @@ from torch import Tensor
 from dualoptim.data.batches import in_length_order
 from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError
+from dualoptim.method.device import sent
 from dualoptim.method.kernels import kept
 from dualoptim.method.objectives import Objective
 from dualoptim.method.scores import Batch, Reference, TokenScores, score
+from dualoptim.models.adapter import without_adapter
+from dualoptim.models.hashing import weights_hash
 from dualoptim.models.launch import is_sharded, say
-from dualoptim.models.loaded import LoadedModel, Use, autocast, weights_hash
+from dualoptim.models.loaded import LoadedModel, Use, autocast
 from dualoptim.models.sharding import Share, bare, can_divide
 from dualoptim.models.store import Store, text_key
 from dualoptim.models.together import wait
@@ -111,7 +114,7 @@ class Reader:
 
     def __call__(self, examples: Sequence[Example], device: torch.device) -> Reference:
         """Read the reference at the scored tokens of `examples`, in their order."""
-        values = torch.cat([self._store[text_key(example)] for example in examples]).to(device)
+        values = sent(torch.cat([self._store[text_key(example)] for example in examples]), device)
         if self._kind == "log_prob":
             return Reference(log_prob=values)
         if self._kind == "hidden":
@@ -163,7 +166,7 @@ class Tail:
         Raises:
             InputError: if it does not.
         """
-        model = loaded.model.get_base_model() if hasattr(loaded.model, "peft_config") else loaded.model
+        model = without_adapter(loaded.model)
         own, batch = model.get_output_embeddings(), loaded.batch([Example([1, 2, 3], 1)])
         head = bare(own) if loaded.divided else own
         with torch.no_grad(), _evaluating(loaded.model), loaded.autocast():

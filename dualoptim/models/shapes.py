@@ -1,5 +1,6 @@
 """Measure the shape of a model that is built without data, and say what the arguments of a run ask for."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from dualoptim.method.objectives import split_objectives
 from dualoptim.models.adapter import add_adapter
 from dualoptim.models.load import load_config
 from dualoptim.models.memory import Demand, Shape
+from dualoptim.models.trainable import freeze_others
 
 
 def empty_model(args: UnlearnArgs) -> Any:
@@ -33,6 +35,7 @@ def empty_model(args: UnlearnArgs) -> Any:
         # the class itself: from_config divides real weights in a ZeRO-3 launch
         with blamed("--model", args.model, remedy, "its configuration builds no language model"), torch.device("meta"):
             model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    freeze_others(args, model)
     return add_adapter(args, model) if args.use_lora else model
 
 
@@ -45,6 +48,8 @@ def shape_of(model: Any, quantize_embeddings: bool = False) -> Shape:
     looked_up = {one.weight for one in model.modules() if isinstance(one, Embedding) and one.weight.requires_grad}
     frozen = [one.weight for one in model.modules() if isinstance(one, Linear) and one is not head]
     layers = max((one for one in model.modules() if isinstance(one, ModuleList)), key=_size, default=ModuleList([model]))
+    trains = [any(parameter.requires_grad for parameter in one.parameters()) for one in layers]
+    reached = len(trains) if looked_up else sum(itertools.accumulate(trains, max))
     config = model.config.get_text_config()
     hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", 1)
     intermediate = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
@@ -56,8 +61,9 @@ def shape_of(model: Any, quantize_embeddings: bool = False) -> Shape:
         hidden=hidden,
         intermediate=max(intermediate) if isinstance(intermediate, (list, tuple)) else intermediate,
         vocabulary=config.vocab_size,
-        largest=max(sizes),
+        largest=max(sizes if hasattr(model, "peft_config") else (one.numel() for one in model.parameters())),
         layer=_size(layers) // len(layers),
+        reached=reached,
         looked_up=sum(weight.numel() for weight in looked_up - {getattr(head, "weight", None)}),
         packable=sum(weight.numel() for weight in frozen if not weight.requires_grad),
         cached=2
@@ -87,6 +93,7 @@ def demand_of(args: UnlearnArgs) -> Demand:
         tries=args.optim == "dual-adamw" and args.decouple == "both",
         by_hand=args.optim == "dual-adamw-plus" or args.decouple in ("m", "v"),
         in_4bit=args.load_in_4bit,
+        partly=args.trainable is not None,
         stored=2 if args.model != DEMO and load_config(args)[0].dtype == torch.bfloat16 else 4,
         evaluates=args.eval,
     )

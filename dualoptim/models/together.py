@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from dualoptim import signals
 from dualoptim.errors import Stopped
+from dualoptim.models.adapter import without_adapter
 
 _PATIENCE = timedelta(hours=12)
 
@@ -79,7 +80,7 @@ def in_step(accelerator: Accelerator, model: Any, call: Callable[[], object]) ->
         running.pop()
 
     # generation calls the model within an adapter, all else the adapter, whose versions differ in how they call that model
-    outer = {model, model.get_base_model() if hasattr(model, "peft_config") else model}
+    outer = {model, without_adapter(model)}
     hooks = [one.register_forward_pre_hook(tell, prepend=True) for one in outer]
     hooks += [one.register_forward_hook(told, always_call=True) for one in outer]
     try:

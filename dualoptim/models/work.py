@@ -12,12 +12,13 @@ from dualoptim.data.prompts import Example
 from dualoptim.data.rows import Row
 from dualoptim.data.stream import ExampleBuilder, Stream
 from dualoptim.errors import InputError
-from dualoptim.method.loop import Phase, Term
 from dualoptim.method.objectives import FORGET, PUBLISHED_LAYER, RETAIN, Objective, split_objectives
 from dualoptim.method.schedule import Cycle, Plan, steps_per_epoch
 from dualoptim.method.scores import score
+from dualoptim.method.window import Phase, Term
 from dualoptim.models.loaded import LoadedModel, MicroBatches
 from dualoptim.models.reference import Frozen, check_reference
+from dualoptim.models.trainable import check_reach
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def work_of(args: UnlearnArgs, rows: TaskRows, loaded: LoadedModel) -> Work:
             cycle += (("retain", args.retain_freq),)
             phases["retain"] = Phase({"retain": kept}, rate, norm)
     per_epoch = steps_per_epoch(len(rows.forget), _micro_batches(terms["forget"]).stream.global_batch, cycle)
-    return Work(phases, Plan(cycle, per_epoch, args.num_epochs, args.warmup_epochs, args.max_steps))
+    rates = args.warmup_epochs, args.max_steps, args.warmup_steps, args.lr_schedule
+    return Work(phases, Plan(cycle, per_epoch, args.num_epochs, *rates))
 
 
 def _term(name: str, objective: Objective, args: UnlearnArgs, source: tuple[TaskRows, LoadedModel]) -> Term:
@@ -123,6 +125,8 @@ def check_objectives(args: UnlearnArgs, tasks: Sequence[TaskRows], loaded: Loade
                 f"--forget-losses {pair}: {type(loaded.model).__name__} hands on no states of its layers, token by token; "
                 "choose a pair without RMU and EMBED"
             )
+        if any(objective.needs_layer for objective in objectives):
+            check_reach(args, loaded.model, layer)
         check_reference(loaded, objectives, reference_folder(args))
         texts = {text for objective in objectives for text in objective.texts}
         if "refusal" in texts and args.idk_file:

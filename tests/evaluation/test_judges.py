@@ -75,7 +75,11 @@ def test_the_classifier_says_what_its_logits_say(tmp_path):
     for premise, hypothesis in pairs:
         with torch.no_grad():
             expected.append(int(model(**judge._tokenizer(premise, hypothesis, return_tensors="pt")).logits.argmax()) == 0)
+    widths = []
+    hook = lambda _, given, named: widths.append(named["input_ids"].shape[1])  # noqa: E731
+    judge._model.register_forward_pre_hook(hook, with_kwargs=True)
     assert judge.entails(pairs) == expected
+    assert widths[0] > widths[-1], "short pairs are not padded to long ones"
     assert 0 < sum(expected) < len(expected)
     assert any(expected[i * len(texts) + j] != expected[j * len(texts) + i] for i in range(7) for j in range(7))
 

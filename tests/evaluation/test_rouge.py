@@ -1,6 +1,8 @@
 """ROUGE-L recall: rouge_score's on Latin letters, right everywhere else."""
 
 import random
+import subprocess
+import sys
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
@@ -73,3 +75,15 @@ def test_an_answer_given_word_for_word_has_recall_one_in_any_script(text):
 )
 def test_words_of_other_scripts_count_and_characters_where_no_space_stands(answer, generated, recall):
     assert rouge_l_recall(answer, generated) == pytest.approx(recall)
+
+
+def test_it_brings_no_scikit_learn_and_leaves_it_to_others():
+    code = """if True:
+        import sys
+        from dualoptim.evaluation.rouge import rouge_l_recall
+        assert rouge_l_recall("the running dogs", "the dog ran") == 2 / 3
+        print("pandas" in sys.modules, "sklearn" in sys.modules)
+        import sklearn
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False False\n", done.stderr

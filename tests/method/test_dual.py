@@ -2,9 +2,11 @@
 
 import copy
 import math
+from collections import defaultdict
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dualoptim.method.adamw import adamw
 from dualoptim.method.dual import DualOptimizer
@@ -231,6 +233,58 @@ def test_groups_keep_their_own_decay_through_both_phases():
         optimizer.step()
     assert torch.equal(free, start)
     assert torch.allclose(decayed, start * (1 - 0.1 * 0.5) ** 2)
+
+
+class Operations(TorchDispatchMode):
+    """Every operation on tensors, in their order."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace != "profiler":
+            self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_takes_the_operations_of_one_fused_adamw():
+    parameters = weights()
+    found = []
+    for optimizer in (MAKERS["fused"](parameters), DualOptimizer(parameters, forget=MAKERS["fused"], retain=MAKERS["fused"])):
+        for values in gradients(2, parameters):
+            set_gradients(parameters, values)
+            with Operations() as operations:
+                optimizer.step()
+        found.append(operations.seen)
+    assert found[0] == found[1]
+    assert len(found[0]) == 2  # counters, and everything else
+
+
+def test_a_bank_is_lent_without_a_look_at_any_parameter():
+    """What a step costs beside the inner optimizer does not grow with the number of tensors."""
+
+    class Idle(torch.optim.SGD):
+        def step(self, closure=None):
+            return None
+
+    class Watched(defaultdict):
+        looks = 0
+
+        def __getitem__(self, key):
+            Watched.looks += 1
+            return super().__getitem__(key)
+
+        get = __getitem__
+
+    parameters = weights()
+    optimizer = DualOptimizer(parameters, forget=Idle, retain=Idle)
+    set_gradients(parameters, gradients(1, parameters)[0])
+    optimizer.step()
+    optimizer.state = Watched(dict, optimizer.state)
+    optimizer.use("retain")
+    optimizer.step()
+    assert Watched.looks == 0
 
 
 def test_mistakes_are_named():

@@ -10,6 +10,8 @@ from dualoptim.method.dual import DualOptimizer
 from dualoptim.method.engine import Engine, prepare
 from dualoptim.method.plus import DualAdamWPlus
 
+NO_SUMS = torch.zeros(0)
+
 
 def engine_of(make):
     torch.manual_seed(0)
@@ -46,7 +48,7 @@ def test_clipping_is_torchs_own(limit):
     engine = engine_of(lambda parameters: torch.optim.SGD(parameters, lr=1.0))
     (weight,) = engine.model.parameters()
     before, gradient = weight.detach().clone(), filled(engine)
-    assert engine.step(limit) == pytest.approx(float(gradient.norm()), rel=1e-6)
+    assert engine.step(limit, NO_SUMS) == [pytest.approx(float(gradient.norm()), rel=1e-6)]
     left = gradient if not limit else gradient * min(1.0, limit / (float(gradient.norm()) + 1e-6))
     assert torch.allclose(before - weight, left, atol=1e-5)
     assert weight.grad is None
@@ -58,7 +60,20 @@ def test_a_gradient_that_is_not_finite_moves_nothing(value):
     (weight,) = engine.model.parameters()
     before = weight.detach().clone()
     filled(engine, value)
-    assert not math.isfinite(engine.step(1.0))
+    assert not math.isfinite(*engine.step(1.0, NO_SUMS))
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("total", [math.inf, math.nan])
+def test_a_loss_that_is_not_finite_moves_nothing(total):
+    """Whatever its gradient is; what is done meanwhile is done before anyone knows."""
+    engine, done = engine_of(lambda parameters: torch.optim.SGD(parameters, lr=1.0)), []
+    (weight,) = engine.model.parameters()
+    before = weight.detach().clone()
+    norm = float(filled(engine).norm())
+    found = engine.step(0.0, torch.tensor([1.5, total]), lambda: done.append(1))
+    assert found == pytest.approx([1.5, total, norm], nan_ok=True)
+    assert done == [1]
     assert torch.equal(weight, before)
 
 
@@ -67,6 +82,6 @@ def test_the_largest_update_is_told_by_those_who_count_it():
     engine = engine_of(DualAdamWPlus)
     engine.use_phase("forget", 0.1)
     filled(engine, 2.0)
-    engine.step(0.0)
+    engine.step(0.0, NO_SUMS)
     # the phase's own moments have seen g alone, and no base stands before the first step: Adam's first update, one rate
     assert engine.largest_update() == {"largest_update": pytest.approx(1.0, rel=1e-5)}

@@ -51,5 +51,5 @@ def test_the_log_says_types_and_bytes_of_what_trains():
     engine = prepare(Accelerator(), model, torch.optim.AdamW([model.weight]))
     assert held(engine) == {"weights": "float32", "masters": ""}
     model.weight.grad = torch.ones_like(model.weight)
-    engine.step(0)
+    engine.step(0, torch.zeros(0))
     assert held(engine) == {"weights": "float32", "masters": "float32", "state_bytes_per_parameter": round(8 + 4 / 4096, 4)}

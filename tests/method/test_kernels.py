@@ -5,7 +5,7 @@ import torch
 from support import plain_statistics, plain_targets
 
 from dualoptim.method import kernels
-from dualoptim.method.kernels import AgainstTargets, Statistics, pieces, widened
+from dualoptim.method.kernels import AgainstTargets, Statistics, pieces, rows_at_once, widened
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -27,6 +27,26 @@ def test_the_gradient_of_the_statistics_is_autograds(dtype):
     for one, other in zip(*gradients, strict=True):
         assert one.dtype == other.dtype
         assert torch.allclose(one, other, atol=1e-6, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_and_comparisons_have_the_same_bits_in_any_number_of_rows(dtype, monkeypatch):
+    """As a CPU takes them, a few at a time, and as other devices do, all of a batch at once: off and on."""
+    torch.manual_seed(0)
+    logits, wanted = torch.randn(2, 150, 40).to(dtype)
+    column = torch.cat([torch.arange(150), torch.randint(150, (30,))])[torch.randperm(180)]
+    labels = torch.randint(5, (180,))  # several of a row are the same one
+    found = []
+    for rows in (None, 37, rows_at_once("cuda", 40, 32)):
+        if rows:
+            monkeypatch.setattr(kernels, "rows_at_once", lambda *_, rows=rows: rows)
+        z = logits.clone().requires_grad_()
+        *values, correct = Statistics.apply(z, labels, column)
+        against = AgainstTargets.apply(z, lambda part: widened(wanted[part]), True)
+        (sum(factor * value.sum() for factor, value in zip((2, 3, 5), values, strict=True)) + against.sum()).backward()
+        found.append([z.grad, correct, against.detach(), *(value.detach() for value in values)])
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -97,16 +117,19 @@ def test_every_device_takes_large_parameters_in_pieces(monkeypatch):
     assert kernels.LARGE_PIECE % kernels.BLOCK == 0, "scales would be cut in two"
 
 
-def test_a_small_or_divided_parameter_is_one_piece(monkeypatch):
+def test_a_small_parameter_is_one_piece_and_one_whose_values_are_out_of_order_too(monkeypatch):
     weight = torch.nn.Parameter(torch.ones(4, 6))
     weight.grad = torch.ones(4, 6)
     state = {"m": torch.zeros(4, 6)}
-    ((piece, gradient, own),) = pieces(weight, state)
-    assert (piece is weight, gradient is weight.grad, own is state) == (True, True, True)
+    ((piece, _, own),) = pieces(weight, state)
+    assert (piece.shape, own["m"].shape) == ((24,), (24,))
     monkeypatch.setattr(kernels, "PIECE", 5)
+    assert [len(piece) for piece, _, _ in pieces(weight, state)] == [5, 5, 5, 5, 4]
+    assert [len(piece) for piece, _, _ in pieces(weight, state, whole=True)] == [24]
     turned = torch.nn.Parameter(torch.ones(4, 6).t())
     turned.grad = torch.ones(6, 4)
-    assert len(list(pieces(turned, state))) == 1  # its values do not lie in their order
+    ((piece, _, _),) = pieces(turned, {"m": torch.zeros(6, 4)})
+    assert piece.shape == (6, 4)
 
 
 def test_only_half_precision_is_widened():

@@ -16,9 +16,10 @@ from dualoptim.data.rows import Row
 from dualoptim.data.stream import ExampleBuilder, Stream
 from dualoptim.data.tofu import tofu_source
 from dualoptim.method.engine import prepare
-from dualoptim.method.loop import Phase, Term, steps, take_step
+from dualoptim.method.loop import steps, take_step
 from dualoptim.method.objectives import FORGET, RETAIN
 from dualoptim.method.schedule import Plan
+from dualoptim.method.window import Phase, Term
 from dualoptim.models.launch import release, start_accelerator, training
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import MicroBatches

@@ -7,7 +7,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dualoptim.method.dual import DualOptimizer
-from dualoptim.method.plus import DualAdamWPlus, Moments, PartlyDecoupledAdamW, plus_update
+from dualoptim.method.plus import DualAdamWPlus, PartlyDecoupledAdamW, plus_factors, plus_update
 
 RATES = {"forget": 1e-3, "retain": 5e-4}
 PHASES = ["forget" if step % 3 == 0 else "retain" for step in range(30)]
@@ -58,8 +58,8 @@ def test_with_a_constant_base_it_is_decoupled_adam():
     for k in range(1, 20):
         gradient = torch.randn(50, generator=generator, dtype=torch.float64)
         # base betas of zero: no correction of the bias, and what the base takes in is thrown away
-        copies = Moments(base[0].clone(), base[1].clone(), (0.0, 0.0), k)
-        ours = plus_update(gradient, Moments(*delta, betas, k), copies, eps)
+        factors = torch.tensor([*plus_factors(betas, (0.0, 0.0), (k, k)), eps], dtype=torch.float64)
+        ours = plus_update(gradient, [*delta, base[0].clone(), base[1].clone()], factors)
         m, v = betas[0] * m + (1 - betas[0]) * gradient, betas[1] * v + (1 - betas[1]) * gradient**2
         adam = (m / (1 - betas[0] ** k)) / ((v / (1 - betas[1] ** k)).sqrt() + eps)
         if k > 1:

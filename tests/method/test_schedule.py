@@ -2,7 +2,7 @@
 
 import pytest
 
-from dualoptim.method.schedule import Plan, cycle_length, lr_factor, phase_at, phase_step, steps_per_epoch
+from dualoptim.method.schedule import Plan, cycle_length, phase_at, phase_step, steps_per_epoch
 
 PUBLISHED = (("forget", 1), ("retain", 5))
 
@@ -34,19 +34,6 @@ def test_steps_per_epoch(rows, batch, cycle, steps):
     assert steps_per_epoch(rows, batch, cycle) == steps
 
 
-def test_ten_rates_by_hand():
-    # warm-up 1/4 .. 4/4 reaches the base rate on its last step; the decay spans the other six and never arrives at zero
-    expected = [1 / 4, 2 / 4, 3 / 4, 4 / 4, 6 / 6, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
-    assert [lr_factor(step, 10, 4) for step in range(10)] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("total", "warmup"), [(1, 0), (2, 1), (6, 0), (60, 12), (7, 6)])
-def test_no_step_has_rate_zero(total, warmup):
-    factors = [lr_factor(step, total, warmup) for step in range(total)]
-    assert min(factors) > 0
-    assert max(factors) == 1
-
-
 def test_a_plan_says_where_a_run_ends_and_what_its_rate_decays_over():
     plan = Plan(PUBLISHED, steps_per_epoch=12, num_epochs=5, warmup_epochs=1)
     assert (plan.total_steps, plan.last_step, plan.warmup_steps) == (60, 60, 12)
@@ -64,3 +51,13 @@ def test_warm_up_leaves_a_step_to_decay_and_needs_more_than_one_step_an_epoch():
     assert Plan((("joint", 1),), 4, 1, warmup_epochs=1).warmup_steps == 3
     assert Plan((("joint", 1),), 4, 5, warmup_epochs=0.5).warmup_steps == 2
     assert Plan((("joint", 1),), 4, 5).warmup_steps == 0
+
+
+def test_a_warm_up_in_steps_takes_the_place_of_epochs_and_is_cut_for_the_published_schedule_alone():
+    joint = (("joint", 1),)
+    assert Plan(joint, 4, 5, warmup_epochs=1, warmup=3).warmup_steps == 3
+    assert Plan(joint, 4, 1, warmup=9).warmup_steps == 3
+    assert Plan(joint, 1, 5, warmup=2).warmup_steps == 2
+    assert Plan(joint, 4, 1, warmup=9, schedule="cosine").warmup_steps == 9
+    assert Plan(joint, 1, 5, warmup_epochs=2, schedule="linear").warmup_steps == 2
+    assert [Plan(PUBLISHED, 6, 1, 0, schedule="linear").lr_factor(step) for step in (0, 1, 5)] == [1, 5 / 6, 1 / 6]

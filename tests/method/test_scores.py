@@ -40,7 +40,8 @@ def test_packed_padded_and_one_by_one_agree(name, objective):
     for shape, batches in shapes.items():
         loss, other = loss_and_gradients(model, batches, chosen)
         difference = (gradient - other).abs()
-        assert float((loss - reference).abs()) <= 1e-5, shape
+        # RMU's loss is 78, of which the last bit of float32 is 8e-6
+        assert float(loss) == pytest.approx(float(reference), abs=1e-5, rel=5e-7), shape
         assert float(difference.max()) <= 1e-5, shape
         assert float(difference.mean()) <= 1e-6, shape
 

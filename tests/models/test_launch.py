@@ -1,20 +1,26 @@
 """What a launch needs around a run: a place to write to, a model prepared for training, and FSDP as it is needed here."""
 
 import dataclasses
+import gc
 import json
 import os
 import re
 import subprocess
 import sys
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from support import ROOT, WORKERS, environment, examples
 
 from dualoptim import InputError, UnlearnArgs
 from dualoptim.config.optimizers import kind_of
+from dualoptim.models import current
 from dualoptim.models import launch as launching
+from dualoptim.models.current import Current
 from dualoptim.models.launch import is_sharded, output_folder, prepared, release, say, start_accelerator, training
 from dualoptim.models.load import load_model
 
@@ -31,6 +37,24 @@ def test_threads_of_a_cpu_are_those_that_are_asked_for(args):
         assert torch.get_num_threads() == 1
         start_accelerator(args)
         assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_steps_on_the_host_take_its_cores_beside_a_gpu(args, deepspeed_file, monkeypatch):
+    """`accelerate launch` sets OMP_NUM_THREADS=1 for every launch; nothing else than these steps needs more there."""
+    monkeypatch.setattr(launching.Accelerator, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(launching.os, "sched_getaffinity", lambda _: range(6))
+    before, found = torch.get_num_threads(), []
+    try:
+        for offload in ({}, {"offload_optimizer": {"device": "cpu"}}):
+            deepspeed_file(zero_optimization={"stage": 3, **offload})
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+            torch.set_num_threads(1)
+            start_accelerator(args)
+            found.append(torch.get_num_threads())
+            AcceleratorState._reset_state()
+        assert found == [1, 3]
     finally:
         torch.set_num_threads(before)
 
@@ -84,6 +108,34 @@ def test_an_interrupted_training_leaves_the_model_as_it_was_set(args):
     release(loaded)
 
 
+def test_the_cache_of_the_device_is_emptied_when_nothing_holds_the_engine_any_more(monkeypatch):
+    """Emptied before, it would keep all that ZeRO held, in large pieces, while a whole model is loaded."""
+    engine = SimpleNamespace(module=torch.nn.Linear(2, 2), optimizer=SimpleNamespace(masters=torch.ones(4)))
+    masters, alive = weakref.ref(engine.optimizer.masters), []
+
+    class Launch:
+        distributed_type, _models = DistributedType.DEEPSPEED, [engine]
+
+        def unwrap_model(self, model):
+            return model.module
+
+        def free_memory(self):
+            self._models.clear()
+
+    monkeypatch.setattr(launching, "clear_device_cache", lambda garbage_collection: alive.append(masters()))
+    release(SimpleNamespace(accelerator=Launch(), model=engine.module))
+    assert alive == [None]
+
+
+def test_a_model_that_is_dropped_is_gone_before_the_cache_is_emptied(args, monkeypatch):
+    accelerator, alive = start_accelerator(args), []
+    models = Current(accelerator)
+    model = weakref.ref(models.get(args, "train").model)
+    monkeypatch.setattr(current, "clear_device_cache", lambda garbage_collection: alive.append((gc.collect(), model())))
+    models.drop()
+    assert [one for _, one in alive] == [None]
+
+
 @pytest.mark.launch
 @pytest.mark.parametrize(
     ("version", "printed"),
@@ -105,6 +157,10 @@ def check(args):
         start_accelerator(UnlearnArgs(optim_bits=8))
     except InputError as error:
         print(error)
+    try:
+        start_accelerator(UnlearnArgs(use_lora=True, load_in_4bit=True))
+    except InputError as error:
+        print(error)
     print(f"sums in {plugin.mixed_precision_policy.reduce_dtype}, whole models: {whole}")
 
 torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
@@ -119,7 +175,8 @@ main(UnlearnArgs, check)
     )
     assert done.returncode == (0 if version == "2" else 2)
     assert printed in done.stdout + done.stderr
-    assert ("--optim-bits 8 cannot divide its states under FSDP" in done.stdout) == (version == "2")
+    for refused in ("--optim-bits 8 cannot divide its states under FSDP", "--load-in-4bit keeps weights in bytes"):
+        assert (refused in done.stdout) == (version == "2")
     assert "Traceback" not in done.stderr
 
 
@@ -206,6 +263,17 @@ def test_a_deepspeed_file_that_cannot_be_is_refused_at_once(sections, said, args
     with pytest.raises(InputError, match=f"^the launch's DeepSpeed file {said}$" if said else "^Accelerate refuses the launch"):
         start_accelerator(args)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_weights_in_4_bits_are_not_divided(stage, args, deepspeed_file):
+    deepspeed_file(zero_optimization={"stage": stage})
+    args = dataclasses.replace(args, use_lora=True, load_in_4bit=True)
+    if stage == 2:
+        start_accelerator(args)
+        return
+    with pytest.raises(InputError, match=r"^--load-in-4bit keeps .*, which ZeRO-3 .* cannot divide; launch with ddp.yaml or"):
+        start_accelerator(args)
 
 
 @pytest.mark.parametrize("name", ["bf16", "bfloat16"])

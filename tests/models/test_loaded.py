@@ -1,20 +1,17 @@
-"""A model with what feeds it: batches in its layout, the arguments that it resolves, and the hash of its weights."""
+"""A model with what feeds it: batches in its layout, and the arguments that it resolves."""
 
-import hashlib
 from types import SimpleNamespace
 
-import pytest
 import torch
 from support import examples
 
 from dualoptim import EvalArgs, UnlearnArgs
 from dualoptim.config.saved import to_dict
-from dualoptim.data import demo
 from dualoptim.data.stream import Stream
 from dualoptim.method.scores import Reference
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import load_model
-from dualoptim.models.loaded import Layout, MicroBatches, autocast, weights_changed, weights_hash
+from dualoptim.models.loaded import Layout, MicroBatches, autocast
 
 CPU = torch.device("cpu")
 
@@ -63,44 +60,3 @@ def test_products_are_in_16_bits_where_the_launch_says_so():
     for precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32)):
         with autocast(SimpleNamespace(mixed_precision=precision, device=CPU)):
             assert (weight @ weight).dtype == dtype
-
-
-@pytest.mark.parametrize("change", ["value", "name", "type"])
-def test_a_hash_tells_weights_apart(change):
-    model, same = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
-    same.load_state_dict(model.state_dict())
-    assert weights_hash(model) == weights_hash(same)
-    if change == "value":
-        with torch.no_grad():
-            same.weight[2, 1] = torch.nextafter(same.weight[2, 1], torch.tensor(9.0))
-    elif change == "name":
-        same = torch.nn.Sequential(same)
-    else:
-        same = same.double()
-    assert weights_hash(model) != weights_hash(same)
-
-
-def test_a_model_is_hashed_once_until_it_changes(monkeypatch):
-    hashed = []
-    counting = SimpleNamespace(sha256=lambda: hashed.append(1) or hashlib.sha256())
-    monkeypatch.setattr("dualoptim.models.loaded.hashlib", counting)
-    model = torch.nn.Linear(2, 2)
-    seen = [weights_hash(model)]
-    assert weights_hash(model) == seen[0]
-    assert len(hashed) == 1
-    with torch.no_grad():
-        model.weight[0, 0] += 1
-    seen.append(weights_hash(model))
-    model.weight = torch.nn.Parameter(torch.zeros(2, 2))
-    seen.append(weights_hash(model))
-    model.load_state_dict({name: value + 3 for name, value in model.state_dict().items()})
-    seen.append(weights_hash(model))
-    model.weight.data += 1  # which PyTorch does not count
-    weights_changed(model)
-    seen.append(weights_hash(model))
-    assert len(set(seen)) == len(hashed) == 5
-
-
-def test_a_hash_is_that_of_a_file_loaded_again(tiny):
-    args = UnlearnArgs(model=str(tiny), data="demo")
-    assert weights_hash(load_model(args, start_accelerator(args)).model) == weights_hash(demo.tiny_model(0)[0])

@@ -98,8 +98,8 @@ def test_what_lies_there_throughout_by_hand(division, device, host):
 def test_frozen_weights_in_four_bits_by_hand():
     shape = dataclasses.replace(SHAPE, frozen=20_000, packable=16_384)
     packed = 16_384 // 2 + 16_384 // 64 + 4  # two a byte, a byte of scale for 64 of them, and a float32 for 256 scales
-    assert frozen_bytes(shape, Division(half=True), in_4bit=True) == packed + 2 * (20_000 - 16_384)
-    assert frozen_bytes(shape, Division(half=True), in_4bit=False) == 2 * 20_000
+    assert frozen_bytes(shape, Division(half=True), dataclasses.replace(DUAL, in_4bit=True)) == packed + 2 * (20_000 - 16_384)
+    assert frozen_bytes(shape, Division(half=True), DUAL) == 2 * 20_000
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_an_update_that_is_written_out_holds_four_values_of_a_piece():
     here, there = (stepping(shape, Division(on_cuda=on_cuda), plus).buffers for on_cuda in (False, True))
     assert (here, there) == (4 * 4 * PIECE, 4 * 4 * LARGE_PIECE)
     divided = stepping(shape, Division(processes=4, fsdp=True), plus)
-    assert divided.buffers == 4 * 4 * 2**28 + 4 * (500 + 2 * 300)  # its tensors cannot be cut, and layers stay gathered
+    assert divided.buffers == 4 * 4 * PIECE + 4 * (500 + 2 * 300)  # and layers stay gathered
 
 
 def test_an_evaluation_by_hand():

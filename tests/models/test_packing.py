@@ -1,5 +1,8 @@
 """Questions that packed texts share, and attention over packed texts block by block."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from support import MODELS, answers, examples
@@ -86,3 +89,15 @@ def test_plain_sdpa_stays_a_choice(tiny, tmp_path):
         assert loaded.layout.shares
         loaded.model.save_pretrained(tmp_path / choice)
         assert BLOCKWISE not in (tmp_path / choice / "config.json").read_text()
+
+
+@pytest.mark.parametrize("lengths", [(8,), (3, 5)])
+def test_a_mask_goes_with_its_blocks(lengths):
+    """Nothing holds it after its forward pass: the blocks that are kept with it are no views of it."""
+    mask = torch.block_diag(*(torch.ones(length, length).tril() for length in lengths)).bool()[None, None].clone()
+    mask[..., -1, -2] = False
+    assert [length for length, _ in diagonal_blocks(mask)] == list(lengths)
+    left = weakref.ref(mask)
+    del mask
+    gc.collect()
+    assert left() is None

@@ -16,6 +16,7 @@ from dualoptim.evaluate import evaluate
 OPTIMIZERS = ("dual-adamw", "adamw-alternate", "adamw")
 # DualOptim+ as published moves single weights by hundreds of rates where its denominator comes near zero, rounding included
 BOUNDED = {"max_update": 1.0}
+CHOSEN = "layers.(0|1).mlp.down_proj"
 STRATEGIES = {
     "DDP": ("ddp", None),
     "ZeRO-1": ("zero1", None),
@@ -40,6 +41,7 @@ def single(tiny, tmp_path_factory):
     runs = {optim: run(arguments(tiny, folder / optim, optim)) for optim in OPTIMIZERS}
     runs["plus"] = run(arguments(tiny, folder / "plus", "dual-adamw-plus", **BOUNDED))
     runs["lora"] = run(arguments(tiny, folder / "lora", "dual-adamw", use_lora=True))
+    runs["chosen"] = run(arguments(tiny, folder / "chosen", "dual-adamw", trainable=CHOSEN))
     runs["8bit"] = run(arguments(tiny, folder / "8bit", "dual-adamw", optim_bits=8))
     return {name: state_of(result.tasks[0].model) for name, result in runs.items()}
 
@@ -178,6 +180,7 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
         pytest.importorskip("deepspeed")
     runs = [arguments(tiny, tmp_path / optim, optim, batch_size=2) for optim in OPTIMIZERS]
     plus = arguments(tiny, tmp_path / "plus", "dual-adamw-plus", batch_size=2, **BOUNDED)
+    chosen = arguments(tiny, tmp_path / "chosen", "dual-adamw", batch_size=2, trainable=CHOSEN)
     extra = (
         []
         if config == "fsdp2"
@@ -186,7 +189,7 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
             arguments(tiny, tmp_path / "8bit", "dual-adamw", batch_size=2, optim_bits=8),
         ]
     )
-    spec = {"runs": [dataclasses.asdict(args) for args in [*runs, plus, *extra]], "sub_group_size": sub_group_size}
+    spec = {"runs": [dataclasses.asdict(args) for args in [*runs, plus, chosen, *extra]], "sub_group_size": sub_group_size}
     done = launch(config, spec)
     assert done.stdout.count("done") == 2
     assert f"of 2: {KINDS[config]} done" in done.stdout
@@ -205,6 +208,10 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
     assert mean <= 3e-4 * RATE
     assert largest <= 2 * RATE, "rounding, where a denominator is near zero"
     assert min(wrong for _, wrong in cells["plus"].values()) > 1000 * mean, "mixed-up states would pass"
+    weights, before = state_of(tmp_path / "chosen" / task / "model"), state_of(tiny)
+    assert difference(weights, single["chosen"])[0] <= 0.01 * RATE
+    moved = {name for name in before if not torch.equal(before[name], weights[name])}
+    assert moved == {f"model.layers.{n}.mlp.down_proj.weight" for n in (0, 1)}
     if extra:
         largest, mean = cells["lora"]["lora"]
         assert largest <= 0.01 * RATE

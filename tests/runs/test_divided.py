@@ -134,6 +134,34 @@ def test_the_whole_evaluation_of_a_divided_model_equals_one_process(config, alon
     assert found["privacy"] == pytest.approx(summary["privacy"], abs=1e-9)
 
 
+@pytest.mark.launch
+@pytest.mark.parametrize("config", ["zero3", pytest.param("fsdp2", marks=pytest.mark.campaign)])
+def test_relearning_in_16_bits_by_two_processes_equals_one(config, tiny, tmp_path, sixteen_bits):
+    """Divided when it is taught and when it is measured: losses of every step, and what comes back."""
+    if config == "zero3":
+        pytest.importorskip("deepspeed")
+    relearning = {"relearn": 8, "relearn_every": 4, "relearn_lr": 1e-3, "relearn_rows": "retain", "relearn_batch_size": 4}
+    one = EvalArgs(
+        model=str(tiny), data="demo", eval_rows=4, max_new_tokens=4, threads=1, output_dir=str(tmp_path / "one"), **relearning
+    )
+    two = dataclasses.replace(one, relearn_batch_size=2, evaluate_sharded="yes", output_dir=str(tmp_path / "two"))
+    evaluate(one)
+    launch(config, {"evaluation": dataclasses.asdict(two)}, script="divided_worker.py", precision="bf16")
+    folders = [tmp_path / name / "eval" for name in ("one", "two")]
+    first, second = ([step["loss"] for step in lines(folder / "attacks" / "relearn" / "log.jsonl")] for folder in folders)
+    assert second == pytest.approx(first, rel=1e-3)
+    first, second = (
+        [
+            scores["probability"]
+            for point in json.loads((folder / "summary.json").read_text())["attacks"]["relearn"]["curve"]
+            for scores in point["sets"].values()
+        ]
+        for folder in folders
+    )
+    assert second == pytest.approx(first, rel=5e-3)
+    assert max(first) > 2 * first[0], "nothing was learned"
+
+
 def test_what_needs_the_whole_model_is_refused_in_one_line(tiny):
     args = EvalArgs(model=str(tiny), data="demo", evaluate_sharded="yes")
     loaded = load_model(args, Accelerator(cpu=True))

@@ -242,8 +242,9 @@ TEACH = {"num_epochs": 4, "target_loss": 0.0}
 
 @pytest.mark.launch
 @pytest.mark.parametrize("strategy", ["one process", pytest.param("DDP", marks=pytest.mark.campaign)])
-def test_killed_while_the_demo_is_taught(strategy, tmp_path):
+def test_killed_while_the_demo_is_taught(strategy, tmp_path, monkeypatch):
     """Twice in its steps and once in the export of what it learned: the demo begins anew, and unlearns the same weights."""
+    monkeypatch.setenv("DUALOPTIM_CACHE", "")
     config, processes = STRATEGIES[strategy]
     args = arguments("demo", tmp_path / "killed", "dual-adamw", max_steps=4, save_every=2, threads=1)
     draw, taught = random.Random(len(strategy)), tmp_path / "killed" / "demo_model.tmp"

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dualoptim import InputError, UnlearnArgs, run
 from dualoptim.config.optimizers import kind_of
-from dualoptim.memory_plan import advise, describe, division_of, dry_run, plan
+from dualoptim.memory_plan import advise, advise_bf16, describe, division_of, dry_run, plan
 from dualoptim.method.groups import decay_groups
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.launches import Machine
@@ -132,8 +133,17 @@ def test_the_demo_and_the_command(tmp_path):
     command = [str(ROOT / "train_unlearn.py"), "--dry-run", "--output-dir", str(tmp_path / "out")]
     out = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=True).stdout
     assert "demo: 1,319,520 parameters" in out
-    assert out.splitlines()[-1].startswith("fits: ")
+    assert "\nfits: " in out
     assert not (tmp_path / "out").exists()
+
+
+def test_bf16_is_advised_where_the_cpu_has_units_for_it(monkeypatch):
+    here = Machine(1, 8 * GIB, 8 * GIB, half=False, on_cuda=False)
+    for flags, said in (("fpu avx512f", ""), ("fpu amx_bf16 avx512_bf16", "avx512_bf16"), ("fp asimd bf16", "(bf16)")):
+        monkeypatch.setattr(Path, "read_text", lambda _, flags=flags: f"flags\t: {flags}\n")
+        assert bool(said) == bool(advise_bf16(here))
+        assert said in advise_bf16(here)
+        assert advise_bf16(dataclasses.replace(here, half=True)) == advise_bf16(dataclasses.replace(here, on_cuda=True)) == ""
 
 
 def test_a_gguf_file(gguf):

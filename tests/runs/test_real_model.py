@@ -1,8 +1,10 @@
 """The real job in small: SmolLM2-135M-Instruct from its GGUF file learns TOFU rows, then unlearns one task of them."""
 
 import json
+import statistics
 
 import pytest
+from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import FinetuneArgs, UnlearnArgs, run
@@ -125,3 +127,43 @@ def test_the_real_job(gguf, tmp_path, part_of_tofu):
     }
     _, tasks = job(gguf, tmp_path, part_of_tofu(tmp_path / "tofu", rows), finetuning, unlearning)
     check(tasks)
+
+
+@pytest.mark.campaign
+def test_products_in_sixteen_bits_forget_and_keep_as_much(gguf, tmp_path, part_of_tofu, monkeypatch):
+    """The table of tests/runs/README.md, about ten minutes on one core; a CPU without units for it is slow in bf16."""
+    some = list(range(12))
+    names = (
+        "forget01",
+        "forget01_perturbed",
+        "retain90",
+        "retain_perturbed",
+        "real_authors_perturbed",
+        "world_facts_perturbed",
+    )
+    data = str(part_of_tofu(tmp_path / "tofu", dict.fromkeys(names, some)))
+    learned = {"learning_rate": 2e-4, "num_epochs": 10, "batch_size": 8, "target_loss": 0.1}
+    taught = {"data": data, "splits": ("forget01", "retain90"), "output_dir": str(tmp_path / "target"), **learned}
+    target = finetune(FinetuneArgs(model=str(gguf), **taught))
+    for losses in ("ME+GD", "NPO+GD"):
+        found = []
+        for precision in ("no", "bf16"):
+            AcceleratorState._reset_state(reset_partial_state=True)
+            monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+            measured = {"eval_rows": 10, "max_new_tokens": 32, "output_dir": str(tmp_path / f"{losses}-{precision}")}
+            steps = {"learning_rates": (5e-5,), "num_epochs": 4, "batch_size": 8, "retain_freq": 2}
+            (task,) = run(
+                UnlearnArgs(model=str(target.model), data=data, split="forget01", forget_losses=(losses,), **steps, **measured)
+            ).tasks
+            scores = [
+                summary["sets"][name][metric]
+                for name in ("forget", "retain", "real_authors")
+                for metric in ("probability", "rouge_l_recall")
+                for summary in (task.before, task.after)
+            ] + [summary["model_utility"] for summary in (task.before, task.after)]
+            seconds = statistics.median(record["seconds"] for record in task.log[2:])
+            found.append(scores)
+            shown = [f"{before:.3f} to {after:.3f}" for before, after in zip(scores[::2], scores[1::2], strict=True)]
+            print(f"| {losses} | {precision} | " + " | ".join(shown) + f" | {seconds:.2f} s |", flush=True)
+        assert max(abs(one - other) for one, other in zip(*found, strict=True)) < 0.1
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from support import FOLDER, arguments, launch, records, same_end, state_of, stop_and_resume
+from support import FOLDER, RATE, arguments, launch, records, same_end, state_of, stop_and_resume
 
 from dualoptim import InputError, run
 
@@ -35,6 +35,18 @@ STOPS += [
 def test_resume_is_exact(tiny, tmp_path, optim, stop, whole_runs):
     stop_and_resume(arguments(tiny, tmp_path, optim, save_every=3, max_steps=15), tmp_path, stop)
     same_end(whole_runs(optim), tmp_path / "parts")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant", "cosine"])
+def test_every_schedule_goes_on_where_it_stopped(tiny, tmp_path, schedule):
+    args = arguments(tiny, tmp_path / "whole", "dual-adamw", lr_schedule=schedule, warmup_steps=4, max_steps=7)
+    args = dataclasses.replace(args, save_every=3, forget_lr=2 * RATE)
+    run(args)
+    stop_and_resume(args, tmp_path, 5)
+    same_end(tmp_path / "whole", tmp_path / "parts")
+    log = records(tmp_path / "whole")
+    base = [2 * RATE if one["phase"] == "forget" else RATE for one in log]  # both phases follow it, each from its own rate
+    assert [one["lr"] / rate for one, rate in zip(log, base, strict=True)][:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
 
 
 def test_checkpoints_are_pruned_and_unfinished_ones_ignored(tiny, tmp_path):
@@ -68,7 +80,8 @@ def test_another_mathematics_is_refused_and_another_place_is_not(tiny, tmp_path)
     args = arguments(tiny, tmp_path, "dual-adamw", save_every=2, max_steps=4)
     run(args)
     resumed = dataclasses.replace(args, resume="newest")
-    for field, value in {"seed": 7, "batch_size": 2, "retain_freq": 3, "forget_coeff": 0.5, "adam_betas": (0.9, 0.99)}.items():
+    changed = {"seed": 7, "batch_size": 2, "retain_freq": 3, "forget_coeff": 0.5, "adam_betas": (0.9, 0.99)}
+    for field, value in {**changed, "lr_schedule": "cosine", "warmup_steps": 1}.items():
         with pytest.raises(InputError, match=f"--{field.replace('_', '-')} was .* and is .*; give the same value"):
             run(dataclasses.replace(resumed, **{field: value}))
     state = tmp_path / FOLDER / "checkpoint" / "step-4" / "state.json"

@@ -191,7 +191,8 @@ def test_a_notebook_sees_an_interrupt_and_may_go_on(tiny, tmp_path, signal_at):
     assert len(run(dataclasses.replace(args, resume="newest")).tasks[0].log) == 5
 
 
-def test_the_demos_teaching_begins_anew(tmp_path, capsys, signal_at):
+def test_the_demos_teaching_begins_anew(tmp_path, capsys, signal_at, monkeypatch):
+    monkeypatch.setenv("DUALOPTIM_CACHE", "")
     args = UnlearnArgs(max_steps=2, eval=False, output_dir=str(tmp_path))
     signal_at(3)
     code, line = stopped(run, args, capsys)

@@ -10,10 +10,11 @@ import shutil
 import pytest
 import torch
 from safetensors import safe_open
-from support import FOLDER, RATE, arguments, difference, launch, state_of
-from transformers import AutoModelForCausalLM
+from support import FOLDER, RATE, arguments, difference, launch, rows_of, state_of
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs, run
+from dualoptim.data.demo import splits
 from dualoptim.evaluate import evaluate
 from dualoptim.method import loop
 
@@ -69,26 +70,36 @@ def stored(folder):
     return found, config.get("dtype")
 
 
-@pytest.fixture
-def half(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def half(tiny, tmp_path_factory):
     """A checkpoint in bfloat16, as nearly all on the hub are."""
-    folder = tmp_path / "half"
+    folder = tmp_path_factory.mktemp("tiny") / "half"
     shutil.copytree(tiny, folder)
     AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16).save_pretrained(folder)
     return folder
 
 
-@pytest.mark.launch
-def test_what_is_saved_is_the_same_for_every_launch(half, tmp_path):
-    """The same names, shapes and types from one process in float32 and from two by every strategy in 16 bits."""
+@pytest.fixture(scope="module")
+def written(half, tmp_path_factory):
+    """The task folder of a run that trained and was measured in 16 bits, divided among two processes."""
     pytest.importorskip("deepspeed")
+    folder = tmp_path_factory.mktemp("written")
+    args = arguments(half, folder, "dual-adamw", batch_size=2, max_steps=6, eval=True, eval_rows=6, max_new_tokens=4)
+    launch("zero3", {"runs": [dataclasses.asdict(dataclasses.replace(args, evaluate_sharded="yes"))]}, precision="bf16")
+    return folder / FOLDER
+
+
+@pytest.mark.launch
+def test_what_is_saved_is_the_same_for_every_launch(half, written, tmp_path):
+    """The same names, shapes and types from one process in float32 and from two by every strategy in 16 bits."""
     settings = {"batch_size": 2, "max_steps": 2}
     alone = arguments(half, tmp_path / "alone", "dual-adamw", **settings)
     run(alone)
     wanted = stored(tmp_path / "alone" / FOLDER / "model")
     assert {dtype for dtype, _ in wanted[0].values()} == {"BF16"}
     assert wanted[1] == "bfloat16"
-    for config in ("ddp", "zero2", "zero3", "fsdp2"):
+    assert stored(written / "model") == wanted, "zero3"
+    for config in ("ddp", "zero2", "fsdp2"):
         args = arguments(half, tmp_path / config, "dual-adamw", **settings)
         launch(config, {"runs": [dataclasses.asdict(args)]}, precision="bf16")
         assert stored(tmp_path / config / FOLDER / "model") == wanted, config
@@ -158,3 +169,71 @@ def test_a_sequence_is_resumed_from_what_was_trained(half, tmp_path, monkeypatch
     assert all(torch.equal(one[name], other[name]) for name in one)
     finished = run(dataclasses.replace(args, resume="newest"))  # nothing is begun anew for want of the masters
     assert all(torch.equal(one[name], weight) for name, weight in state_of(finished.tasks[1].model).items())
+
+
+# ------------------------------------------------------------------------------------------------ read by other programs
+
+
+def asked(question):
+    return f"Question: {question}\nAnswer:"
+
+
+@pytest.mark.launch
+def test_plain_transformers_gives_the_losses_that_were_measured(written):
+    """Row by row, with nothing of this package between."""
+    model = AutoModelForCausalLM.from_pretrained(written / "model")
+    tokenizer = AutoTokenizer.from_pretrained(written / "model")
+    assert model.dtype == torch.bfloat16
+    moved = 0.0
+    for name in ("forget", "retain", "real_authors", "world_facts"):
+        for row, before in zip(rows_of(written, name), rows_of(written, name, "eval_before"), strict=True):
+            question = asked(row["question"])
+            start = len(tokenizer(question)["input_ids"])
+            ids = torch.tensor([tokenizer(f"{question} {row['answer']}<|end|>")["input_ids"]])
+            with torch.no_grad():
+                losses = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1].float(), ids[0, 1:], reduction="none")
+            assert row["tokens"] == len(ids[0]) - start
+            assert float(losses[start - 1 :].mean()) == pytest.approx(row["loss"], rel=2e-3), (name, row["question"])
+            moved = max(moved, abs(before["loss"] / row["loss"] - 1))
+    assert moved > 0.05, "the weights before would pass"
+
+
+@pytest.mark.launch
+def test_lm_eval_scores_options_as_they_were_measured(written, tmp_path):
+    """The rows of a set as a multiple-choice task, whose options end as our texts do."""
+    lm_eval = pytest.importorskip("lm_eval")
+    facts = {row["question"]: [row["answer"], *row["perturbed_answer"]] for row in splits()["world_facts_perturbed"]}
+    rows = rows_of(written, "world_facts")
+    docs = [{"asked": asked(row["question"]), "options": [f"{one}<|end|>" for one in facts[row["question"]]]} for row in rows]
+    (tmp_path / "docs.json").write_text("\n".join(map(json.dumps, docs)))
+    (tmp_path / "facts.yaml").write_text(f"""
+task: facts
+dataset_path: json
+dataset_kwargs:
+  data_files: {{"train": "{tmp_path / "docs.json"}"}}
+test_split: train
+output_type: multiple_choice
+doc_to_text: "{{{{asked}}}}"
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: 0
+metric_list:
+  - metric: acc
+""")
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(written / "model")},
+        tasks=["facts"],
+        task_manager=lm_eval.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False),
+        device="cpu",
+        bootstrap_iters=0,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(written / "model")
+    right = []
+    for row, sample in zip(rows, sorted(found["samples"]["facts"], key=lambda one: one["doc_id"]), strict=True):
+        losses = [row["loss"], *row["perturbed_losses"]]
+        tokens = [len(tokenizer(f" {option}")["input_ids"]) for option in sample["doc"]["options"]]
+        ours = [-loss * count for loss, count in zip(losses, tokens, strict=True)]
+        # lm-eval adds them up in bfloat16, which has 8 bits
+        assert [likelihood for likelihood, _ in sample["filtered_resps"]] == pytest.approx(ours, rel=5e-3)
+        right.append(ours[0] == max(ours))
+    assert found["results"]["facts"]["acc,none"] == sum(right) / len(right)

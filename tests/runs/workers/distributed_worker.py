@@ -16,8 +16,8 @@ from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlu
 
 from dualoptim import InputError, UnlearnArgs, run
 from dualoptim.config.cli import main
-from dualoptim.finetune import DEMO_RECIPE
 from dualoptim.models.launch import start_accelerator
+from dualoptim.taught import DEMO_RECIPE
 
 
 def switch_fsdp_on(accelerator: Accelerator) -> None:
