@@ -101,7 +101,12 @@ def attack_answers(target: Target, loaded: LoadedModel) -> Attacks:
 
 
 def attack_weights(target: Target, lesson: Lesson | None) -> Attacks:
-    """Make the attacks on changed weights, each of which loads the model anew: fewer bits, and relearning a lesson."""
+    """Make the attacks on changed weights, each of which loads the model anew: fewer bits, and relearning a lesson.
+
+    Transformers answers then: vllm would start anew for every change.
+    """
+    if target.args.generate_with == "vllm":
+        target = replace(target, args=replace(target.args, generate_with="transformers"))
     quantized = {str(bits): _quantized(target, bits) for bits in target.args.quantize}
     return Attacks(quantize=quantized or None, relearn=_relearned(target, lesson) if lesson else None)
 

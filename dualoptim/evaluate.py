@@ -29,6 +29,7 @@ from dualoptim.evaluation.retain_only import RetainLogs, of_records, read_retain
 from dualoptim.evaluation.scoring import MEMBERSHIP_SETS, ReferenceLosses, ScoringPass
 from dualoptim.evaluation.summarize import summarize
 from dualoptim.evaluation.summary import Attacks, Summary
+from dualoptim.evaluation.vllm_answers import check_generation
 from dualoptim.models.launch import decided, output_folder, say, start_accelerator
 from dualoptim.models.load import load_config, load_model
 from dualoptim.models.loaded import LoadedModel, precision_of
@@ -60,6 +61,7 @@ class Measures:
             InputError: if a part of it cannot be read.
         """
         check_sharded(args, accelerator)
+        check_generation(args, accelerator)
         check_general_ability(args)
         if args.benchmark:
             check_scores(read_declaration(args.benchmark))

@@ -140,12 +140,12 @@ def advise(plan: MemoryPlan, args: UnlearnArgs) -> str:
 
 
 def advise_bf16(machine: Machine) -> str:
-    """Say that a launch on a CPU would be faster with 16-bit products, where the CPU has units for them."""
+    """Say that steps on a CPU may be faster with 16-bit products, where the CPU has units for them."""
     info = Path("/proc/cpuinfo")  # as Linux has it: avx512_bf16, amx_bf16 on Intel's and AMD's, bf16 on ARM's
     units = {"avx512_bf16", "amx_bf16", "bf16"} & set(info.read_text().split() if info.exists() else ())
     if machine.on_cuda or machine.half or not units:
         return ""
-    return f"\nthis CPU has units for bf16 ({', '.join(sorted(units))}): with --mixed_precision bf16 steps are likely faster"
+    return f"\nthis CPU has units for bf16 ({', '.join(sorted(units))}): with --mixed_precision bf16 steps may be faster"
 
 
 def dry_run(args: UnlearnArgs) -> MemoryPlan:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import unittest.mock
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -143,21 +144,33 @@ class Asked(TorchDispatchMode):
 
     _READ = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive")
 
-    def __init__(self, monkeypatch):
+    def __init__(self):
         super().__init__()
-        self.operations, self.waits = Counter(), Counter()
-        for name in ("tolist", "cpu", "numpy"):
-            own = getattr(torch.Tensor, name)
-            monkeypatch.setattr(torch.Tensor, name, lambda *given, _own=own, _name=name: self._read(_name) or _own(*given))
+        self.operations, self.waits, self._patches = Counter(), Counter(), contextlib.ExitStack()
 
-    def _read(self, name):
-        self.waits[name] += 1
+    def __enter__(self):
+        for name in ("tolist", "cpu", "numpy"):
+            self._patches.enter_context(unittest.mock.patch.object(torch.Tensor, name, self._counting(name)))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self._patches.close()
+        return super().__exit__(*error)
+
+    def _counting(self, name):
+        own = getattr(torch.Tensor, name)
+
+        def read(tensor, *given, **named):
+            self.waits[name] += 1
+            return own(tensor, *given, **named)
+
+        return read
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         masked = name in ("index", "index_put", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
         if name in self._READ or masked:
-            self._read(name)
+            self.waits[name] += 1
         views = any(value.alias_info is not None and not value.alias_info.is_write for value in function._schema.returns)
         if not (views or name.startswith(("empty", "new_empty"))):
             self.operations[name] += 1

@@ -131,7 +131,8 @@ class MeasureArgs(CommonArgs):
     eval_rows: Annotated[int, Flag("evaluation", "measures", at_least=0, shown=True)] = 0
     """Rows per evaluation set, from its start; 0 takes all of them. The published code scores 300 (of forget10's 400)."""
     eval_batch_size: Annotated[int, Flag("evaluation", "speed", at_least=1)] = 16
-    """Texts per forward pass of the evaluation and per call of generate. It changes time and memory, not results."""
+    """Texts per forward pass of the evaluation, and answered at once; on CUDA up to 8 times as many are answered, as memory
+    allows. It changes time and memory, not results."""
     max_new_tokens: Annotated[int, Flag("evaluation", "measures", at_least=1)] = 128
     """Longest generated answer in tokens. TOFU's longest answer has about 110."""
     metrics: Annotated[tuple[Compared, ...], Flag("evaluation", "measures")] = ()
@@ -347,6 +348,10 @@ class EvalArgs(MeasureArgs):
     --retain-logs."""
     reference_model: Annotated[str | None, Flag("evaluation", "measures", path=True)] = None
     """A model whose losses the reference attack compares with; the retain-only model, for example."""
+    generate_with: Annotated[Literal["transformers", "compiled", "vllm"], Flag("evaluation", "measures")] = "transformers"
+    """What answers questions. `compiled`: transformers with a static cache and compiled steps, for models that can be compiled.
+    `vllm`: that package, which gets the weights in a folder; draws and changed weights stay with transformers. These two need
+    CUDA."""
     relearn: Annotated[int, Flag("attacks", "measures", at_least=0, shown=True)] = 0
     """Attack: fine-tune for so many steps, and see how much of the forget set comes back."""
     relearn_rows: Annotated[str, Flag("attacks", "measures", path=True)] = "forget"

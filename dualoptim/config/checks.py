@@ -229,6 +229,8 @@ def _eval(args: EvalArgs) -> Iterator[str]:
                 yield f"{flag} has no effect without --{attack}; give the number of its steps or draws"
     if _is_given(args, "relearn_share") and args.relearn_rows != "forget":
         yield f"--relearn-share {args.relearn_share:g} is of the forget set; give --relearn-rows forget, or drop it"
+    if args.generate_with == "vllm" and not _is_installed("vllm"):
+        yield "--generate-with vllm needs the package vllm; pip install vllm"
     yield from _twice("quantize", args.quantize)
     for bits in args.quantize:
         if bits not in (4, 8):

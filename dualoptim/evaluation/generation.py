@@ -3,25 +3,19 @@
 What the teacher-forced pass has found to be the model's first choices is not generated again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 
-from dualoptim.data.batches import in_length_order
 from dualoptim.data.rows import Asking, Row
+from dualoptim.evaluation.decoding import Decoding, MakeProcessor, end_tokens, suppressed_tokens
 from dualoptim.evaluation.noise import gumbel, seed_of
 from dualoptim.evaluation.scoring import ScoringPass, Share
-from dualoptim.models.limits import continue_greedily
+from dualoptim.evaluation.vllm_answers import Unfinished
 from dualoptim.models.loaded import LoadedModel
-
-_SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
-"""Settings of a model's own `generation_config` that name tokens which it never answers, or never begins with."""
-
-MakeProcessor = Callable[[list[int], int], LogitsProcessor]
-"""Makes what changes the logits of a batch, from its continuations' numbers and the length of what they go on from."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +57,7 @@ def generate(
     """Generate the texts of continuations greedily, in their order; `processor` makes what changes a batch's logits first.
 
     What is agreed upon is not generated again, unless the processor or tokens that the model never answers make it other than
-    the likeliest. A batch goes on until its longest text ends, so those are together that should still be equally long, of
-    those that the model answers in one batch as it answers each alone (`Answering`).
+    the likeliest.
     """
     loaded, ends = scoring.loaded, end_tokens(scoring.loaded)
     plain = not processor and not suppressed_tokens(loaded)
@@ -76,23 +69,16 @@ def generate(
         _cut_at_end(one.answer[: one.agreed if plain else 0], ends, limit)
         for one, limit in zip(continuations, limits, strict=True)
     ]
-    unfinished = [n for n, answer in enumerate(answers) if len(answer) < limits[n] and not (answer and answer[-1] in ends)]
+    unfinished = {
+        n: Unfinished(one.ids + own, limit - len(own), len(one.answer) - len(own))
+        for n, (one, own, limit) in enumerate(zip(continuations, answers, limits, strict=True))
+        if len(own) < limit and not (own and own[-1] in ends)
+    }
     with scoring.progress(label, len(continuations)) as bar:
         bar.update(len(continuations) - len(unfinished))
-        known = {n: continuations[n].ids + answers[n] for n in unfinished}
-        missing = {n: len(continuations[n].answer) - len(answers[n]) for n in unfinished}
-        together = loaded.answering.together
-        size = 1 if together == "none" else scoring.args.eval_batch_size
-        for length in sorted({len(own) for own in known.values()}) if together == "equally long" else [None]:
-            alike = [n for n in unfinished if length in (None, len(known[n]))]
-            for places in in_length_order([missing[n] for n in alike], size):
-                batch = [alike[place] for place in places]
-                longest = max(len(known[n]) for n in batch)
-                asked = max(limits[n] - len(answers[n]) for n in batch)
-                more = _greedy(loaded, [known[n] for n in batch], asked, processor and processor(batch, longest))
-                for n, new in zip(batch, more, strict=True):
-                    answers[n] = _cut_at_end(answers[n] + new, ends, limits[n])
-                bar.update(len(batch))
+        for n, added in Decoding(loaded, unfinished, scoring.args, processor).answers():
+            answers[n] = _cut_at_end(answers[n] + added, ends, limits[n])
+            bar.update()
     texts = [answer[:-1] if answer and answer[-1] in ends else answer for answer in answers]  # an end may be ordinary text
     decoded = loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)
     return [before_stop(text, one.stop).strip() for text, one in zip(decoded, continuations, strict=True)]
@@ -105,29 +91,6 @@ def before_stop(text: str, stop: Sequence[str]) -> str:
     return text
 
 
-def _greedy(loaded: LoadedModel, known: list[list[int]], tokens: int, processor: LogitsProcessor | None) -> list[list[int]]:
-    """Continue a batch of token ids by at most so many tokens."""
-    longest, vocabulary = max(map(len, known)), loaded.formatter.vocabulary
-    pad = loaded.tokenizer.pad_token_id
-    if vocabulary is not None and pad >= vocabulary:  # what is hidden may be any token that the model has
-        pad = loaded.tokenizer.eos_token_id
-    ids = torch.full((len(known), longest), pad)
-    mask = torch.zeros_like(ids)
-    for row, own in enumerate(known):
-        ids[row, longest - len(own) :] = torch.tensor(own)
-        mask[row, longest - len(own) :] = 1
-    settings = GenerationConfig(
-        max_new_tokens=tokens,
-        do_sample=False,
-        eos_token_id=end_tokens(loaded),
-        pad_token_id=pad,
-        **suppressed_tokens(loaded),
-    )
-    output = continue_greedily(loaded.model, settings, ids, mask, LogitsProcessorList([processor] if processor else []))
-    new: list[list[int]] = output[:, longest:].tolist()
-    return new
-
-
 def sample(scoring: ScoringPass, rows: Sequence[Row], samples: int, temperature: float) -> list[list[str]]:
     """Draw `samples` answers to every scored row of the forget set."""
 
@@ -135,7 +98,7 @@ def sample(scoring: ScoringPass, rows: Sequence[Row], samples: int, temperature:
         seeds = [seed_of("sample", index, draw) for index, _ in share for draw in range(samples)]
         repeated = [one for _, row in share for one in [continuation(scoring.loaded, row)] * samples]
         texts = generate(
-            scoring, "sample forget", repeated, lambda batch, start: Gumbel([seeds[n] for n in batch], start, temperature)
+            scoring, "sample forget", repeated, lambda batch, starts: Gumbel([seeds[n] for n in batch], starts, temperature)
         )
         return [texts[k * samples : (k + 1) * samples] for k in range(len(share))]
 
@@ -157,19 +120,6 @@ class Gumbel(LogitsProcessor):
         self._seeds, self._starts = self._seeds.to(scores.device), self._starts.to(scores.device)
         noise = gumbel(self._seeds, input_ids.shape[1] - self._starts, scores.shape[-1])
         return scores / self._temperature + noise.to(scores.dtype)
-
-
-def end_tokens(loaded: LoadedModel) -> list[int]:
-    """List the token that ends an answer, the end-of-sequence, and those that the model's own configuration stops at."""
-    own = loaded.model.generation_config.eos_token_id
-    ends = {loaded.formatter.end, loaded.tokenizer.eos_token_id}
-    return sorted(ends | set(own if isinstance(own, list) else [] if own is None else [own]))
-
-
-def suppressed_tokens(loaded: LoadedModel) -> dict[str, list[int]]:
-    """Read which tokens the model's own configuration forbids in an answer, or at its beginning; all else in it is ignored."""
-    own = loaded.model.generation_config
-    return {name: tokens for name in _SUPPRESSED if (tokens := getattr(own, name, None))}
 
 
 def _cut_at_end(tokens: Sequence[int], ends: Sequence[int], limit: int) -> list[int]:

@@ -17,7 +17,8 @@ from dualoptim.data.stream import seeded
 from dualoptim.errors import Stopped
 from dualoptim.evaluation import metrics
 from dualoptim.evaluation.comparisons import COMPARISONS
-from dualoptim.evaluation.generation import continuation, end_tokens, generate, suppressed_tokens
+from dualoptim.evaluation.decoding import end_tokens, suppressed_tokens
+from dualoptim.evaluation.generation import continuation, generate
 from dualoptim.evaluation.judges import entailed
 from dualoptim.evaluation.membership import gradient_norms, without_end, zlib_score
 from dualoptim.evaluation.records import Finished, Record, Records
@@ -59,6 +60,7 @@ def fingerprints(scoring: ScoringPass, sets: Mapping[str, Sequence[Row]], weight
     shared: list[Any] = [__version__, args.max_new_tokens, end_tokens(loaded), loaded.precision]
     shared += [args.split == "forget", *(judge and judge.weights for judge in (judges.encoder, judges.entailment))]
     shared += [judges.refusals, suppressed_tokens(loaded), *([] if args.texts else ["no texts"]), *sorted(args.metrics)]
+    shared += ["vllm"] if getattr(args, "generate_with", None) == "vllm" else []
     found = {}
     for name, rows in sets.items():
         attacked = scoring.attacks_membership_of(name)

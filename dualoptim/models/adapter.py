@@ -73,7 +73,8 @@ def load_adapter(model: Any, name: str, learner: TrainArgs | None) -> Any:
         result: Any = set_peft_model_state_dict(adapted, load_peft_weights(str(Path(name).expanduser()), device="cpu"))
     # every weight of the base is missing in the adapter's file; those of the adapter have its name in theirs, but not there
     missing = {key.replace(".default", "") for key in result.missing_keys if "default" in key.split(".")}
-    info = {"missing_keys": missing, "unexpected_keys": result.unexpected_keys, "mismatched_keys": ()}
+    unexpected = {key.replace(".default", "") for key in result.unexpected_keys}
+    info = {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": ()}
     check_loaded(f"--model {name}", adapted, info)
     if learner:
         _check_flags(learner, name, adapted)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, LogitsProcessorList
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
 
 from dualoptim.config.args import CommonArgs, MeasureArgs, TrainArgs
 from dualoptim.data.batches import pack, pad
@@ -19,7 +19,7 @@ from dualoptim.data.declaration import longest_answer
 from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError, reason
 from dualoptim.method.scores import score
-from dualoptim.models.adapter import without_adapter
+from dualoptim.models.continuing import Texts, continue_greedily
 from dualoptim.models.loaded import Together, is_coarse
 from dualoptim.models.sharding import is_divided, layer_lists
 
@@ -150,7 +150,7 @@ def answered_at_once(model: Any, name: str) -> Together:
         alone = continue_greedily(model, settings, text).logits
         pad, ones = torch.nn.functional.pad, torch.ones_like(longer)
         if same(torch.cat([pad(text, (absent, 0)), longer]), torch.cat([pad(torch.ones_like(text), (absent, 0)), ones])):
-            return "any"
+            return "refilled" if _takes_others(model, settings, tolerance) else "any"
         return "equally long" if same(torch.cat([text, text + 1]), torch.ones(2, len(_TEXT), dtype=torch.long)) else "none"
     except Exception as error:
         _raise_if_of_the_device(error)
@@ -162,28 +162,24 @@ def answered_at_once(model: Any, name: str) -> Together:
         model.train(was_training)
 
 
-def continue_greedily(
-    model: Any,
-    settings: GenerationConfig,
-    ids: Tensor,
-    mask: Tensor | None = None,
-    processors: LogitsProcessorList | None = None,
-) -> Any:
-    """Have a model go on from token ids [B, T] with these settings alone, none of its own `generation_config`."""
-    inner = without_adapter(model)
-    own, inner.generation_config = inner.generation_config, settings
+def _takes_others(model: Any, settings: GenerationConfig, tolerance: float) -> bool:
+    """Find out whether a model goes on from a text alike after its neighbour has left, and another has come.
+
+    One layer of each kind is enough.
+    """
     try:
-        return model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=(torch.ones_like(ids) if mask is None else mask).to(model.device),
-            generation_config=settings,
-            logits_processor=processors or LogitsProcessorList(),
-            # where processes have to call the model equally often, `together.in_step` sees to it: transformers would have those
-            # that are done go on beyond the positions that there are
-            synced_gpus=False,
-        )
-    finally:
-        inner.generation_config = own
+        with _one_layer_of_each_kind(model):
+            begun = [Texts.of(dict(enumerate(known)), 0) for known in ([_LONGER, _TEXT], [_LONGER], [_TEXT])]
+            texts, other, alone = (one.with_cache(model) for one in begun)
+            for one in begun:
+                one.go_on(model, settings)
+            texts.keep([1])
+            texts.add(other)
+            both, expected = (one.go_on(model, settings) for one in (texts, alone))
+    except Exception as error:  # models that are not ours keep anything
+        _raise_if_of_the_device(error)
+        return False
+    return all(_off(here[:1], there) <= tolerance for here, there in zip(both, expected, strict=True))
 
 
 def packed_row(model: Any, args: CommonArgs) -> int:

@@ -209,7 +209,7 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     with autocast(accelerator) if is_coarse(model) and model.dtype == torch.float32 else nullcontext():
         answers = isinstance(args, MeasureArgs) and getattr(args, "eval", True)
         together = answered_at_once(model, args.model) if answers else "any"
-        if together == "any" and positions is not None:
+        if together in ("refilled", "any") and positions is not None:
             together = "equally long"  # each of a batch then has room for an answer of the same length
         row = packed_row(model, args) if args.packing else 0
         # other kernels take no mask for whole texts, and flash-attention would fail on the GPU for good
@@ -239,7 +239,9 @@ def attention_implementation(args: CommonArgs, accelerator: Accelerator, config:
             "install flash-attn), --mixed_precision bf16 in the launch, and heads of at most 256; choose sdpa"
         )
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    has = {"flash_attention_2": getattr(kind, "_supports_flash_attn", True), "sdpa": getattr(kind, "_supports_sdpa", True)}
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)  # which sdpa leaves out; older Gemma 2 has it
+    sdpa = getattr(kind, "_supports_sdpa", True) and not capped
+    has = {"flash_attention_2": getattr(kind, "_supports_flash_attn", True), "sdpa": sdpa}
     if not has.get(args.attn_implementation, True):
         best = "sdpa" if has["sdpa"] else "eager"
         raise InputError(f"--attn-implementation {args.attn_implementation}: {kind.__name__} has no such kernel; choose {best}")

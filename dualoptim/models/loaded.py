@@ -41,8 +41,9 @@ class Layout:
         return pad(examples).to(self.device)
 
 
-Together = Literal["any", "equally long", "none"]
-"""Questions that a model answers in one batch as it answers each alone."""
+Together = Literal["refilled", "any", "equally long", "none"]
+"""Questions that a model answers in one batch as it answers each alone; `refilled`: any, and others take the places of those
+that are answered."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Answering:
     """What a model's answers are bound by."""
 
     positions: int | None = None  # tokens of question and answer together; None: as many as are asked for
-    together: Together = "any"
+    together: Together = "refilled"
 
 
 Use = Literal["train", "measure"]

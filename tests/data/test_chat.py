@@ -15,7 +15,7 @@ from dualoptim.data.chat import Chat
 from dualoptim.data.prompts import PROMPT_FILE, make_formatter
 from dualoptim.errors import InputError
 from dualoptim.evaluate import evaluate
-from dualoptim.evaluation.generation import end_tokens
+from dualoptim.evaluation.decoding import end_tokens
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import load_model
 

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from accelerate.utils import compare_versions
 
 from dualoptim import UnlearnArgs
 from dualoptim.data.own import open_source
@@ -108,6 +109,7 @@ def test_rows_of_a_folder_leave_no_copy_in_the_home(tmp_path, monkeypatch):
 
 
 def test_a_readme_is_a_card_only_where_it_begins_with_configurations(tmp_path):
+    mark = b"\xef\xbb\xbf" if compare_versions("huggingface_hub", ">=", "2.3") else b""  # older ones read no card with it
     for number, (text, rows) in enumerate(
         (
             (b"# Mine\n\nconfigs:\n- none\n", 1),
@@ -119,7 +121,7 @@ def test_a_readme_is_a_card_only_where_it_begins_with_configurations(tmp_path):
             (b"---\nconfigs: [\n---\n", 1),
             (b"---\nmine: |\n  x\n  configs:\n---\n", 1),
             (b"---\nconfigs: [a]\nmine: \xe9\n---\n", 1),
-            (b"\xef\xbb\xbf" + CARD.replace("\n", "\r\n").encode(), 2),
+            (mark + CARD.replace("\n", "\r\n").encode(), 2),
         )
     ):
         folder = tmp_path / str(number)

@@ -127,6 +127,6 @@ def test_gradient_norms_do_not_depend_on_a_pass_before(on, tiny):
             if before:
                 with torch.no_grad():
                     score(loaded.model, loaded.batch(examples()))
-            norms.append(list(gradient_norms(loaded, examples()[:2])))
+            norms.append([float(norm) for norm in gradient_norms(loaded, examples()[:2])])
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     assert min(norms[0]) > 0

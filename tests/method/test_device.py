@@ -23,8 +23,8 @@ def test_what_is_sent_are_tensors_also_those_of_a_dictionary():
     assert sent(given["one"], CPU) is given["one"]
 
 
-def test_a_single_process_adds_up_without_asking_its_device(monkeypatch):
-    with Asked(monkeypatch) as asked:
+def test_a_single_process_adds_up_without_asking_its_device():
+    with Asked() as asked:
         assert added_up(Accelerator(cpu=True), [3, 0, 2**40]) == [3, 0, 2**40]
     assert not asked.operations
     assert not asked.waits
@@ -63,10 +63,10 @@ def test_weights_are_cast_once_for_all_micro_batches_of_a_window():
 
 
 @pytest.mark.parametrize(("limit", "multiplied"), [(0.0, 0), (1.0, 1)])
-def test_gradients_are_multiplied_only_where_a_limit_is_given(limit, multiplied, monkeypatch):
+def test_gradients_are_multiplied_only_where_a_limit_is_given(limit, multiplied):
     weight = torch.nn.Parameter(torch.ones(4))
     weight.grad = torch.full((4,), 3.0)
-    with Asked(monkeypatch) as asked:
+    with Asked() as asked:
         norm = clipped(Accelerator(cpu=True), [weight, torch.nn.Parameter(torch.ones(1))], limit)
     assert not asked.waits
     assert asked.operations["_foreach_mul_"] == multiplied

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from accelerate.utils import compare_versions
 from transformers import (
     AutoTokenizer,
     BartConfig,
@@ -66,6 +67,9 @@ CHUNK = Llama4TextConfig(
     **SIZES, head_dim=8, intermediate_size_mlp=64, num_local_experts=2, attention_chunk_size=48, no_rope_layers=[1, 1]
 )
 MIXED = [[["global", "local"], 1]]
+OLDER = pytest.mark.skipif(
+    compare_versions("transformers", "<", "5.24"), reason="older versions mix packed texts of this model, which are then padded"
+)
 LEARNED = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
@@ -122,6 +126,7 @@ def test_a_model_without_positions_of_its_own_is_recognized():
     assert packed_row(made(Mixing, LlamaConfig(**SIZES)), UnlearnArgs()) == 0
 
 
+@OLDER
 def test_positions_that_are_rounded_far_into_a_row_are_seen():
     """Falcon's ALiBi is computed in 16 bits: exact up to position 256, so a row of two short texts would not show it."""
     model = made(FalconForCausalLM, FALCON)
@@ -155,9 +160,9 @@ def test_equal_layers_are_run_once(monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "config", "row"),
     [
-        (GPTNeoForCausalLM, GPTNeoConfig(
+        pytest.param(GPTNeoForCausalLM, GPTNeoConfig(
             hidden_size=32, num_layers=2, num_heads=4, vocab_size=97, max_position_embeddings=600, attention_types=MIXED
-        ), 600),
+        ), 600, marks=OLDER),
         (GPT2LMHeadModel, GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=97, n_positions=600, **LEARNED), 2304),
     ],
     ids=["gpt_neo", "gpt2"],
@@ -192,7 +197,7 @@ SHARED = {"llama": (*TAKES["llama"], True)} | {
 }
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=OLDER if name == "chunks" else ()) for name in SHARED])
 def test_a_mask_of_whole_texts_is_not_given_where_attention_is_narrower(name):
     """It would let tokens see what the window or the chunk hides; shorter texts lose nothing."""
     kind, config, shares = SHARED[name]
@@ -276,7 +281,7 @@ def test_texts_beyond_the_positions_are_refused_and_answers_stop_there(name, tin
 def test_positions_that_do_not_end_bind_nothing(name, tiny, tmp_path):
     kernel = {"attn_implementation": "eager"} if name == "ALiBi" else {}
     loaded = load(saved(tmp_path, tiny, *FREE[name]), max_length=300, **kernel)
-    assert (loaded.answering.positions, loaded.answering.together) == (None, "any")
+    assert (loaded.answering.positions, loaded.answering.together) == (None, "refilled")
 
 
 def test_a_model_that_fails_on_any_text_is_refused(tiny, tmp_path):
@@ -331,9 +336,9 @@ class Mixed(LlamaForCausalLM):
 @pytest.mark.parametrize(
     ("kind", "config", "together"),
     [
-        (*TAKES["llama"], "any"),
-        (*TAKES["learned positions"], "any"),
-        (*MIXES["ALiBi without positions"], "any"),
+        (*TAKES["llama"], "refilled"),
+        (*TAKES["learned positions"], "refilled"),
+        (*MIXES["ALiBi without positions"], "refilled"),
         (BartForCausalLM, BartConfig(
             d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, vocab_size=97
         ), "equally long"),
@@ -366,7 +371,7 @@ def test_a_model_that_reads_padding_as_text_is_refused(tiny, tmp_path):
             check_padding(model, "x")
     folder = saved(tmp_path, tiny, CpmAntForCausalLM, CpmAntConfig(**sizes, vocab_size=2000))
     for packing in (True, False):
-        with pytest.raises(InputError, match="beside a longer one"):
+        with pytest.raises(InputError, match=r"beside a longer one|cannot generate answers"):  # in transformers 5.1
             load(folder, packing=packing, attn_implementation="eager")
 
 

@@ -226,13 +226,15 @@ def check_scores(loaded: Any, args: EvalArgs) -> None:
     assert float((gradient - expected).norm()) <= 1e-5 * float(expected.norm()) + 1e-7, "gradients depend on the batch"
     loaded.model.zero_grad()
     scored = []
-    for size in (16, 1):
+    for size in (16, 2, 1):  # all at once, some in the places of others, and alone
         scoring = ScoringPass(loaded, replace(args, eval_batch_size=size))
         scores = scoring.score_texts("", [[text] for text in texts])
         answers = generate(scoring, "", [continuation(loaded, row) for row in ROWS])
         scored.append(([own.loss for (own,) in scores], answers))
-    assert scored[0][0] == pytest.approx(scored[1][0], rel=1e-5), "the evaluation depends on the batch"
-    assert scored[0][1] == scored[1][1], "answers depend on the batch"
+    *others, (expected, alone) = scored
+    for losses, answers in others:
+        assert losses == pytest.approx(expected, rel=1e-5), "the evaluation depends on the batch"
+        assert answers == alone, "answers depend on the batch"
 
 
 @pytest.mark.launch

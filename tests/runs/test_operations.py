@@ -32,12 +32,12 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("labels", [512, 600])  # one for each row, or texts that share some
-def test_statistics_of_logits_take_at_most_30_operations(dtype, labels, monkeypatch):
+def test_statistics_of_logits_take_at_most_30_operations(dtype, labels):
     """In the form that GPUs take. The device is one that has no numbers at all, so none can be asked for."""
     logits = torch.empty(512, 2**17, dtype=dtype, device="meta", requires_grad=True)
     places = torch.zeros(2, labels, dtype=torch.long, device="meta")
     gradients = [torch.empty(labels, device="meta") for _ in range(3)]
-    with Asked(monkeypatch) as asked:
+    with Asked() as asked:
         *found, _ = Statistics.apply(logits, *places)
         torch.autograd.backward(found, gradients)
     assert logits.grad.shape == logits.shape
@@ -45,9 +45,9 @@ def test_statistics_of_logits_take_at_most_30_operations(dtype, labels, monkeypa
     assert not asked.waits
 
 
-def test_comparing_with_targets_takes_as_many_rows_at_once(monkeypatch):
+def test_comparing_with_targets_takes_as_many_rows_at_once():
     logits = torch.empty(512, 2**17, device="meta", requires_grad=True)
-    with Asked(monkeypatch) as asked:
+    with Asked() as asked:
         AgainstTargets.apply(logits, lambda part: logits[part].detach(), True).sum().backward()
     assert asked.operations.total() <= 16
     assert not asked.waits
@@ -66,7 +66,7 @@ def with_reference(batch):
     return dataclasses.replace(batch, reference=lambda: frozen)
 
 
-def waits_of_a_step(monkeypatch, optim="dual-adamw", objectives=("ME", "GD"), size=(2, 2, 1), flash=False, clip=1.0):
+def waits_of_a_step(optim="dual-adamw", objectives=("ME", "GD"), size=(2, 2, 1), flash=False, clip=1.0):
     """What the third of four steps waits for. `size`: layers, texts a micro-batch, and micro-batches."""
     layers, texts, micro_batches = size
     args = UnlearnArgs(model="x", data="demo", optim=optim)
@@ -90,49 +90,49 @@ def waits_of_a_step(monkeypatch, optim="dual-adamw", objectives=("ME", "GD"), si
         phases = {"joint": Phase(dict(zip(("forget", "retain"), terms, strict=True)), 1e-3, clip)}
     records = steps(engine, phases, Plan(tuple((name, 1) for name in phases), 4, 1))
     next(records), next(records)
-    with Asked(monkeypatch) as asked:
+    with Asked() as asked:
         next(records)
     return asked.waits
 
 
 @pytest.mark.parametrize("optim", ["dual-adamw", "adamw"])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_a_step_waits_once_for_its_numbers(optim, clip, monkeypatch):
+def test_a_step_waits_once_for_its_numbers(optim, clip):
     """And once a forward pass, where transformers asks whether its row holds several texts."""
     forwards = 1 if optim == "dual-adamw" else 2
-    assert waits_of_a_step(monkeypatch, optim, clip=clip) == {"_local_scalar_dense": forwards, "tolist": 1}
+    assert waits_of_a_step(optim, clip=clip) == {"_local_scalar_dense": forwards, "tolist": 1}
 
 
 @pytest.mark.parametrize("flash", [False, True])
 def test_what_a_step_waits_for_does_not_grow_with_layers_and_texts(flash, monkeypatch):
     flash_stand_in(monkeypatch)
-    small, large = (waits_of_a_step(monkeypatch, size=size, flash=flash) for size in ((2, 2, 1), (5, 9, 1)))
+    small, large = (waits_of_a_step(size=size, flash=flash) for size in ((2, 2, 1), (5, 9, 1)))
     assert small == large
     assert large.total() <= 4
 
 
 @pytest.mark.parametrize("name", FORGET)
-def test_no_forget_objective_waits_for_anything(name, monkeypatch):
-    assert waits_of_a_step(monkeypatch, objectives=(name, "GD")).total() <= 2
+def test_no_forget_objective_waits_for_anything(name):
+    assert waits_of_a_step(objectives=(name, "GD")).total() <= 2
 
 
 @pytest.mark.parametrize("name", [name for name in RETAIN if name != "none"])
-def test_no_retain_objective_waits_for_anything(name, monkeypatch):
-    assert waits_of_a_step(monkeypatch, "adamw", ("GA", name)).total() <= 3
+def test_no_retain_objective_waits_for_anything(name):
+    assert waits_of_a_step("adamw", ("GA", name)).total() <= 3
 
 
 @pytest.mark.parametrize("size", [2, 16])
-def test_a_scored_batch_waits_once_for_its_numbers(size, taught, monkeypatch):
+def test_a_scored_batch_waits_once_for_its_numbers(size, taught):
     """However many texts there are in it, and whether they are attacked or not."""
     args = EvalArgs(model=str(taught), data="demo", eval_batch_size=size, attn_implementation="sdpa")
     loaded = load_model(args, start_accelerator(args), "measure")
     scoring = ScoringPass(loaded, args)
     rows = [scoring.examples(row)[:1] for row in tofu_source("demo").task_rows("forget05", 1)[:size]]
     loaded = dataclasses.replace(loaded, layout=dataclasses.replace(loaded.layout, shares=False))
-    with Asked(monkeypatch) as asked:
+    with Asked() as asked:
         scores = dataclasses.replace(scoring, loaded=loaded).score_texts("score", rows, membership=True)
     assert asked.waits == {"_local_scalar_dense": 1, "tolist": 1}
     assert all(own[0].min_k for own in scores)
-    with Asked(monkeypatch) as asked:
+    with Asked() as asked:
         scoring.score_texts("score", rows)
     assert asked.waits["tolist"] == 1

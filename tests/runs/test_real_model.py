@@ -131,7 +131,7 @@ def test_the_real_job(gguf, tmp_path, part_of_tofu):
 
 @pytest.mark.campaign
 def test_products_in_sixteen_bits_forget_and_keep_as_much(gguf, tmp_path, part_of_tofu, monkeypatch):
-    """The table of tests/runs/README.md, about ten minutes on one core; a CPU without units for it is slow in bf16."""
+    """Prints a table, in about ten minutes on one core; a CPU without units for it is slow in bf16."""
     some = list(range(12))
     names = (
         "forget01",

@@ -44,6 +44,7 @@ def both_ways(spec: dict, accelerator: Accelerator) -> None:
         args = dataclasses.replace(args, evaluate_sharded=choice)
         loaded = load_model(args, accelerator, "measure")
         assert loaded.divided == (choice == "yes")
+        assert loaded.answering.together == "refilled"  # of two texts at once
         scoring = ScoringPass(loaded, args, membership=True)
         losses = {name: scoring.losses(name, rows) for name, rows in sets.items()}
         folder = Path(spec["output"]) / choice
