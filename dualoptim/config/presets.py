@@ -125,6 +125,12 @@ METHODS = {
         f"{_OPEN_UNLEARNING}RMU.yaml",
         _joint("RMU+EMBED", beta=2.0, layer=7, num_epochs=10),
     ),
+    "rmu-wmdp": Preset(
+        "RMU and its embedding loss on WMDP's passages, three layers' down projections alone",
+        "github.com/locuslab/open-unlearning configs/experiment/unlearn/wmdp/default.yaml",
+        _joint("RMU+EMBED", beta=2.0, layer=7, learning_rates=(5e-5,), lr_schedule="constant", warmup_epochs=0.0, max_steps=80)
+        | {"trainable": "layers.(5|6|7).mlp.down_proj", "batch_size": 1, "gradient_accumulation_steps": 16, "max_length": 512},
+    ),
     "undial": Preset(
         "UNDIAL, regularization off, one state",
         f"{_OPEN_UNLEARNING}UNDIAL.yaml",

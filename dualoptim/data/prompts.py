@@ -83,6 +83,7 @@ class Example:
 
     ids: list[int]
     start: int
+    ended: bool = True  # an end token follows
 
 
 @dataclass
@@ -99,12 +100,10 @@ class Formatter:
     system_prompt: str | None = None
     vocabulary: int | None = field(default=None, init=False)  # tokens that the model has embeddings of
     cut: int = field(default=0, init=False)  # texts that were longer than max_length
-    _known: dict[tuple[str | None, str, Asking | None], tuple[list[int], int]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _known: dict[tuple[str | None, str, Asking | None], Example] = field(default_factory=dict, init=False, repr=False)
 
     def cut_passage(self, row: Row) -> list[Row]:
-        """Cut a passage into pieces of at most `max_length` tokens, end token included; a question or a piece stays as it is.
+        """Cut a passage into pieces of at most `max_length` tokens, of which the last one ends; questions and pieces stay.
 
         Raises:
             InputError: if `max_length` leaves no room for two tokens.
@@ -121,11 +120,12 @@ class Formatter:
         starts = [*range(0, len(offsets), room)]
         if len(offsets) - starts[-1] == 1 and len(starts) > 1:
             starts[-1] -= 1
-        ends = [*starts[1:], len(offsets)]
-        return [
-            replace(row, answer=row.answer[offsets[start][0] : offsets[end - 1][1]])
+        ends, goes_on = [*starts[1:], len(offsets)], replace(row.asking or Asking(), end=False)
+        pieces = [
+            replace(row, answer=row.answer[offsets[start][0] : offsets[end - 1][1]], asking=goes_on)
             for start, end in zip(starts, ends, strict=True)
         ]
+        return [*pieces[:-1], replace(pieces[-1], asking=row.asking)]
 
     @cached_property
     def chat(self) -> Chat:
@@ -151,7 +151,7 @@ class Formatter:
     def of_row(self, row: Row, text: str, score_question: bool = False) -> Example:
         """Tokenize one of a row's texts, or another in its place, as its benchmark puts it. Errors are those of `example`."""
         if row.ids and text == row.answer:
-            return Example(list(row.ids), 1)
+            return Example(list(row.ids), 1, ended=False)
         return self.example(row.question, text, score_question, row.asking)
 
     def example(self, question: str | None, answer: str, score_question: bool = False, asking: Asking | None = None) -> Example:
@@ -169,8 +169,8 @@ class Formatter:
         """
         if (question, answer, asking) not in self._known:
             self._known[question, answer, asking] = self._tokenize(question, answer, asking)
-        ids, start = self._known[question, answer, asking]
-        return Example(ids, 1 if score_question else max(start, 1))
+        known = self._known[question, answer, asking]
+        return replace(known, start=1) if score_question else known
 
     def _encoded(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokenize a text, with the tokens that the tokenizer adds by itself or without: ids, and the characters of each."""
@@ -179,7 +179,7 @@ class Formatter:
             encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
 
-    def _tokenize(self, question: str | None, answer: str, asking: Asking | None) -> tuple[list[int], int]:
+    def _tokenize(self, question: str | None, answer: str, asking: Asking | None) -> Example:
         around = asking.around if asking else None
         prompt = "" if question is None else question.join(around) if around else self.prompt(question)
         chat = question is not None and not around and self.tags is None  # a chat template writes its special tokens itself
@@ -201,7 +201,8 @@ class Formatter:
                 f"the model's tokenizer leaves nothing of the answer {answer[:60]!r} to {(question or '')[:60]!r}; "
                 "give another text"
             )
-        if asking is None or asking.end or len(ids) < 2:
+        ended = asking is None or asking.end or len(ids) < 2  # something has to be predicted
+        if ended:
             ids.append(self.tokenizer.eos_token_id if question is None or around else self.end)
         if len(ids) > self.max_length:
             self.cut += 1
@@ -218,7 +219,7 @@ class Formatter:
                 f"embeddings of {self.vocabulary} tokens; call resize_token_embeddings({size}), train and save it, or take the "
                 "tokenizer that it was trained with"
             )
-        return ids, start
+        return Example(ids, max(start, 1), ended)
 
     def check(self, rows: Iterable[Row]) -> None:
         """Tokenize all texts of all rows now, so that one that does not fit is found before anything is written.

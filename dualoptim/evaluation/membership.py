@@ -56,9 +56,9 @@ def privleak(auc: float, retain_auc: float) -> float:
     return ((1 - auc) - (1 - retain_auc)) / (1 - retain_auc + 1e-10) * 100
 
 
-def without_end(values: Values) -> Values:
-    """Leave out the value of a text's end token, if there is another one, as OpenUnlearning does."""
-    return values[:-1] if len(values) > 1 else values
+def without_end(values: Values, ended: bool) -> Values:
+    """Leave out the value of a text's end token, if it has one and there is another one, as OpenUnlearning does."""
+    return values[:-1] if len(values) > 1 and ended else values
 
 
 def membership_scores(scores: TokenScores, texts: Sequence[int], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ def gradient_norms(loaded: LoadedModel, examples: Iterable[Example]) -> Iterator
     torch.clear_autocast_cache()  # older versions of torch hand on casts that were made without gradients
     for example in examples:
         scores = score(loaded.model, loaded.batch([example]))
-        (-without_end(scores.log_prob).mean()).backward()
+        (-without_end(scores.log_prob, example.ended).mean()).backward()
         gradients = [p.grad for p in loaded.model.parameters() if p.grad is not None]
         yield torch.stack([gradient.float().norm() for gradient in gradients]).mean()
         loaded.model.zero_grad()

@@ -45,6 +45,7 @@ class TextScore:
 
     loss: float
     correct: list[bool]
+    ended: bool = True  # an end token follows the text
     min_k: float | None = None
     min_k_plus_plus: float | None = None
 
@@ -126,8 +127,11 @@ def _scored(result: TokenScores, texts: Sequence[Example], attacked: Sequence[in
     read = iter(torch.cat(parts).tolist())
     means, flags = list(islice(read, len(texts))), [[bool(flag) for flag in islice(read, length)] for length in lengths]
     plain, normed = ([list(islice(read, lengths[n])) for n in attacked] for _ in range(2))
-    least = {n: (min_k(without_end(p)), min_k(without_end(q))) for n, p, q in zip(attacked, plain, normed, strict=True)}
-    return [TextScore(means[n], flags[n], *least.get(n, ())) for n in range(len(texts))]
+    least = {
+        n: [min_k(without_end(values, texts[n].ended)) for values in both]
+        for n, *both in zip(attacked, plain, normed, strict=True)
+    }
+    return [TextScore(means[n], flags[n], text.ended, *least.get(n, ())) for n, text in enumerate(texts)]
 
 
 def _in_batches(lengths: Sequence[Sequence[int]], size: int) -> Iterator[list[tuple[int, list[int]]]]:

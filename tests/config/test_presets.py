@@ -30,6 +30,7 @@ PUBLISHED = {
     "dpo-kl": ("DPO+KLQ", "adamw", 1e-5, None, 1.0, 4, 4, 5),
     "simnpo-gd": ("SimNPO+GD", "adamw", 1e-5, None, 0.125, 4, 4, 10),
     "rmu-embed": ("RMU+EMBED", "adamw", 1e-5, None, 1.0, 4, 4, 10),
+    "rmu-wmdp": ("RMU+EMBED", "adamw", 5e-5, None, 1.0, 1, 16, 5),
     "undial": ("UNDIAL+none", "adamw", 1e-4, None, 1.0, 2, 8, 10),
     "wga-gd": ("WGA+GD", "adamw", 1e-5, None, 1.0, 4, 4, 5),
     "satimp-gd": ("SatImp+GD", "adamw", 1e-5, None, 0.1, 4, 4, 5),
@@ -82,7 +83,10 @@ def test_constants_of_presets():
     assert preset("simnpo-gd").beta == 4.5  # everything else is the objective's own default
     plus = preset("me-gd-plus")
     assert (plus.adam_betas, plus.base_betas) == ((0.9, 0.95), (0.99, 0.999))
-    for name in ("rmu-embed", "undial", "wga-gd", "satimp-gd"):
+    wmdp = preset("rmu-wmdp")
+    assert (wmdp.lr_schedule, wmdp.warmup_epochs, wmdp.max_steps, wmdp.max_length) == ("constant", 0, 80, 512)
+    assert (wmdp.layer, wmdp.trainable) == (7, "layers.(5|6|7).mlp.down_proj")
+    for name in ("rmu-embed", "rmu-wmdp", "undial", "wga-gd", "satimp-gd"):
         args, objective = preset(name), FORGET[preset(name).forget_losses[0].split("+")[0]]
         assert args.beta == objective.constants["beta"]
         assert args.gamma is None or args.gamma == objective.constants["gamma"]

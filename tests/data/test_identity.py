@@ -6,7 +6,7 @@ from dualoptim import UnlearnArgs
 from dualoptim.data import demo
 from dualoptim.data.identity import prompts_hash, rows_hash, sets_hash
 from dualoptim.data.prompts import make_formatter
-from dualoptim.data.rows import Row
+from dualoptim.data.rows import Asking, Row
 
 ROWS = [Row("Who?", "I.", perturbed_answers=("You.", "He.")), Row(None, "A passage."), Row("What?", "Nothing.", task=2)]
 
@@ -20,9 +20,11 @@ def test_rows_are_told_apart_by_every_field_and_their_order():
         [replace(ROWS[0], perturbed_answers=("He.", "You.")), *ROWS[1:]],
         [*ROWS[:2], replace(ROWS[2], task=3)],
         [ROWS[0], Row("", "A passage."), ROWS[2]],
+        [ROWS[0], replace(ROWS[1], asking=Asking(end=False)), ROWS[2]],
     ]
     assert len({rows_hash(rows) for rows in [ROWS, *others]}) == 1 + len(others)
     assert rows_hash(ROWS) == rows_hash([replace(row) for row in ROWS])
+    assert "asking" not in ROWS[1].content(), "hashes of older runs would be others"
     assert len({rows_hash(ROWS), rows_hash(ROWS, 1), rows_hash(ROWS, ["no"])}) == 3
 
 
@@ -33,4 +35,6 @@ def test_prompts_are_told_apart_by_template_and_length():
         for changes in ({}, {"question_start_tag": "Q: "}, {"answer_tag": "A: "}, {"max_length": 9})
     ]
     assert len({prompts_hash(ROWS[1:], formatter) for formatter in formatters}) == len(formatters)
+    pieces = [[replace(row, asking=Asking(end=end)) for row in ROWS[1:2]] for end in (False, True)]
+    assert len({prompts_hash(rows, formatters[0]) for rows in pieces}) == 2
     assert len({sets_hash({name: ROWS[1:]}, formatters[0]) for name in ("forget", "retain")}) == 2

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dualoptim import UnlearnArgs
 from dualoptim.data.prompts import PROMPT_FILE, TEMPLATES, Formatter, Tags, choose_template, make_formatter
-from dualoptim.data.rows import Row
+from dualoptim.data.rows import Asking, Row
 from dualoptim.errors import InputError
 
 DOCUMENT = " ".join(f"The house number {i} stood by the old river and nobody lived there." for i in range(40))
@@ -122,11 +123,17 @@ def test_a_document_is_cut_into_pieces_that_lose_nothing(tiny):
     pieces = formatter.cut_passage(row)
     assert len(pieces) > 3
     assert "".join(piece.answer for piece in pieces).replace(" ", "") == DOCUMENT.replace(" ", "")
+    assert [piece.asking for piece in pieces] == [Asking(end=False)] * (len(pieces) - 1) + [None]
     for piece in pieces:
-        example = formatter.example(None, piece.answer)
+        example = formatter.of_row(piece, piece.answer)
         assert len(example.ids) <= 60
         assert example.start == 1
-        assert example.ids[-1] == formatter.tokenizer.eos_token_id
+        assert example.ids.count(formatter.tokenizer.eos_token_id) == (piece is pieces[-1]), "a cut is no end"
+        assert (example.ids[-1] == formatter.tokenizer.eos_token_id) == (piece is pieces[-1])
+    again = formatter.cut_passage(replace(row, asking=Asking(end=False)))
+    assert [piece.asking for piece in again] == [Asking(end=False)] * len(pieces)
+    assert formatter.cut_passage(Row("Why?", DOCUMENT)) == [Row("Why?", DOCUMENT)]
+    assert len(formatter.example(None, "a", asking=Asking(end=False)).ids) == 2  # nothing else is there to be predicted
     assert formatter.cut == 0
     # a last piece is never a single token, which nothing could predict
     count = len(formatter.tokenizer(DOCUMENT, add_special_tokens=False)["input_ids"])

@@ -10,8 +10,12 @@ from support import rows_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim import EvalArgs
+from dualoptim.data.rows import Asking
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation.membership import membership_auc, min_k, privleak, zlib_score
+from dualoptim.evaluation.scoring import ScoringPass
+from dualoptim.models.launch import start_accelerator
+from dualoptim.models.load import load_model
 
 
 def test_membership_auc_by_hand():
@@ -38,6 +42,19 @@ def test_privleak_by_hand():
     assert privleak(0.5, 0.5) == 0.0
     # 1 - AUC falls from 0.5 to 0.1: 80 percent below the retain-only model's
     assert privleak(0.9, 0.5) == pytest.approx(-80.0)
+
+
+def test_a_piece_of_a_passage_has_no_end_token_to_leave_out(tiny):
+    args = EvalArgs(model=str(tiny), data="demo")
+    loaded = load_model(args, start_accelerator(args))
+    for ended in (True, False):
+        text = loaded.formatter.example(None, "The house stood by the old river.", asking=Asking(end=ended))
+        ((found,),) = ScoringPass(loaded, args).score_texts("", [[text]], membership=True)
+        with torch.no_grad():
+            log_p = loaded.model(torch.tensor([text.ids])).logits[0, :-1].log_softmax(-1)
+        own = log_p.gather(-1, torch.tensor(text.ids[1:])[:, None])[:, 0].tolist()
+        assert found.min_k == pytest.approx(min_k(own[:-1] if ended else own), abs=1e-5)
+        assert found.loss == pytest.approx(-np.mean(own), abs=1e-5)
 
 
 def test_membership_scores_equal_a_plain_forward_pass(evaluated, taught):
