@@ -1,6 +1,6 @@
 """The rows of a benchmark, as its declaration says where they stand: what is forgotten, what is kept, what is measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 
 from dualoptim.config.args import CommonArgs
 from dualoptim.data.declaration import Declaration, Filter, RowsOf, read_declaration
-from dualoptim.data.files import ENDINGS, records
+from dualoptim.data.files import ENDINGS, kind_of, records
 from dualoptim.data.hub import HubData
 from dualoptim.data.prompts import Formatter
 from dualoptim.data.rows import HOLDOUT, Asking, Row, parse_passage, parse_row
@@ -97,14 +97,15 @@ class Benchmark:
         """Read the rows of an entry, with how they are asked; none if its file may be missing, and is."""
         try:
             raws = [(place, raw) for place, raw in _raws(self._place, entry.file) if _fits(raw, entry.where, place)]
+            examples = _raws(self._place, entry.examples) if entry.examples else []
         except _NoFile as error:
             if not entry.optional:
                 raise InputError(f"--benchmark {self.name}: {error}") from None
             self._missing[name] = str(error)
             return []
         if not raws:
-            raise InputError(f"--benchmark {self.name}: no row of {entry.file} is as rows.{name}.where says")
-        before = "".join(_written(entry.example, raw, entry, place) for place, raw in self._examples(entry))
+            raise InputError(f"--benchmark {self.name}: no row of {entry.file} is as rows.{name}.where says; change it")
+        before = "".join(_written(entry.example, raw, entry, place) for place, raw in examples)
         start, found, end = entry.prompt.partition("{question}")
         if entry.prompt and not found:
             raise InputError(f"--benchmark {self.name}: rows.{name}.prompt has no {{question}}; write where it stands")
@@ -116,37 +117,40 @@ class Benchmark:
             rows.append(_row(raw, entry, replace(asking, group=group), place))
         return _drawn(rows, self._each, entry.file)
 
-    def _examples(self, entry: RowsOf) -> list[tuple[str, Any]]:
-        return list(_raws(self._place, entry.examples)) if entry.examples else []
-
 
 class _NoFile(Exception):
     """Says which file is missing, and where."""
 
 
-def _raws(place: str, file: str) -> Iterator[tuple[str, Any]]:
-    """Read the records of a file of a folder, or of configuration:split of a data set, with where each stands."""
+def _raws(place: str, file: str) -> list[tuple[str, dict[str, Any]]]:
+    """Read the records of a file of a folder, or of configuration:split of a data set, with where each stands.
+
+    Raises:
+        InputError: if there is no such folder or data set, or a record is no object.
+        _NoFile: if the folder has no such file.
+    """
     folder = Path(place).expanduser()
     configuration, _, split = file.rpartition(":")
     if configuration and not (folder.is_dir() and not lists_configurations(folder / "README.md")):
         raws = HubData("--data", place, str(folder) if folder.is_dir() else place).rows(configuration, split)
-        return iter([(f"{place} {file}:{number}", raw) for number, raw in enumerate(raws, start=1)])
+        return [(f"{place} {file}:{number}", raw) for number, raw in enumerate(raws, start=1)]
     if not folder.is_dir():
         raise InputError(f"--data {place}: no such folder; give the one that has {file}")
     if configuration:  # a folder of files that are named as the hub names its own
-        candidates = sorted(folder.joinpath(configuration).glob(f"{split}[.-]*"))
-        found = [one for one in candidates if one.suffix in ENDINGS and one.name.split(".")[0].split("-0")[0] == split]
+        found = [path for path in sorted(folder.joinpath(configuration).glob(f"{split}[.-]*")) if kind_of(path) in ENDINGS]
     else:
         found = [path for path in (folder / file, folder / f"{file}.gz") if path.is_file()][:1]
     if not found:
         raise _NoFile(f"{place} has no {file.replace(':', '/')}")
-    return (record for path in found for record in records(path))
+    lines = [line for path in found for line in records(path)]
+    for where, raw in lines:
+        if not isinstance(raw, dict):
+            raise InputError(f"{where}: not a JSON object; write one per line")
+    return lines
 
 
-def _fits(raw: Any, where: Filter, place: str) -> bool:
+def _fits(raw: dict[str, Any], where: Filter, place: str) -> bool:
     """Tell whether the texts of a record match the patterns of their columns."""
-    if not isinstance(raw, dict):
-        raise InputError(f"{place}: not a JSON object; write one per line")
     return all(fnmatchcase(str(_cell(raw, column, place)), pattern) for column, pattern in where.items())
 
 
@@ -166,7 +170,7 @@ def _row(raw: dict[str, Any], entry: RowsOf, asking: Asking, place: str) -> Row:
     return replace(row, answer=answer, asking=asking)
 
 
-def _written(example: str, raw: Any, entry: RowsOf, place: str) -> str:
+def _written(example: str, raw: dict[str, Any], entry: RowsOf, place: str) -> str:
     """Write a worked example, in the words of its row."""
     if "{question}" not in example or "{answer}" not in example:
         raise InputError(f"{place}: example is {shown(example)}; write where {{question}} and {{answer}} stand")

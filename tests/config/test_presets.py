@@ -37,12 +37,12 @@ PUBLISHED = {
     "ce-u": ("CE-U+none", "adamw", 1e-5, None, 1.0, 4, 4, 10),
 }
 
-# what benchmarks declare: model, losses, optimizer, rate, batch x accumulation, epochs, longest text
+# what benchmarks declare: model, losses, optimizer, rate, batch x accumulation, epochs, longest text, schedule, what trains
 BENCHMARKS = {
-    "lume-7b": ("olmo-finetuned-semeval25-unlearning", "GA+GD", "adamw-alternate", 1e-5, 1, 7, 500),
-    "lume-1b": ("olmo-1B-model-semeval25-unlearning", "GA+GD", "adamw-alternate", 1e-5, 1, 7, 500),
-    "muse-news": ("MUSE-News_target", "ME+GD", "dual-adamw", 1e-5, 64, 10, 2048),
-    "muse-books": ("MUSE-Books_target", "ME+GD", "dual-adamw", 1e-5, 64, 10, 2048),
+    "lume-7b": ("olmo-finetuned-semeval25-unlearning", "GA+GD", "adamw-alternate", 1e-5, 1, 7, 500, "published", "last:8"),
+    "lume-1b": ("olmo-1B-model-semeval25-unlearning", "GA+GD", "adamw-alternate", 1e-5, 1, 7, 500, "published", "last:8"),
+    "muse-news": ("MUSE-News_target", "ME+GD", "dual-adamw", 1e-5, 64, 10, 2048, "constant", None),
+    "muse-books": ("MUSE-Books_target", "ME+GD", "dual-adamw", 1e-5, 64, 10, 2048, "constant", None),
 }
 
 
@@ -55,7 +55,8 @@ def test_presets_that_benchmarks_declare(name):
     args = parse(UnlearnArgs, ["--preset", name])
     assert args == preset(name)
     said = args.forget_losses[0], args.optim, args.rates[0], args.batch_size * args.gradient_accumulation_steps
-    assert (args.model.split("/")[1], *said, args.num_epochs, args.max_length) == BENCHMARKS[name]
+    said = (*said, args.num_epochs, args.max_length, args.lr_schedule, args.trainable)
+    assert (args.model.split("/")[1], *said) == BENCHMARKS[name]
     assert args.benchmark == name.removesuffix("-7b").removesuffix("-1b")
     joint = parse(UnlearnArgs, ["--preset", name, "npo-gd"])
     assert (joint.benchmark, joint.model, joint.forget_losses) == (args.benchmark, args.model, ("NPO+GD",))

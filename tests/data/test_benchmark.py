@@ -157,6 +157,8 @@ def test_a_folder_as_the_hub_gives_it(muse, tmp_path):
     ("declared", "message"),
     [
         ("{file: none.jsonl}", "--benchmark mine: {folder} has no none.jsonl"),
+        ("{file: facts.jsonl, examples: more.jsonl}", "--benchmark mine: {folder} has no more.jsonl"),
+        ("{file: list.jsonl}", "list.jsonl:1: not a JSON object; write one per line"),
         ("{file: facts.jsonl, question: q}", "facts.jsonl:1: no column 'q'; it has question, answer, kind"),
         ("{file: facts.jsonl, where: {type: x}}", "facts.jsonl:1: no column 'type'; it has question, answer, kind"),
         ("{file: facts.jsonl, where: {kind: x*}}", "no row of facts.jsonl is as rows.forget.where says"),
@@ -168,7 +170,7 @@ def test_a_folder_as_the_hub_gives_it(muse, tmp_path):
     ],
 )
 def test_mistakes_in_rows_are_named(tmp_path, declared, message):
-    folder = write(tmp_path / "data", facts=[{"question": "Who?", "answer": "I.", "kind": "fact"}])
+    folder = write(tmp_path / "data", facts=[{"question": "Who?", "answer": "I.", "kind": "fact"}], list=["Who?"])
     (tmp_path / "mine.yaml").write_text(f"rows:\n  forget: {declared}\nforget: forget\nmeasure: forget\n")
     with pytest.raises(InputError) as error:
         opened(tmp_path / "mine.yaml", folder)
