@@ -29,7 +29,7 @@ def take_steps(engine, phases):
         engine.use_phase(phase, 1e-2)
         for parameter in engine.model.parameters():
             parameter.grad = torch.randn_like(parameter)
-        engine.step(0.0)
+        engine.step(0.0, torch.zeros(0))
 
 
 def test_the_newest_are_kept_in_their_order(engine, tmp_path):

@@ -25,7 +25,7 @@ def take_steps(engine, phases=("forget", "retain", "retain"), only=""):
         engine.use_phase(phase, 1e-2)
         for name, parameter in engine.model.named_parameters():
             parameter.grad = torch.randn_like(parameter) if name.startswith(only) else None
-        engine.step(0.0)
+        engine.step(0.0, torch.zeros(0))
 
 
 def all_of(engine):
