@@ -81,7 +81,7 @@ def test_answers_do_not_depend_on_who_comes_and_goes(name, drawn, taught):
     seeds = [seed_of("sample", n) for n in range(len(ROWS))]
     alone = generate(with_size(scoring, 1), "", asked, draws(seeds) if drawn else None)
     lengths = [len(scoring.loaded.tokenizer(text)["input_ids"]) for text in alone]
-    assert min(lengths) < 8 < max(lengths)
+    assert KINDS[name][2] == "any" or min(lengths) < 8 < max(lengths)
     for size in (3, 32):
         assert generate(with_size(scoring, size), "", asked, draws(seeds) if drawn else None) == alone
     back = generate(with_size(scoring, 8), "", asked[::-1], draws(seeds[::-1]) if drawn else None)
