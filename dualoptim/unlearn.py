@@ -33,6 +33,7 @@ from dualoptim.models.resume import begins_anew, inputs_of, where_to_go_on, with
 from dualoptim.models.saving import Saving, how_to_go_on, steps_of
 from dualoptim.models.together import stop_together, wait
 from dualoptim.models.work import Work, freeze, work_of
+from dualoptim.on_the_way import OnTheWay
 from dualoptim.reporting.card import model_card
 from dualoptim.reporting.claim import claim
 from dualoptim.reporting.console import example_answers, score_table
@@ -173,7 +174,8 @@ def unlearn_tasks(job: Job, models: Current, known: TaskResult | None) -> Iterat
                 frozen = first or freeze([work], args, partial(models.get, start, Frozen.use(accelerator)))
                 loaded = models.get(start, "train")
                 work = work_of(args, job.rows(position), loaded)
-                log = _train(job, loaded, work.with_reference(frozen) if frozen else work, (folder, what, before))
+                way = OnTheWay(job, position, work.plan.last_step, model_card(args, what, before))
+                log = _train(job, loaded, work.with_reference(frozen) if frozen else work, (what, before, way))
                 del loaded
                 if is_sharded(accelerator) or args.save_dtype != "float32":
                     models.drop()
@@ -192,16 +194,17 @@ def unlearn_tasks(job: Job, models: Current, known: TaskResult | None) -> Iterat
                 track_scores(accelerator, "eval", after, len(log))
                 if accelerator.is_main_process:
                     write_text(model / "README.md", model_card(args, what, before, after))
+                OnTheWay(job, position, len(log), "").end(after)
         yield TaskResult(losses, rate, task, folder, model, log, before, after)
 
 
-def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[Path, str, Summary | None]) -> list[dict[str, Any]]:
+def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[str, Summary | None, OnTheWay]) -> list[dict[str, Any]]:
     """Unlearn one task in place, from where an earlier run stopped, and save the model; the records of its steps.
 
-    `task` is its folder, what it does in words, and how the model scored before.
+    `task` is what it does in words, how the model scored before, and what is done on the way.
     """
-    args, accelerator, (folder, what, before) = job.args, job.accelerator, task
-    path = folder / "log.jsonl"
+    args, accelerator, (what, before, way) = job.args, job.accelerator, task
+    folder, path = way.folder, way.folder / "log.jsonl"
     saving = Saving(folder / "checkpoint", args.save_every, args.keep_checkpoints, job.goes_on.get(folder))
     records = read_log(path)[: saving.taken]
     wait(accelerator)  # all have read before one writes
@@ -214,6 +217,7 @@ def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[Path, str, Sum
             ):
                 for record in steps_of(engine, work, saving):
                     log.add(record)
+                    way.after(record["step"], loaded)
             export_model(loaded, folder / "model", model_card(args, what, before), args.save_dtype)
             if args.save_dtype != "float32" and folder != job.folder(args.task_list[-1]):
                 export_model(loaded, folder / MASTERS, model_card(args, f"{what}, for the next task"))

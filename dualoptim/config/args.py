@@ -98,7 +98,8 @@ class MeasureArgs(CommonArgs):
     forget_file: Annotated[tuple[str, ...] | None, Flag("data", path=True, shown=True)] = None
     """Rows to forget from files of your own, in place of --data: JSON Lines, a JSON array, CSV or Parquet with a column of
     questions and one of answers, or of passages; a .txt file, which is one passage; each also as .gz; or a data set of the hub
-    (ID or ID:CONFIGURATION:SPLIT). Passages are cut to --max-length tokens."""
+    (ID or ID:CONFIGURATION:SPLIT). Passages are cut into pieces of --max-length
+    tokens, of which the last one alone has an end token."""
     retain_file: Annotated[tuple[str, ...] | None, Flag("data", path=True, shown=True)] = None
     """Rows to keep from files of the same kinds. Without it give an objective with nothing to retain, such as NPO+none."""
     holdout_file: Annotated[tuple[str, ...] | None, Flag("evaluation", "measures", path=True)] = None
@@ -290,6 +291,15 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     """Score only the answer in the forget loss; --no-mask scores the question too."""
     eval: Annotated[bool, Flag("evaluation", "measures")] = True
     """Evaluate before and after unlearning."""
+    eval_every: Annotated[int, Flag("evaluation", "measures", at_least=0)] = 0
+    """Also evaluate after every so many optimizer steps, without lm-eval, into steps/ of the task's folder; the report draws
+    curves. Training goes on at the same bits; a signal that ends the run waits for it."""
+    save_model_every: Annotated[int, Flag("output", "nothing", at_least=0)] = 0
+    """Also save a model that loads after every so many optimizer steps, into steps/ of the task's folder."""
+    keep_best: Annotated[float | None, Flag("evaluation", "measures", above=0, at_most=1)] = None
+    """Keep the best model that was measured on the way in best/ of the task's folder; best.json says its step, or that the last
+    is better. The best: of those whose forget probability is at most this number the one with the highest model utility (where
+    that is not measured, retain probability); if there is none, the one with the lowest forget probability."""
     push_to_hub: Annotated[str | None, Flag("output", "nothing", acts=True)] = None
     """Repository on the Hugging Face hub, such as me/model, to which each task's model goes once it is evaluated. Several
     results get one each, with the pair, the rate and the task at the end of its name. Needs `hf auth login` or HF_TOKEN."""

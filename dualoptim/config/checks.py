@@ -150,6 +150,10 @@ def _unlearn(args: UnlearnArgs) -> Iterator[str]:
     for name, about in flags(type(args)).items() if not args.eval else ():
         if about.group == "evaluation" and about.changes == "measures" and name != "eval" and _is_given(args, name):
             yield f"{_typed(args, name)} has no effect with --no-eval, which leaves out the evaluation; drop one of them"
+    if args.keep_best is not None and not args.eval_every:
+        yield f"--keep-best {args.keep_best:g} chooses among models that are measured on the way; give --eval-every"
+    if args.eval_every and args.mia_gradnorm:
+        yield "--mia-gradnorm takes backward passes of its own, which --eval-every cannot take between steps; drop one of them"
     if args.push_to_hub is not None:
         if args.dry_run:
             yield f"--push-to-hub {args.push_to_hub}: --dry-run makes no model to upload; give one of them"

@@ -222,6 +222,6 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def discard_after(task: Path, step: int) -> None:
     """Remove what a task holds of later steps than `step`: another history is going to be written there."""
     (task / "trained.json").unlink(missing_ok=True)
-    for path in list_checkpoints(task / "checkpoint")[::-1]:
+    for path in [*list_checkpoints(task / "checkpoint")[::-1], *list_checkpoints(task / "steps")]:
         if step_of(path) > step:
             shutil.rmtree(path)

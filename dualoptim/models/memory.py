@@ -111,6 +111,7 @@ class Demand:
     evaluates: bool = True
     evaluates_divided: bool = False
     sharded: str = "auto"  # what `--evaluate-sharded` asks for
+    midway: bool = False  # evaluates between steps too
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def phases(shape: Shape, division: Division, demand: Demand) -> list[Phase]:
         Phase("prepare", replace(device, optimizer=0) + preparing(shape, division, demand), replace(host, optimizer=0)),
         Phase("first step", device + on_device, host + on_host),
         Phase("train", device + training(shape, division, demand), host),
+        *([Phase("midway", device + midway(shape, division, demand), host)] if demand.midway else []),
         *([Phase("evaluate", evaluating(shape, division, demand), Parts())] if demand.evaluates else []),
         Phase("save", device + saving(shape, division, demand), host),
     ]
@@ -190,6 +191,15 @@ def evaluating(shape: Shape, division: Division, demand: Demand) -> Parts:
     answered = texts * (length * width * shape.layers * shape.cached + (width + 4) * shape.vocabulary)
     weights += division.share(head) if division.divides else head
     return Parts(weights=weights, buffers=layers, activations=max(scored, answered))
+
+
+def midway(shape: Shape, division: Division, demand: Demand) -> Parts:
+    """Plan an evaluation between steps: beside all that trains, in 16 bits with copies of float32 weights that are rounded."""
+    measured = evaluating(shape, division, replace(demand, evaluates_divided=division.divides))
+    wide = shape.total if demand.partly else shape.trainable
+    copies = 2 * wide if division.half and not (division.deepspeed or division.fsdp) else 0
+    gradients = saving(shape, division, demand).gradients
+    return Parts(gradients=gradients, buffers=measured.buffers + copies, activations=measured.activations)
 
 
 def saving(shape: Shape, division: Division, demand: Demand) -> Parts:

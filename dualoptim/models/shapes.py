@@ -104,4 +104,5 @@ def demand_of(args: UnlearnArgs, lengths: Lengths) -> Demand:
         stored=2 if args.model != DEMO and load_config(args)[0].dtype == torch.bfloat16 else 4,
         evaluates=args.eval,
         sharded=args.evaluate_sharded,
+        midway=args.eval_every > 0,
     )

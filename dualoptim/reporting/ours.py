@@ -19,7 +19,7 @@ from dualoptim.errors import InputError
 from dualoptim.reporting.results import read_results
 
 _TRAINED = ("log.jsonl", "trained.json", "checkpoint", "model", "masters", "trackers")
-_TASK = ("config.yaml", *_TRAINED, "eval_before", "eval", "report*")
+_TASK = ("config.yaml", *_TRAINED, "steps", "best", "best.json", "eval_before", "eval", "report*")
 _EVALUATION = ("config.yaml", "summary.json", "finished.json", "*.jsonl", "retain_only", "attacks")
 _ALWAYS = ("*.tmp", LOCK, "traceback-*.txt")
 

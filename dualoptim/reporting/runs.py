@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class Outcome:
     training: Training | None = None
     before: Summary | None = None
     after: Summary | None = None
+    on_the_way: Mapping[int, Summary] = field(default_factory=dict)  # after so many steps
 
     @property
     def kind(self) -> type[MeasureArgs]:
@@ -129,7 +130,19 @@ def _read_task(folder: Path, run: Path, name: str) -> Outcome:
         _read_log(folder / "log.jsonl"),
         Summary.read(before) if before.is_file() else None,
         Summary.read(after) if after.is_file() else None,
+        measured_steps(folder),
     )
+
+
+def measured_steps(folder: Path) -> dict[int, Summary]:
+    """Read how the model of a task was measured between its steps, in their order, by the number of the last one before.
+
+    Raises:
+        InputError: if a file cannot be read.
+    """
+    found = (path for path in folder.glob("steps/step-*/eval/summary.json") if path.parts[-3].removeprefix("step-").isdecimal())
+    steps = {int(path.parts[-3].removeprefix("step-")): path for path in found}
+    return {step: Summary.read(steps[step]) for step in sorted(steps)}
 
 
 def _position(outcome: Outcome) -> int:

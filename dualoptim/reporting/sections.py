@@ -100,12 +100,27 @@ def _figures(outcome: Outcome) -> Section:
     if training.gradient_norms:
         says = "Gradient norm of every step before clipping, on a logarithmic axis."
         figures.append(Plot(f"{outcome.label}-gradients", says, plots.gradient_norms(training.gradient_norms)))
+    if outcome.on_the_way:
+        figures.append(_on_the_way(outcome, training.steps))
     figures += utility_plot(outcome.label, [outcome])
     if outcome.before is not None and outcome.after is not None:
         standings = sequence([outcome.task], [outcome.before, outcome.after])
         says = "Probability of the true answers of the task and of the retain set, and model utility, before and after."
         figures.append(Plot(f"{outcome.label}-task", says, sequence_plot(standings)))
     return Section("Plots", plots=figures)
+
+
+def _on_the_way(outcome: Outcome, last: int) -> Plot:
+    """Plot what the model knew after some steps, beginning and end included: where does unlearning go too far?"""
+    points = {0: outcome.before, **outcome.on_the_way, last: outcome.after}
+    known = {step: summary for step, summary in points.items() if summary is not None}
+    curves = {
+        f"task {outcome.task}": [_probability(summary, "forget") for summary in known.values()],
+        "retain set": [_probability(summary, "retain") for summary in known.values()],
+        "utility": [summary.model_utility for summary in known.values()],
+    }
+    says = "Probability of the true answers of the task and of the retain set, and model utility, by optimizer steps."
+    return Plot(f"{outcome.label}-steps", says, plots.tasks([*map(str, known)], curves))
 
 
 def _attacks(outcome: Outcome) -> Section:

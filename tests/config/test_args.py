@@ -23,7 +23,7 @@ lora_dropout lora_target_modules load_in_4bit log_with save_dtype save_every kee
 UNLEARN = """forget_losses task_list optim forget_optimizer retain_optimizer forget_adam_betas forget_weight_decay decouple
 base_betas max_update quantize_delta quantize_base learning_rates forget_lr forget_freq retain_freq
 forget_coeff regularization_coeff forget_max_grad_norm beta gamma layer reference_dir fix_ref_model mask
-eval push_to_hub hub_public dry_run""".split()
+eval eval_every save_model_every keep_best push_to_hub hub_public dry_run""".split()
 
 
 @pytest.mark.parametrize(

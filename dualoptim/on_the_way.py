@@ -1,0 +1,107 @@
+"""Measure and save a model between the steps of its unlearning, and keep the best that was measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dualoptim.atomic import write_json
+from dualoptim.evaluate import evaluate_model
+from dualoptim.evaluation.summary import Summary
+from dualoptim.job import Job
+from dualoptim.models.export import export_model
+from dualoptim.models.launch import decided
+from dualoptim.models.loaded import LoadedModel, as_measured
+from dualoptim.models.sharding import divides
+from dualoptim.reporting.log import track_scores
+from dualoptim.reporting.runs import measured_steps
+
+BEST = "best"
+
+
+@dataclass(frozen=True)
+class OnTheWay:
+    """Does to the model of one task what `--eval-every`, `--save-model-every` and `--keep-best` say."""
+
+    job: Job
+    position: int  # of the task in the list
+    last_step: int  # after which the model is measured and saved anyway
+    card: str
+
+    @property
+    def folder(self) -> Path:
+        """Say where the task lies."""
+        return self.job.folder(self.job.args.task_list[self.position])
+
+    def after(self, step: int, loaded: LoadedModel) -> None:
+        """Measure and save the model that trains, after a step, where that is due; training goes on as if nothing had been."""
+        args, place = self.job.args, self.folder / "steps" / f"step-{step}"
+        saves, measures = self._is_due(args.save_model_every, step), self._is_due(args.eval_every, step)
+        if (saves or measures) and loaded.accelerator.is_main_process:
+            place.parent.mkdir(exist_ok=True)
+            place.mkdir(exist_ok=True)
+        if saves:
+            export_model(loaded, place / "model", self.card, args.save_dtype)
+        if measures:
+            summary = self._measure(loaded, place / "eval")
+            track_scores(loaded.accelerator, "eval", summary, step)
+            if self._is_best(step, summary):
+                export_model(loaded, self.folder / BEST, self.card, args.save_dtype)
+                self._note(step, summary)
+
+    def end(self, summary: Summary) -> None:
+        """Write down which model is the best one, now that the last step's has been measured."""
+        level = self.job.args.keep_best
+        if level is not None and self.job.accelerator.is_main_process:
+            known = {**measured_steps(self.folder), self.last_step: summary}
+            best = max(known, key=lambda step: (goodness(known[step], level), -step))
+            self._note(best, known[best])
+
+    def _is_due(self, every: int, step: int) -> bool:
+        return every > 0 and step % every == 0 and step < self.last_step
+
+    def _measure(self, loaded: LoadedModel, folder: Path) -> Summary:
+        """Measure a model as it is measured once it is saved, but for its general ability; random numbers stay as they are."""
+        measures, accelerator = self.job.measures, loaded.accelerator
+        assert measures is not None
+        measures = replace(measures, args=replace(measures.args, lm_eval_tasks=(), lm_eval_path=None))
+        training = replace(loaded, divided=divides(accelerator))  # however it was loaded
+        devices = [] if loaded.device.type == "cpu" else [loaded.device]
+        with torch.random.fork_rng(devices, device_type=loaded.device.type), as_measured(training):
+            return evaluate_model(training, self.job.evaluation_sets(self.position), measures, folder)
+
+    def _is_best(self, step: int, summary: Summary) -> bool:
+        """Tell whether no model that was measured after an earlier step is as good; the same on all processes."""
+        level = self.job.args.keep_best
+        if level is None:
+            return False
+        own = goodness(summary, level)
+
+        def compare() -> bool:
+            return all(own > goodness(one, level) for number, one in measured_steps(self.folder).items() if number < step)
+
+        return decided(self.job.accelerator, compare)
+
+    def _note(self, step: int, summary: Summary) -> None:
+        """Write down which model is the best one so far, and where it lies."""
+        if self.job.accelerator.is_main_process:
+            place = "model" if step == self.last_step else BEST
+            write_json(self.folder / "best.json", {"step": step, "folder": place, **_scores(summary)})
+
+
+def _scores(summary: Summary) -> Mapping[str, float | None]:
+    retain = summary.sets.get("retain", {}).get("probability")
+    utility = retain if summary.model_utility is None else summary.model_utility
+    return {"forget_probability": summary.sets.get("forget", {}).get("probability"), "utility": utility}
+
+
+def goodness(summary: Summary, level: float) -> tuple[bool, float]:
+    """Rank a model, higher is better, by the rule of `--keep-best`.
+
+    Models whose forget probability is at most `level` come first, by their utility; then the others, by how little of the
+    forget set they know. Utility is the model utility, or the retain set's probability where that was not measured.
+    """
+    scores = _scores(summary)
+    forget, utility = (-1.0 if value is None else value for value in (scores["forget_probability"], scores["utility"]))
+    return (True, utility) if forget <= level else (False, -forget)
