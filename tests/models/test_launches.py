@@ -12,7 +12,7 @@ from dualoptim import UnlearnArgs
 from dualoptim.models.launches import LAUNCHES, Machine, choices, enough_processes, planned
 from dualoptim.models.measured import GIB
 from dualoptim.models.memory import Division
-from dualoptim.models.shapes import empty_model, shape_of
+from dualoptim.models.shapes import at_worst, demand_of, empty_model, shape_of
 
 CONFIGS = ROOT / "accelerate_configs"
 
@@ -48,9 +48,13 @@ def machine(processes=1, device=80, host=240):
     return Machine(processes, device * GIB, host * GIB, half=True, on_cuda=True)
 
 
+def demanded(args):
+    return demand_of(args, at_worst(args, ""))
+
+
 def cell(args, place, shapes) -> str:
     """The best choice, and the next one where that is slower or changes flags."""
-    found = list(choices(args, place, shapes))
+    found = list(choices(args, place, shapes, at_worst(args, "")))
     plain = found and not found[0].changes and found[0].launch != "zero3_offload"
     return " or ".join(f"`{one}`".replace(".yaml", "") for one in found[: 1 if plain else 2]) or "no"
 
@@ -83,31 +87,31 @@ def test_the_arithmetic_knows_the_files():
 
 def test_a_faster_launch_comes_before_one_that_divides_more(folders):
     args = UnlearnArgs(model=str(folders / "Llama-3-8B"))
-    first = next(choices(args, machine(processes=8), {}))
+    first = next(choices(args, machine(processes=8), {}, at_worst(args, "")))
     assert (first.launch, first.changes) == ("zero2", {})
     shape = shape_of(empty_model(args))
     for name, fits in (("ddp", False), ("zero1", False), ("zero2", True), ("zero3", True), ("fsdp2", True)):
         division = dataclasses.replace(LAUNCHES[name], processes=8, half=True, on_cuda=True)
         place = machine(processes=8)
-        assert place.holds(planned(args, shape, division, place)) == fits, name
+        assert place.holds(planned(demanded(args), shape, division, place)) == fits, name
 
 
 def test_what_is_refused_is_not_proposed(folders):
     args, shapes = UnlearnArgs(model=str(folders / "Llama-2-7B")), {}
     for place in (machine(*sizes) for sizes in MACHINES.values()):
-        for choice in choices(args, place, shapes):
+        for choice in choices(args, place, shapes, at_worst(args, "")):
             assert not (choice.changes.get("optim_bits") == 8 and choice.launch == "fsdp2")
             assert not ("load_in_4bit" in choice.changes and choice.launch in ("zero3", "fsdp2", "zero3_offload"))
     on_cpu = dataclasses.replace(machine(host=8), on_cuda=False)
-    assert not [choice for choice in choices(args, on_cpu, shapes) if "load_in_4bit" in choice.changes]
+    assert not [choice for choice in choices(args, on_cpu, shapes, at_worst(args, "")) if "load_in_4bit" in choice.changes]
 
 
 def test_enough_processes_are_found_for_what_does_not_fit(folders):
     args = UnlearnArgs(model=str(folders / "Llama-2-13B"))
-    processes, choice = enough_processes(args, machine(), {})
+    processes, choice = enough_processes(args, machine(), {}, at_worst(args, ""))
     division = dataclasses.replace(LAUNCHES[choice.launch], processes=processes // 2, half=True, on_cuda=True)
     fewer = machine(processes=processes // 2)
-    assert not fewer.holds(planned(args, shape_of(empty_model(args)), division, fewer))
+    assert not fewer.holds(planned(demanded(args), shape_of(empty_model(args)), division, fewer))
 
 
 def test_the_whole_model_is_measured_where_it_takes_half_of_a_device(folders):
@@ -115,7 +119,8 @@ def test_the_whole_model_is_measured_where_it_takes_half_of_a_device(folders):
     shape, division = shape_of(empty_model(args)), Division(processes=8, deepspeed=True, stage=3, half=True, on_cuda=True)
 
     def weights(device, **changes):
-        phases = planned(dataclasses.replace(args, **changes), shape, division, machine(processes=8, device=device))
+        changed = dataclasses.replace(args, **changes)
+        phases = planned(demanded(changed), shape, division, machine(processes=8, device=device))
         return next(phase.device.weights for phase in phases if phase.name == "evaluate")
 
     whole = 2 * shape.total

@@ -127,7 +127,7 @@ def test_the_plan_counts_what_trains_and_what_lies_beside_it(tiny):
 
 def test_what_lies_beside_weights_that_train_by_hand():
     shape = Shape(quantizable=800, other=200, frozen=1000, layers=4, hidden=8, intermediate=16, vocabulary=50)
-    demand = Demand(moments=Moments(2), tokens=1, partly=True)
+    demand = Demand(moments=Moments(2), tokens=1, scored=1, partly=True)
     plain, zero = Division(half=True), Division(2, stage=2, deepspeed=True, half=True)
     assert divide(shape, plain, demand)[0].weights == 4 * 2000
     assert divide(shape, plain, dataclasses.replace(demand, partly=False))[0].weights == 4 * 1000 + 2 * 1000  # an adapter
