@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate.utils import compare_versions
 from support import MODELS, examples, flash_stand_in
 
 from dualoptim.data.batches import pack
@@ -29,13 +30,17 @@ def flash(name):
 @pytest.mark.parametrize("name", MODELS)
 @torch.autocast("cpu", torch.bfloat16)  # the kernels have 16 bits
 def test_the_kernel_is_told_and_computes_the_same_bits(name, told):
+    if name == "gpt2" and compare_versions("transformers", "<", "5.24"):
+        pytest.skip("older versions choose GPT-2's attention where it is built")
     model, texts = flash(name), examples(5)
     assert takes_places(model)
     told.clear()
     whole = score(model, Layout(CPU, packed=True, told=True)(texts))
     assert told == [max(len(text.ids) for text in texts)] * 2
     asked = score(model, Layout(CPU, packed=True)(texts))
-    assert all(isinstance(length, torch.Tensor) for length in told[2:])
+    assert len(told) == 4
+    if compare_versions("transformers", ">=", "5.24"):  # older ones read the length themselves
+        assert all(isinstance(length, torch.Tensor) for length in told[2:])
     assert torch.equal(whole.logits, asked.logits)
     model.config._attn_implementation = "sdpa"
     assert torch.allclose(whole.logits, score(model, pack(texts)).logits, atol=3e-2)
