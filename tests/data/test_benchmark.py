@@ -127,6 +127,8 @@ def test_a_true_answer_is_cut_to_the_tokens_that_count(gguf, muse, shared_json):
 
     oracle = shared_json("oracles/muse.json")["verbmem"]["smollm2_tokenizer"]
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+        pytest.skip("older versions of transformers read a begin token out of the file, which counts among the 128")
     write(Path(muse), verbmem__forget=[{"prompt": "On", "gt": oracle["gt"]}])
     source = opened("muse-news", muse)
     source.cut(Formatter(tokenizer, None, 500))
