@@ -166,7 +166,8 @@ MEASURES = [name for name, flag in flags(UnlearnArgs).items() if (flag.group, fl
 
 @pytest.mark.parametrize("name", [name for name in MEASURES if name not in ("eval", "lm_eval_path")])
 def test_what_is_measured_has_no_effect_without_an_evaluation(name):
-    value = "exact_match" if name == "metrics" else {int: 3, bool: True}.get(_hints(UnlearnArgs)[name], "x")
+    taken = {"metrics": "exact_match", "keep_best": 0.5}
+    value = taken.get(name) or {int: 3, bool: True}.get(_hints(UnlearnArgs)[name], "x")
     flag = " ".join([flag_name(name), *([] if value is True else [str(value)])])
     with pytest.raises(
         InputError, match=f"{flag} has no effect with --no-eval, which leaves out the evaluation; drop one of them"

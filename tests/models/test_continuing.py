@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.utils import compare_versions
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -114,6 +115,9 @@ def test_texts_come_and_go_without_a_trace(name):
         torch.testing.assert_close(own, alone[: len(own)], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(
+    compare_versions("transformers", "<", "5.24"), reason="older versions are told apart by answers alone (test_decoding)"
+)
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
