@@ -50,6 +50,7 @@ STRATEGIES = {
 # ------------------------------------------------------------------------------------------------- tiny models and texts
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 97}
+GROUPED = SIZES | {"num_key_value_heads": 2}
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_key_value_heads=2)),

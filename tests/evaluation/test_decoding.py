@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from support import GROUPED
 from transformers import (
     AutoTokenizer,
     Gemma3ForCausalLM,
@@ -26,15 +27,7 @@ from dualoptim.evaluation.scoring import ScoringPass
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import assemble
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "vocab_size": 2000,
-    "head_dim": 8,
-}
+SIZES = GROUPED | {"vocab_size": 2000, "head_dim": 8}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 12}
 KINDS = {
     "llama": (LlamaForCausalLM, LlamaConfig(**SIZES), "refilled"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from benchmarks.gpu import Bench
 
 
 def pytest_runtest_setup(item):
@@ -11,6 +12,14 @@ def pytest_runtest_setup(item):
     for marker, needed in (("gpu", 1), ("multigpu", 2)):
         if item.get_closest_marker(marker) and gpus < needed:
             pytest.skip(f"needs {needed} GPU{'s' * (needed > 1)} that PyTorch sees, and there are {gpus}")
+
+
+@pytest.fixture
+def bench(tiny, tmp_path) -> Bench:
+    """Launches on the GPU of the tiny model."""
+    (tmp_path / "small").symlink_to(tiny)
+    (tmp_path / "runs").mkdir()
+    return Bench(tmp_path, "cuda", "demo")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from benchmarks.gpu import Bench, Measured, apart, refused, resumed, synchronizations
+from benchmarks.gpu import Measured, apart, refused, resumed, synchronizations
 
 from dualoptim import EvalArgs, UnlearnArgs, run
 from dualoptim.evaluate import evaluate
@@ -12,14 +12,6 @@ from dualoptim.memory_plan import plan
 from dualoptim.models.launch import start_accelerator
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def bench(tiny, tmp_path) -> Bench:
-    """Launches on the GPU of the tiny model."""
-    (tmp_path / "small").symlink_to(tiny)
-    (tmp_path / "runs").mkdir()
-    return Bench(tmp_path, "cuda", "demo")
 
 
 @pytest.fixture

@@ -4,18 +4,10 @@ import json
 
 import pytest
 import torch
-from benchmarks.gpu import Bench, apart
+from benchmarks.gpu import apart
 from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.multigpu
-
-
-@pytest.fixture
-def bench(tiny, tmp_path) -> Bench:
-    """Launches on the GPUs of the tiny model."""
-    (tmp_path / "small").symlink_to(tiny)
-    (tmp_path / "runs").mkdir()
-    return Bench(tmp_path, "cuda", "demo")
 
 
 @pytest.mark.parametrize("config", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate.utils import compare_versions
+from support import GROUPED
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -31,15 +32,7 @@ from transformers import (
 
 from dualoptim.models.continuing import Texts
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "vocab_size": 97,
-    "head_dim": 8,
-}
+SIZES = GROUPED | {"head_dim": 8}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 KINDS = {

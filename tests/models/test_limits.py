@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from accelerate.utils import compare_versions
+from support import GROUPED
 from transformers import (
     AutoTokenizer,
     BartConfig,
@@ -52,19 +53,11 @@ from dualoptim.models.load import load_model
 from dualoptim.models.loaded import Layout
 from dualoptim.models.packing import BLOCKWISE
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "vocab_size": 97,
-}
 FALCON = FalconConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=97, alibi=True)
-WINDOW = MistralConfig(**SIZES, sliding_window=40)
-QWEN_WINDOW = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=40, max_window_layers=1)
+WINDOW = MistralConfig(**GROUPED, sliding_window=40)
+QWEN_WINDOW = Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=40, max_window_layers=1)
 CHUNK = Llama4TextConfig(
-    **SIZES, head_dim=8, intermediate_size_mlp=64, num_local_experts=2, attention_chunk_size=48, no_rope_layers=[1, 1]
+    **GROUPED, head_dim=8, intermediate_size_mlp=64, num_local_experts=2, attention_chunk_size=48, no_rope_layers=[1, 1]
 )
 MIXED = [[["global", "local"], 1]]
 OLDER = pytest.mark.skipif(
@@ -92,17 +85,19 @@ def texts_of(*lengths):
 
 
 TAKES = {
-    "llama": (LlamaForCausalLM, LlamaConfig(**SIZES)),
+    "llama": (LlamaForCausalLM, LlamaConfig(**GROUPED)),
     "a window": (MistralForCausalLM, WINDOW),
     "a window in some layers": (Qwen2ForCausalLM, QWEN_WINDOW),
     "learned positions": (GPT2LMHeadModel, GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=97, **LEARNED)),
 }
 MIXES = {
     "ALiBi without positions": (BloomForCausalLM, BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=97)),
-    "a short convolution": (Lfm2ForCausalLM, Lfm2Config(**SIZES, layer_types=["conv", "full_attention"])),
+    "a short convolution": (Lfm2ForCausalLM, Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"])),
     "a state space": (
         JambaForCausalLM,
-        JambaConfig(**SIZES, attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_dt_rank=4, use_mamba_kernels=False),
+        JambaConfig(
+            **GROUPED, attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_dt_rank=4, use_mamba_kernels=False
+        ),
     ),
 }
 
@@ -123,7 +118,7 @@ def test_a_model_without_positions_of_its_own_is_recognized():
         def forward(self, *args, position_ids=None, **kwargs):
             return super().forward(*args, **kwargs)
 
-    assert packed_row(made(Mixing, LlamaConfig(**SIZES)), UnlearnArgs()) == 0
+    assert packed_row(made(Mixing, LlamaConfig(**GROUPED)), UnlearnArgs()) == 0
 
 
 @OLDER
@@ -139,14 +134,14 @@ def test_positions_that_are_rounded_far_into_a_row_are_seen():
 def test_one_layer_of_another_kind_is_found_wherever_it_is(layer):
     kinds = ["full_attention"] * 6
     kinds[layer] = "conv"
-    model = made(Lfm2ForCausalLM, Lfm2Config(**SIZES | {"num_hidden_layers": 6}, layer_types=kinds))
+    model = made(Lfm2ForCausalLM, Lfm2Config(**GROUPED | {"num_hidden_layers": 6}, layer_types=kinds))
     assert packed_row(model, UnlearnArgs()) == 0
     assert len(model.model.layers) == 6
 
 
 def test_equal_layers_are_run_once(monkeypatch):
     """A 7B model would take minutes on a CPU."""
-    model = made(LlamaForCausalLM, LlamaConfig(**SIZES | {"num_hidden_layers": 12}))
+    model = made(LlamaForCausalLM, LlamaConfig(**GROUPED | {"num_hidden_layers": 12}))
     ran = []
     for n, layer in enumerate(model.model.layers):
         layer.register_forward_hook(lambda *_, n=n: ran.append(n))
@@ -261,7 +256,7 @@ BOUND = {
     ),
 }  # fmt: skip
 FREE = {
-    "rotations": (LlamaForCausalLM, LlamaConfig(**SIZES | {"vocab_size": 2000}, max_position_embeddings=100)),
+    "rotations": (LlamaForCausalLM, LlamaConfig(**GROUPED | {"vocab_size": 2000}, max_position_embeddings=100)),
     "ALiBi": (BloomForCausalLM, BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=2000)),
 }
 
@@ -296,7 +291,7 @@ def test_a_model_that_fails_on_any_text_is_refused(tiny, tmp_path):
 
 def test_a_token_without_an_embedding_is_refused(tiny, tmp_path):
     """Whatever it is: the end of a text, or of the question in a template."""
-    config = LlamaConfig(**SIZES | {"vocab_size": 2000})
+    config = LlamaConfig(**GROUPED | {"vocab_size": 2000})
 
     def end(tokenizer):
         tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
@@ -342,9 +337,9 @@ class Mixed(LlamaForCausalLM):
         (BartForCausalLM, BartConfig(
             d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, vocab_size=97
         ), "equally long"),
-        (Deaf, LlamaConfig(**SIZES), "equally long"),
+        (Deaf, LlamaConfig(**GROUPED), "equally long"),
         (RwkvForCausalLM, RwkvConfig(hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, vocab_size=97), "none"),
-        (Mixed, LlamaConfig(**SIZES), "none"),
+        (Mixed, LlamaConfig(**GROUPED), "none"),
     ],
     ids=["llama", "gpt2", "bloom", "bart", "deaf", "rwkv", "mixed"],
 )  # fmt: skip
@@ -364,7 +359,7 @@ def test_a_model_that_reads_padding_as_text_is_refused(tiny, tmp_path):
             return output
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 64}
-    for model in (made(TwoWay, LlamaConfig(**SIZES)), made(CpmAntForCausalLM, CpmAntConfig(**sizes, vocab_size=97))):
+    for model in (made(TwoWay, LlamaConfig(**GROUPED)), made(CpmAntForCausalLM, CpmAntConfig(**sizes, vocab_size=97))):
         with pytest.raises(
             InputError, match=r"^--model x: .* scores a text differently beside a longer one, .* choose another"
         ):
@@ -381,14 +376,14 @@ def test_a_model_that_cannot_generate_is_refused():
             raise ValueError("no cache")
 
     with pytest.raises(InputError, match=r"--model x: Silent cannot generate answers \(no cache\); .* train with --no-eval"):
-        answered_at_once(made(Silent, LlamaConfig(**SIZES)), "x")
+        answered_at_once(made(Silent, LlamaConfig(**GROUPED)), "x")
 
 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: device-side assert")]
 )
 def test_what_fails_on_the_device_says_nothing_of_the_model(error, monkeypatch):
-    model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+    model = LlamaForCausalLM(LlamaConfig(**GROUPED)).eval()
 
     def fail(*_, **__):
         raise error
