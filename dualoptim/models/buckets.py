@@ -50,6 +50,8 @@ def sized(accelerator: Accelerator, model: Any) -> Iterator[None]:
     }
     ours = {name: value for name, value in ours.items() if name not in zero}
     zero |= ours
-    yield
-    for name in ours:
-        del zero[name]
+    try:
+        yield
+    finally:  # the next model has sizes of its own
+        for name in ours:
+            del zero[name]

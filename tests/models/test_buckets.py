@@ -45,6 +45,9 @@ def test_deepspeed_is_told_while_a_model_is_prepared_and_the_next_one_has_its_ow
             "stage3_max_reuse_distance": 100_000_000,
         }
     assert zero == {"stage": 3, "sub_group_size": 12}
+    with pytest.raises(RuntimeError, match="out of memory"), sized(accelerator, model):
+        raise RuntimeError("out of memory")
+    assert zero == {"stage": 3, "sub_group_size": 12}
     zero["stage"] = 2
     with sized(accelerator, model):
         assert zero == {"stage": 2, "sub_group_size": 12}
