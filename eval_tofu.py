@@ -6,9 +6,9 @@ from dualoptim.config.cli import main
 
 def evaluate(args: EvalArgs) -> object:
     """Evaluate, and attack if asked."""
-    from dualoptim import evaluate as command  # torch and transformers, for which `--help` need not wait
+    from dualoptim import evaluate as evaluation  # torch and transformers, for which `--help` need not wait
 
-    return command.evaluate(args)
+    return evaluation.command(args)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dualoptim.reporting.results import TaskResult
     from dualoptim.unlearn import RunResult, run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
     "config.args": ("EvalArgs", "FinetuneArgs", "SweepArgs", "UnlearnArgs"),

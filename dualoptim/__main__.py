@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from dualoptim.errors import InputError
+from dualoptim.errors import InputError, read_to_the_end
 
 Place = tuple[str, str]
 """A module of the package and a name in it, which is imported when it is needed: help is quick, torch is not."""
@@ -21,10 +21,12 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "unlearn": Command(("config.args", "UnlearnArgs"), ("unlearn", "command"), "make a model forget some rows and keep others"),
-    "eval": Command(("config.args", "EvalArgs"), ("evaluate", "evaluate"), "measure what a model knows, and attack it"),
+    "eval": Command(("config.args", "EvalArgs"), ("evaluate", "command"), "measure what a model knows, and attack it"),
     "finetune": Command(("config.args", "FinetuneArgs"), ("finetune", "finetune"), "teach a model rows"),
     "sweep": Command(("config.args", "SweepArgs"), ("sweep", "command"), "unlearn with many settings, and compare them"),
-    "report": Command(("report", "ReportArgs"), ("report", "report"), "describe and compare what runs have left"),
+    "ask": Command(("config.args", "AskArgs"), ("ask", "ask"), "ask a model questions, before and after side by side"),
+    "report": Command(("config.args", "ReportArgs"), ("report", "report"), "describe and compare what runs have left"),
+    "export": Command(("config.args", "ExportArgs"), ("export", "export"), "merge an adapter, or write a .gguf file to serve"),
     "plan": Command(("config.args", "UnlearnArgs"), ("memory_plan", "dry_run"), "say what unlearning would take in memory"),
 }
 
@@ -34,16 +36,17 @@ def main() -> NoReturn:
     word, flags = (sys.argv[1:] or ["--help"])[0], sys.argv[2:]
     if word in COMMANDS:
         sys.argv = [f"dualoptim {word}", *flags]
-        run(COMMANDS[word])
-    try:
-        print(_usage() if word in ("-h", "--help") else _launch_file(word, flags))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        start(COMMANDS[word])
+    with read_to_the_end():
+        try:
+            print(_usage() if word in ("-h", "--help") else _launch_file(word, flags))
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
     sys.exit(0)
 
 
-def run(command: Command) -> NoReturn:
+def start(command: Command) -> NoReturn:
     """Parse the flags of a command and run it."""
     from dualoptim.config import cli
 
@@ -76,7 +79,8 @@ def _launch_file(word: str, names: list[str]) -> str:
         InputError: if there is no such command or file.
     """
     if word != "launch-file":
-        raise InputError(f"{word!r} is no command; give one of {', '.join(COMMANDS)}, launch-file")
+        flag = "; flags stand behind a command, as in dualoptim unlearn --preset" if word.startswith("-") else ""
+        raise InputError(f"{word!r} is no command{flag}; give one of {', '.join(COMMANDS)}, launch-file")
     files = _launch_files()
     if len(names) != 1 or names[0] not in files:
         raise InputError(f"launch-file {' '.join(names)}".strip() + f": give one of {', '.join(files)}")

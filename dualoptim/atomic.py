@@ -56,9 +56,9 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON; a number that is not finite is an error, because JSON has none."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, small: bool = False) -> None:
+    """Write JSON, indented unless `small`; a number that is not finite is an error, because JSON has none."""
+    write_text(path, json.dumps(value, indent=None if small else 2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:

@@ -1,9 +1,12 @@
 """End a command early, each way with one line for the user."""
 
 import contextlib
+import os
 import re
 import reprlib
+import select
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +21,10 @@ class InputError(Exception):
         """Say it in one line that a terminal shows as it is, whatever stood in a file; a very long one loses its middle."""
         line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
         super().__init__(line if len(line) <= 1000 else f"{line[:500]} ... {line[-400:]}")
+
+
+class OutOfReachError(InputError):
+    """What a user names is not here: on the hub, on another machine, or still to be fetched. A plan can do without it."""
 
 
 class NonFiniteError(RuntimeError):
@@ -89,6 +96,11 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
+def counted(count: int, what: str) -> str:
+    """Write how many there are of something: `1 step`, `1,200 steps`."""
+    return f"{count:,} {what}" + "s" * (count != 1)
+
+
 @contextlib.contextmanager
 def blamed(flag: str, value: object, remedy: str, what: str = "cannot be loaded") -> Iterator[None]:
     """Turn whatever a library raises inside into the one line that a user reads, for kinds that differ by its version.
@@ -105,6 +117,37 @@ def blamed(flag: str, value: object, remedy: str, what: str = "cannot be loaded"
             if switch in str(error):
                 raise InputError(f"{flag} {value} {said}; {instead or remedy}") from None
         raise InputError(f"{flag} {value}: {what} ({reason(error)}); {remedy}") from None
+
+
+@contextlib.contextmanager
+def read_to_the_end() -> Iterator[None]:
+    """End quietly, as other command line tools do, where what reads the output has closed it: `dualoptim --help | head -3`.
+
+    With 128 + SIGPIPE, as a shell counts an end by that signal, which would itself come of sockets to other processes too.
+    """
+    try:
+        try:
+            yield
+        finally:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+    except BrokenPipeError:
+        if not (closed := unread()):
+            raise
+        for stream in closed:  # what is left of it goes nowhere, when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(128 + 13)
+
+
+def unread() -> list[Any]:
+    """List the outputs of this process that nobody reads any more."""
+    found = []
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):  # it is no file, as in a notebook, or this system cannot tell
+            asked = select.poll()
+            asked.register(stream.fileno(), 0)  # for nothing: errors alone are told
+            found += [stream] if asked.poll(0) else []
+    return found
 
 
 _GONE = re.compile("closed by peer|reset by peer|was likely closed|Broken pipe|remote process exited")

@@ -1,9 +1,15 @@
 """Fine-tune a model on rows: the shortest complete program on the training loop. Read this file first.
 
     dualoptim finetune --model MODEL --data DATA --splits retain90 forget01 --output-dir runs/target
+    dualoptim finetune --model MODEL --forget-file facts.csv --output-dir runs/knows
 
 It makes target models, which know the forget set, and retain-only models, which never saw it.
 """
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    from dualoptim.__main__ import COMMANDS, start
+
+    start(COMMANDS["finetune"])
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +20,12 @@ from accelerate import Accelerator
 
 from dualoptim.atomic import write_json
 from dualoptim.config.args import FinetuneArgs
-from dualoptim.config.cli import main
 from dualoptim.config.saved import write_config
 from dualoptim.config.values import expect
-from dualoptim.data.benchmark import Benchmark
 from dualoptim.data.identity import prompts_hash, rows_hash
+from dualoptim.data.own import Source, open_source
 from dualoptim.data.rows import Row
 from dualoptim.data.stream import ExampleBuilder, Stream
-from dualoptim.data.tofu import TofuSource, tofu_source
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.method.adamw import adamw
 from dualoptim.method.objectives import Objective, negative_log_likelihood
@@ -35,7 +39,7 @@ from dualoptim.models.load import load_model
 from dualoptim.models.loaded import LoadedModel, MicroBatches
 from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.resume import Planned, choose_checkpoints, with_its_batch
-from dualoptim.models.saving import Saving, how_to_go_on, steps_of
+from dualoptim.models.saving import Saving, how_to_go_on, step_folder, steps_of
 from dualoptim.models.together import stop_together, wait
 from dualoptim.models.trainable import chosen_weights
 from dualoptim.models.work import Work
@@ -72,7 +76,7 @@ def finetune(args: FinetuneArgs) -> FinetuneResult:
 
 def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> FinetuneResult:
     # ---- read and check everything, before anything is written
-    source = Benchmark(args) if args.benchmark else tofu_source(args.data_source)
+    source = open_source(args)
     rows_to_learn(args, source)  # what is wrong with the data shows before a model is loaded
     loaded = load_model(args, accelerator)
     source.cut(loaded.formatter)
@@ -85,11 +89,11 @@ def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> Fin
     inputs |= {"prompts": prompts_hash(rows, loaded.formatter), "weights": loaded.weights_hash()}
     start = None
     if args.resume:
-        start = choose_checkpoints(accelerator, args, [Planned(folder, resolved, inputs, plan.last_step)]).get(folder)
+        start = choose_checkpoints(accelerator, args, [Planned(folder, resolved, inputs, plan)]).get(folder)
         if finished := decided(accelerator, lambda: _finished(folder, plan, args.target_loss)):
             say(accelerator, f"finished before: {model}")
             return FinetuneResult(folder, model, finished)
-    left = ("config.yaml", "log.jsonl", "model", "trackers", "checkpoint", "trained.json")
+    left = ("config.yaml", "log.jsonl", "model", "trackers", "checkpoint", "trained.json", "steps")
     claim(args, accelerator, [folder / name for name in left])
 
     # ---- train and save
@@ -100,12 +104,15 @@ def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> Fin
         write_config(folder / "config.yaml", resolved, inputs)
         discard_after(folder, saving.taken)
     wait(accelerator)
-    what = f"fine-tuned on {', '.join(args.splits)} of {args.data_source}"
+    names = [*args.forget_file, *(args.retain_file or ())] if args.forget_file else [source.name]
+    what = f"fine-tuned on {', '.join(args.splits)} of {', '.join(names)}"
     try:
         with trackers(accelerator, folder, folder.name, resolved), held():
             with StepLog(folder / "log.jsonl", plan.last_step, "fine-tune", accelerator, records) as log:
-                for _ in learn(loaded, rows, args, log, saving):
-                    pass  # a step is taken whenever its record is asked for
+                for record in learn(loaded, rows, args, log, saving):  # a step is taken whenever its record is asked for
+                    if args.saves_model_after(record["step"], plan.steps_per_epoch) and record["step"] < plan.last_step:
+                        place = step_folder(accelerator, folder, record["step"])
+                        export_model(loaded, place / "model", model_card(args, what), args.save_dtype)
             export_model(loaded, model, model_card(args, what), args.save_dtype)
             if accelerator.is_main_process:
                 write_json(folder / "trained.json", {"steps": len(log.records)})
@@ -115,6 +122,10 @@ def _finetune(args: FinetuneArgs, accelerator: Accelerator, folder: Path) -> Fin
         raise NonFiniteError(f"{error}. The weights before this step are in {model}") from None
     finally:
         release(loaded)
+    say(
+        accelerator,
+        f"{len(log.records)} steps, loss {log.records[0]['loss']:.3g} → {log.records[-1]['loss']:.3g}; model: {model}",
+    )
     return FinetuneResult(folder, model, log.records)
 
 
@@ -136,7 +147,7 @@ def learn(
     plan = plan_of(args, len(rows), loaded.accelerator.num_processes)
 
     with training(loaded, args, adamw(args.learning_rate, args.adam_betas, bits=args.optim_bits)) as engine:
-        for record in steps_of(engine, Work(phases, plan), saving or Saving()):
+        for record in steps_of(engine, Work(phases, plan), saving or Saving(), log.records):
             log.add(record)
             yield record
             if _knows(log.records, plan, args.target_loss):
@@ -165,7 +176,7 @@ def plan_of(args: FinetuneArgs, num_rows: int, processes: int) -> Plan:
     return Plan(cycle, per_epoch, args.num_epochs, *rates)
 
 
-def rows_to_learn(args: FinetuneArgs, source: TofuSource | Benchmark) -> list[Row]:
+def rows_to_learn(args: FinetuneArgs, source: Source) -> list[Row]:
     """Give the rows of `--splits`; with `--tasks` only those of these tasks and those of none.
 
     Raises:
@@ -176,7 +187,3 @@ def rows_to_learn(args: FinetuneArgs, source: TofuSource | Benchmark) -> list[Ro
     if missing:
         raise InputError(f"--tasks {min(missing)}: no row of {', '.join(args.splits)} belongs to this task")
     return [row for row in rows if not args.tasks or row.task is None or row.task in args.tasks]
-
-
-if __name__ == "__main__":
-    main(FinetuneArgs, finetune)

@@ -7,15 +7,18 @@ from typing import Any
 from accelerate import Accelerator
 
 from dualoptim.config.args import DEMO, UnlearnArgs
+from dualoptim.config.product import single_runs
 from dualoptim.data.demo import tiny_model
-from dualoptim.data.own import load_refusals, open_source
+from dualoptim.data.own import OwnFiles, load_refusals, open_source
 from dualoptim.data.prompts import Example, Formatter, make_formatter
+from dualoptim.data.questions import ANSWER_TOKENS, unanswered
+from dualoptim.errors import InputError, OutOfReachError
 from dualoptim.job import Job
 from dualoptim.models.adapter import base_of
 from dualoptim.models.load import load_config, read_prompting
 from dualoptim.models.loaded import Layout, LoadedModel
 from dualoptim.models.memory import Lengths
-from dualoptim.models.work import micro_batches, work_of
+from dualoptim.models.work import Work, micro_batches, work_of
 
 
 def lengths_of(args: UnlearnArgs, accelerator: Accelerator, model: Any) -> Lengths:
@@ -24,18 +27,30 @@ def lengths_of(args: UnlearnArgs, accelerator: Accelerator, model: Any) -> Lengt
     `model` may have no weights (meta device).
 
     Raises:
-        InputError: if data or tokenizer cannot be read, or a text does not fit.
+        OutOfReachError: if the tokenizer cannot be read, or data that are not on this machine.
+        InputError: if other data cannot be read, or a text does not fit.
     """
+    job = Job(args, accelerator, open_source(args), load_refusals(args.idk_file), None)
     if args.model == DEMO:
         formatter, template = make_formatter(args, tiny_model(args.seed)[1])
     else:
         _, source, options = load_config(args)
-        formatter, template = read_prompting(args, base_of(args.model), (source, options))
+        try:
+            formatter, template = read_prompting(args, base_of(args.model), (source, options))
+        except InputError as error:  # a configuration alone can be planned
+            raise OutOfReachError(str(error)) from None
     loaded = LoadedModel(model, formatter, template, accelerator, Layout(accelerator.device, packed=True))
-    job = Job(args, accelerator, open_source(args), load_refusals(args.idk_file), None)
     job.source.cut(formatter)
-    found = [_size(texts) for texts in _micro_batches(job, loaded)]
-    return Lengths(max(tokens for tokens, _ in found), max(scored for _, scored in found), _longest(job, formatter))
+    if args.makes_rows and isinstance(job.source, OwnFiles):  # by a model that has no weights here
+        questions = (str(row.question) for row in job.source.rows("retain"))
+        job.source.keep(unanswered(questions, "word " * ANSWER_TOKENS))
+    works = list(_works(job, loaded))
+    batches = {which: work for which, _, work in reversed(works)}  # those of every rate are the same
+    found = [_size(texts) for work in batches.values() for texts in _micro_batches(work)]
+    steps = tuple(f"{what}: {work.in_words()}" for _, what, work in works)
+    return Lengths(
+        max(tokens for tokens, _ in found), max(scored for _, scored in found), _longest(job, formatter), steps=steps
+    )
 
 
 def _size(texts: Sequence[Example]) -> tuple[int, int]:
@@ -43,26 +58,31 @@ def _size(texts: Sequence[Example]) -> tuple[int, int]:
     return sum(len(text.ids) for text in texts), sum(len(text.ids) - text.start for text in texts)
 
 
-def _micro_batches(job: Job, loaded: LoadedModel) -> Iterator[list[Example]]:
-    """Give all micro-batches of all processes, for every pair and task."""
-    args = job.args
-    for pair in args.forget_losses:
-        one = replace(args, forget_losses=(pair,), learning_rates=args.rates)
-        for position in range(len(args.task_list)):
-            work = work_of(one, job.rows(position), loaded)
-            for name, phase in work.phases.items():
-                streams = [micro_batches(term).stream for term in phase.terms.values()]
-                for step in range(work.plan.steps_of(name)):
-                    for stream in streams:
-                        for process in range(stream.processes):
-                            yield from replace(stream, process=process).window(step)
+def _works(job: Job, loaded: LoadedModel) -> Iterator[tuple[tuple[str, int], str, Work]]:
+    """Say what each pair and rate does for each task: which pair and task, both and the rate in words, the work."""
+    for one in single_runs(replace(job.args, learning_rates=job.args.rates)):
+        pair, rate = one.forget_losses[0], one.learning_rates[0]
+        for own, position in replace(job, args=one).each_task():
+            task = own.args.task_list[position]
+            what = f"{pair}, rate {rate:g}, {own.source.describe(own.args.split[0], task)}"
+            yield (pair, task), what, work_of(one, own.rows(position), loaded)
+
+
+def _micro_batches(work: Work) -> Iterator[list[Example]]:
+    """Give all micro-batches of all processes."""
+    for name, phase in work.phases.items():
+        streams = [micro_batches(term).stream for term in phase.terms.values()]
+        for step in range(work.plan.steps_of(name)):
+            for stream in streams:
+                for process in range(stream.processes):
+                    yield from replace(stream, process=process).window(step)
 
 
 def _longest(job: Job, formatter: Formatter) -> int:
     """Find the longest text of all that is measured: as it stands, or a question with the longest answer that may be given."""
     longest = 1
-    for position in range(len(job.args.task_list)):
-        for rows in job.evaluation_sets(position)[0].values():
+    for own, position in job.each_task():
+        for rows in own.evaluation_sets(position)[0].values():
             for row in rows:
                 texts = [formatter.of_row(row, text) for text in row.texts()]
                 answered = (row.asking and row.asking.tokens) or job.args.max_new_tokens

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from dualoptim.atomic import write_json
+from dualoptim.budget import between_steps
 from dualoptim.evaluate import evaluate_model
 from dualoptim.evaluation.summary import Summary
 from dualoptim.job import Job
+from dualoptim.method.schedule import Plan
 from dualoptim.models.export import export_model
 from dualoptim.models.launch import decided
-from dualoptim.models.loaded import LoadedModel, as_measured
-from dualoptim.models.sharding import divides
+from dualoptim.models.loaded import LoadedModel
+from dualoptim.models.saving import step_folder
 from dualoptim.reporting.log import track_scores
 from dualoptim.reporting.runs import measured_steps
 
@@ -26,7 +26,7 @@ class OnTheWay:
 
     job: Job
     position: int  # of the task in the list
-    last_step: int  # after which the model is measured and saved anyway
+    plan: Plan  # after whose last step the model is measured and saved anyway
     card: str
 
     @property
@@ -36,11 +36,11 @@ class OnTheWay:
 
     def after(self, step: int, loaded: LoadedModel) -> None:
         """Measure and save the model that trains, after a step, where that is due; training goes on as if nothing had been."""
-        args, place = self.job.args, self.folder / "steps" / f"step-{step}"
-        saves, measures = self._is_due(args.save_model_every, step), self._is_due(args.eval_every, step)
-        if (saves or measures) and loaded.accelerator.is_main_process:
-            place.parent.mkdir(exist_ok=True)
-            place.mkdir(exist_ok=True)
+        args, per_epoch = self.job.args, self.plan.steps_per_epoch
+        saves, measures = args.saves_model_after(step, per_epoch), args.measures_after(step, per_epoch)
+        if step == self.plan.last_step or not (saves or measures):
+            return
+        place = step_folder(loaded.accelerator, self.folder, step)
         if saves:
             export_model(loaded, place / "model", self.card, args.save_dtype)
         if measures:
@@ -50,25 +50,20 @@ class OnTheWay:
                 export_model(loaded, self.folder / BEST, self.card, args.save_dtype)
                 self._note(step, summary)
 
-    def end(self, summary: Summary) -> None:
-        """Write down which model is the best one, now that the last step's has been measured."""
+    def end(self, last: int, summary: Summary) -> None:
+        """Write down which model is the best one, now that the one after the `last` step that was taken has been measured."""
         level = self.job.args.keep_best
         if level is not None and self.job.accelerator.is_main_process:
-            known = {**measured_steps(self.folder), self.last_step: summary}
+            known = {**measured_steps(self.folder), last: summary}
             best = max(known, key=lambda step: (goodness(known[step], level), -step))
-            self._note(best, known[best])
-
-    def _is_due(self, every: int, step: int) -> bool:
-        return every > 0 and step % every == 0 and step < self.last_step
+            self._note(best, known[best], "model" if best == last else BEST)
 
     def _measure(self, loaded: LoadedModel, folder: Path) -> Summary:
         """Measure a model as it is measured once it is saved, but for its general ability; random numbers stay as they are."""
-        measures, accelerator = self.job.measures, loaded.accelerator
+        measures = self.job.measures
         assert measures is not None
-        measures = replace(measures, args=replace(measures.args, lm_eval_tasks=(), lm_eval_path=None))
-        training = replace(loaded, divided=divides(accelerator))  # however it was loaded
-        devices = [] if loaded.device.type == "cpu" else [loaded.device]
-        with torch.random.fork_rng(devices, device_type=loaded.device.type), as_measured(training):
+        measures = replace(measures, args=replace(measures.args, lm_eval_tasks=(), lm_eval_path=None, lm_eval_data=None))
+        with between_steps(loaded) as training:
             return evaluate_model(training, self.job.evaluation_sets(self.position), measures, folder)
 
     def _is_best(self, step: int, summary: Summary) -> bool:
@@ -83,10 +78,9 @@ class OnTheWay:
 
         return decided(self.job.accelerator, compare)
 
-    def _note(self, step: int, summary: Summary) -> None:
+    def _note(self, step: int, summary: Summary, place: str = BEST) -> None:
         """Write down which model is the best one so far, and where it lies."""
         if self.job.accelerator.is_main_process:
-            place = "model" if step == self.last_step else BEST
             write_json(self.folder / "best.json", {"step": step, "folder": place, **_scores(summary)})
 
 

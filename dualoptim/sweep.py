@@ -1,6 +1,12 @@
-"""Sweep: run pairs of objectives x rates x forget rates x seeds, and compare them in one table and one plot."""
+"""Sweep: run pairs of objectives x rates x seeds x whatever else varies, and compare them in one table."""
 
-from collections.abc import Mapping
+if __name__ == "__main__":  # before the imports below, which take seconds
+    from dualoptim.__main__ import COMMANDS, start
+
+    start(COMMANDS["sweep"])
+
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +15,16 @@ from accelerate import Accelerator
 
 from dualoptim.atomic import read_json, write_json
 from dualoptim.config.args import DEMO, NEWEST, SweepArgs, UnlearnArgs
-from dualoptim.config.cli import main, unforeseen
+from dualoptim.config.cli import unforeseen
 from dualoptim.config.flags import default_of, flags
 from dualoptim.config.product import single_runs
-from dualoptim.config.saved import changed_input, earlier_value, to_dict, to_plain
-from dualoptim.config.values import expect
-from dualoptim.errors import InputError, NonFiniteError, WriteError, reason
+from dualoptim.config.saved import as_today, changed_input, earlier_value, to_dict, to_plain
+from dualoptim.config.values import expect, field_value
+from dualoptim.config.varying import combinations, in_a_name, in_words, varied
+from dualoptim.data.readers import is_read
+from dualoptim.data.targets import with_targets
+from dualoptim.errors import InputError, NonFiniteError, WriteError, reason, unread
+from dualoptim.halving import Halving
 from dualoptim.job import Job
 from dualoptim.models.launch import decided, say, start_accelerator
 from dualoptim.models.load import load_model
@@ -22,8 +32,11 @@ from dualoptim.models.lock import kept_for_one_run
 from dualoptim.models.resume import all_inputs
 from dualoptim.models.saving import how_to_go_on
 from dualoptim.models.together import wait
+from dualoptim.reporting.console import shown
+from dualoptim.reporting.frontier_tables import FRONTIER_FILES, write_frontier
+from dualoptim.reporting.methods import SWEEP_FILES, brief_methods, write_sweep
 from dualoptim.reporting.ours import check_ours
-from dualoptim.reporting.results import SWEEP_FILES, result_columns, write_sweep
+from dualoptim.reporting.results import result_columns
 from dualoptim.unlearn import run
 
 Line = dict[str, Any]
@@ -33,7 +46,9 @@ _KNOWN = ("optim", "losses", "learning_rate", "forget_lr", "seed", "task", "fold
 
 
 def sweep(args: SweepArgs) -> list[Line]:
-    """Run what is not finished yet; writes `results.csv`, `results.md`, `methods.md` and `results.png`, and returns the lines.
+    """Run what is not finished yet; writes `results.csv`, `results.md`, `methods.md` and the frontier, and returns the lines.
+
+    With `budget` that many runs at most, chosen by what those before have kept: the same ones when the sweep goes on.
 
     A line is a task of a run, with the last one's scores; a run that failed has its reason under `failed`. A run that finished
     with other settings is refused, or replaced with `--overwrite`.
@@ -43,25 +58,33 @@ def sweep(args: SweepArgs) -> list[Line]:
         WriteError: if the disk is full or the folder goes meanwhile.
     """
     expect(args, SweepArgs)
-    if args.output_dir is None:
-        raise InputError("a sweep needs a folder that a second call finds again; give --output-dir")
+    if args.dry_run:
+        raise InputError("dry_run trains nothing; call dualoptim.sweep.first_runs(args), or sweep without it")
+    args = with_targets(args)
     accelerator = start_accelerator(args)
-    folder = Path(args.output_dir).expanduser()
+    folder = Path(str(args.output_dir)).expanduser()
     with kept_for_one_run(folder, accelerator, how_to_go_on(args, folder)):
-        decided(accelerator, lambda: check_ours(folder / name for name in SWEEP_FILES))
+        decided(accelerator, lambda: check_ours(folder / name for name in (*SWEEP_FILES, *FRONTIER_FILES)))
         return _sweep(args, accelerator, folder)
 
 
 def _sweep(args: SweepArgs, accelerator: Accelerator, folder: Path) -> list[Line]:
     lines: list[Line] = []
     refused: list[InputError] = []
-    runs, now = runs_of(args), _Now(accelerator)
-    for name, one in runs.items():
+    runs, now = runs_of(args), _Now(accelerator, _own_columns(args))
+    chosen = _halving(args, runs)
+    total, began = f"at most {chosen.total}" if chosen else str(len(runs)), time.monotonic()
+    for done, name in enumerate(chosen.order(lines) if chosen else runs):
+        one, still = runs[name], (chosen.total if chosen else len(runs)) - done
+        left = (time.monotonic() - began) / max(done, 1) * still / 60
+        say(accelerator, f"run {done + 1} of {total}: {name}" + (f" (about {left:.0f} minutes left)" if done else ""))
         try:
             lines += _run(name, one, folder, now)
         except WriteError:  # the next run could not be written either
             raise
         except Exception as error:  # one run that fails must not stop the others, whatever it is
+            if isinstance(error, BrokenPipeError) and unread():
+                raise
             failed = f"{type(error).__name__}: {reason(error)}"
             if isinstance(error, InputError):
                 refused.append(error)
@@ -74,17 +97,20 @@ def _sweep(args: SweepArgs, accelerator: Accelerator, folder: Path) -> list[Line
                 accelerator.free_memory()
                 say(accelerator, f"{name}: FAILED, {unforeseen(error, folder / name, args.texts)}")
             failed = failed if args.texts else type(error).__name__  # why may hold a text
-            rate = f"{one.learning_rates[0]:g}"
-            line = {"losses": one.forget_losses[0], "learning_rate": rate, "task": "-", "failed": failed}
-            lines.append(_own(one) | line | {"folder": str(folder / name)})
+            lines.append(_line(one, now.columns) | {"failed": failed})
         if accelerator.is_main_process and len(refused) < len(lines):
             write_sweep(folder, lines)
     if refused and len(refused) == len(lines):
         raise refused[0]
     if accelerator.is_main_process:
-        say(accelerator, "\n" + (folder / "methods.md").read_text(encoding="utf-8"))
+        table, says = brief_methods(lines)
+        say(accelerator, f"\n{shown(table)}\n\n{says}\n")
+        if frontier := write_frontier(folder, lines):
+            told = [frontier.lead, *frontier.points, *map(shown, filter(None, frontier.tables)), "\n".join(frontier.commands)]
+            say(accelerator, "\n\n".join([f"{frontier.title} (also in {folder / FRONTIER_FILES[0]}):", *told]) + "\n")
     failures = sum("failed" in line for line in lines)
-    say(accelerator, f"{len(runs)} runs, {failures} failed: {folder / 'results.md'}, {folder / 'results.png'}")
+    taken = f"{done + 1} of {len(runs)} runs" if chosen else f"{len(runs)} runs"
+    say(accelerator, f"{taken}, {failures} failed: {folder / 'results.md'}; `dualoptim report {folder}` draws them")
     wait(accelerator)
     return lines
 
@@ -94,18 +120,54 @@ def runs_of(args: SweepArgs) -> dict[str, UnlearnArgs]:
     shared = UnlearnArgs(**{field.name: getattr(args, field.name) for field in fields(UnlearnArgs)})
     shared = replace(shared, reference_dir=args.reference_dir or f"{args.output_dir}/reference")
     found = {}
-    for one in single_runs(shared, args.forget_lrs, args.seeds):
-        name = f"{one.forget_losses[0]}_lr{one.learning_rates[0]:g}_flr{_forget_lr(one):g}_seed{one.seed}"
-        found[name] = replace(one, output_dir=f"{args.output_dir}/{name}")
+    for words, some in combinations(args, shared):
+        for one in single_runs(some, args.forget_lrs, args.seeds):
+            name = f"{one.forget_losses[0]}_lr{one.learning_rates[0]:g}_flr{_forget_lr(one):g}_seed{one.seed}{in_a_name(words)}"
+            found[name] = replace(one, output_dir=f"{args.output_dir}/{name}")
     return found
+
+
+def first_runs(args: SweepArgs) -> list[str]:
+    """Name the runs that a sweep begins with, by their folders: all of them, or with `budget` those of its first round.
+
+    Raises:
+        InputError: if the budget cannot be kept, or is none.
+    """
+    runs = runs_of(with_targets(args))
+    chosen = _halving(args, runs)
+    return chosen.first if chosen else [*runs]
+
+
+def _halving(args: SweepArgs, runs: Mapping[str, UnlearnArgs]) -> Halving | None:
+    """Plan which runs are taken, None if all are."""
+    columns = _own_columns(args)
+    return Halving({name: _line(one, columns) for name, one in runs.items()}, args.budget) if args.budget else None
+
+
+def _own_columns(args: SweepArgs) -> list[str]:
+    """Name the flags that vary, beside pair, optimizer, rates and seed."""
+    return [*varied(args), *(["tasks_independent"] if args.tasks_independent else [])]
+
+
+def _own(one: UnlearnArgs, columns: Sequence[str]) -> Line:
+    """Say what tells a run from others of the sweep, beside its pair and rate."""
+    own: Line = {"optim": one.optim, "forget_lr": f"{_forget_lr(one):g}", "seed": one.seed}
+    return own | {name: in_words(getattr(one, name)) for name in columns}
+
+
+def _line(one: UnlearnArgs, columns: Sequence[str]) -> Line:
+    """Make a line of results.csv of a run that has no scores."""
+    line = {"losses": one.forget_losses[0], "learning_rate": f"{one.learning_rates[0]:g}", "task": "-"}
+    return _own(one, columns) | line | {"folder": str(Path(str(one.output_dir)).expanduser())}
 
 
 class _Now:
     """Hashes what the runs of a sweep read as it is now, when a run that has finished is to be compared with it."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, columns: Sequence[str]) -> None:
         self.accelerator = accelerator
-        self._known: dict[tuple[str, int | None], tuple[Job, list[dict[str, str]]]] = {}
+        self.columns = columns
+        self._known: dict[tuple[Any, ...], tuple[Job, list[dict[str, str]]]] = {}
 
     def changed(self, one: UnlearnArgs) -> str | None:
         """Name what is not as it was when a run that has finished read it; the same on all processes."""
@@ -115,11 +177,15 @@ class _Now:
             if not taught.is_dir():
                 return None
             one = replace(one, model=str(taught), data=DEMO)
-        key = one.model, one.seed if one.use_lora else None  # which a fresh adapter is drawn by
+        # the seed is what a fresh adapter is drawn by, and a pair may have columns of its own, or keep nothing
+        drawn_by = one.seed if one.use_lora else None
+        texts = is_read(one, "refusal", side=1), is_read(one, "alternative"), one.makes_rows  # of own files
+        key = one.model, drawn_by, *texts, *(getattr(one, name) for name in self.columns)
         if key not in self._known:
             job, loaded = Job.read(one, self.accelerator), load_model(one, self.accelerator, "measure")
             job.check(loaded)
-            self._known[key] = job, all_inputs(job, loaded)
+            job.make_rows(loaded)
+            self._known[key] = job, [inputs for _, _, inputs in all_inputs(job, loaded)]
         job, inputs = self._known[key]
         job = replace(job, args=replace(one, output_dir=str(folder)))
         pairs = [(job.folder(task) / "config.yaml", now) for task, now in zip(one.task_list, inputs, strict=True)]
@@ -134,7 +200,7 @@ def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
         other = now.changed(one) if _same(finished["settings"], settings) else "settings"
         if not other:
             say(accelerator, f"{name}: finished before")
-            return finished["rows"]
+            return [_own(one, now.columns) | row for row in finished["rows"]]  # an older sweep did not say all of it
         if not one.overwrite:
             raise InputError(f"--output-dir: {folder / name} was finished with other {other}; --overwrite replaces it")
     elif not one.overwrite:
@@ -143,7 +209,7 @@ def _run(name: str, one: UnlearnArgs, folder: Path, now: _Now) -> list[Line]:
     left = ("*/task*/checkpoint/step-*", "*/task*/trained.json") if not one.save_every else ("*",)
     goes_on = decided(accelerator, lambda: any(any((folder / name).glob(kind)) for kind in left)) and not one.overwrite
     result = run(replace(one, resume=NEWEST) if goes_on else replace(one, overwrite=True))
-    lines = [_own(one) | result_columns(task) for task in result.tasks]
+    lines = [_own(one, now.columns) | result_columns(task) for task in result.tasks]
     if accelerator.is_main_process:
         write_json(path, {"settings": settings, "rows": lines})
     return lines
@@ -174,11 +240,6 @@ def _check_begun(one: UnlearnArgs) -> None:
             raise InputError(f"--output-dir: {folder} was not begun by a sweep; give another, or --overwrite to replace it")
 
 
-def _own(one: UnlearnArgs) -> Line:
-    """What tells a run from others of the sweep, beside its pair and rate."""
-    return {"optim": one.optim, "forget_lr": f"{_forget_lr(one):g}", "seed": one.seed}
-
-
 def _forget_lr(one: UnlearnArgs) -> float:
     return one.forget_lr or one.learning_rates[0]
 
@@ -191,14 +252,13 @@ def _settings(one: UnlearnArgs) -> dict[str, Any]:
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether a run was finished with the same settings; a flag that it does not know, because it is older, had its default."""
-    defaults = {name: default_of(UnlearnArgs, name) for name in now}
-    return {name: before.get(name, default) for name, default in to_plain(defaults).items()} == dict(now)
+    known = as_today({name: field_value(UnlearnArgs, name, before[name]) for name in now if name in before})
+    return to_plain({name: known.get(name, default_of(UnlearnArgs, name)) for name in now}) == dict(now)
 
 
 def command(args: SweepArgs) -> int:
-    """Sweep as a command: return its exit code, 1 if a run failed."""
+    """Sweep as a command, or with `--dry-run` name the first runs: return its exit code, 1 if a run failed."""
+    if args.dry_run:
+        print("\n".join(first_runs(args)))
+        return 0
     return int(any("failed" in line for line in sweep(args)))
-
-
-if __name__ == "__main__":
-    main(SweepArgs, command)

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 
 from dualoptim.atomic import beside, remove
 from dualoptim.config.args import CommonArgs, FinetuneArgs, TrainArgs
+from dualoptim.data.demo import KNOWS
 from dualoptim.data.identity import prompts_hash
 from dualoptim.data.tofu import tofu_source
 from dualoptim.finetune import learn, plan_of, rows_to_learn
@@ -57,7 +58,7 @@ def teach_demo(loaded: LoadedModel, args: TrainArgs, folder: Path) -> None:
     shared = {field.name: getattr(args, field.name) for field in fields(CommonArgs)}
     recipe = FinetuneArgs(**shared, seed=args.seed, **DEMO_RECIPE)
     rows = rows_to_learn(recipe, tofu_source(recipe.data_source))
-    card = model_card(recipe, "which knows the demo's facts")
+    card = model_card(recipe, KNOWS)
     decides = [card, prompts_hash(rows, loaded.formatter), loaded.weights_hash(), *_circumstances(accelerator)]
     name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
     if decided(accelerator, lambda: _take(name, folder)):
@@ -67,6 +68,7 @@ def teach_demo(loaded: LoadedModel, args: TrainArgs, folder: Path) -> None:
         with StepLog(None, plan_of(recipe, len(rows), accelerator.num_processes).last_step, "learn", accelerator) as log:
             for _ in learn(loaded, rows, recipe, log):
                 pass
+        say(accelerator, f"It has learned them in {len(log.records)} steps.")
         export_model(loaded, folder, card)
         if accelerator.is_main_process:
             with contextlib.suppress(OSError):  # a home that is full or read only costs the next demo time, and nothing else

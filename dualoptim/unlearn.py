@@ -1,5 +1,10 @@
 """Unlearn: `run(args)` goes over every pair of objectives, every rate and every task, from the model to the tables."""
 
+if __name__ == "__main__":  # before the imports below, which take seconds
+    from dualoptim.__main__ import COMMANDS, start
+
+    start(COMMANDS["unlearn"])
+
 import gc
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,14 +16,18 @@ from typing import Any
 from accelerate import Accelerator
 
 from dualoptim.atomic import remove, write_json, write_text
+from dualoptim.budget import GOOD, Budget, settle
 from dualoptim.config.args import DEMO, SweepArgs, UnlearnArgs
-from dualoptim.config.cli import main
+from dualoptim.config.notes import setting_notes, tasks_note
 from dualoptim.config.optimizers import kind_of
-from dualoptim.config.product import single_runs
+from dualoptim.config.product import sequences, single_runs
 from dualoptim.config.saved import write_config
 from dualoptim.config.values import expect
+from dualoptim.data.targets import with_targets
 from dualoptim.errors import InputError, NonFiniteError
 from dualoptim.evaluate import evaluate_model
+from dualoptim.evaluation.past import ended_by, result_of, why_ended
+from dualoptim.evaluation.records import hand_on
 from dualoptim.evaluation.summary import Summary
 from dualoptim.job import MASTERS, Job
 from dualoptim.models.adapter import adapter_settings
@@ -35,13 +44,13 @@ from dualoptim.models.together import stop_together, wait
 from dualoptim.models.work import Work, freeze, work_of
 from dualoptim.on_the_way import OnTheWay
 from dualoptim.reporting.card import model_card
-from dualoptim.reporting.claim import claim
-from dualoptim.reporting.console import example_answers, score_table
-from dualoptim.reporting.hub import push, repositories
+from dualoptim.reporting.claim import check_claim, claim
 from dualoptim.reporting.log import StepLog, track_scores, trackers
-from dualoptim.reporting.results import RESULT_FILES, TaskResult, result_columns, write_results, write_sequence
+from dualoptim.reporting.methods import METHODS
+from dualoptim.reporting.results import RESULT_FILES, TaskResult
 from dualoptim.signals import held
 from dualoptim.taught import teach_demo
+from dualoptim.told import say_next, tell
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ def run(args: UnlearnArgs) -> RunResult:
         raise InputError("SweepArgs are for many runs; call dualoptim.sweep.sweep(args), or give UnlearnArgs(...)")
     if args.dry_run:
         raise InputError("dry_run trains nothing; call dualoptim.memory_plan.dry_run(args), or run without it")
+    args = with_targets(args)
     accelerator = start_accelerator(args)
     folder = output_folder(args, accelerator)
     with kept_for_one_run(folder, accelerator, how_to_go_on(args, folder, "--resume")):
@@ -81,15 +91,24 @@ def _run(args: UnlearnArgs, accelerator: Accelerator) -> RunResult:
         args = replace(args, model=str(taught), data=DEMO)
     job = Job.read(args, accelerator)
     models = Current(accelerator)
-    loaded = models.get(args, "measure" if args.eval and args.model != DEMO else "train")
+    loaded = models.get(args, "measure" if (args.eval or args.makes_rows) and args.model != DEMO else "train")
     args = replace(args, **adapter_settings(loaded.model), save_dtype=loaded.saved_type(args))
     job = replace(job, args=args)
     job.check(loaded)
+    targets, tables = job.targets(), [folder / name for name in (*RESULT_FILES, *([METHODS] if len(args.split) > 1 else []))]
+    if args.makes_rows:  # which may take minutes
+        check_claim(args, accelerator, targets, tables)
+    made = job.make_rows(loaded)
     if args.resume:
         job = replace(job, goes_on=where_to_go_on(job, loaded))
-    claim(args, accelerator, job.targets(), [folder / name for name in RESULT_FILES])
+    claim(args, accelerator, targets, tables)
+    if made and args.texts and accelerator.is_main_process:
+        made.write()
     if accelerator.is_main_process:
         (folder / "finished.json").unlink(missing_ok=True)  # what a sweep has said of this folder holds no more
+
+    for note in (*tasks_note(args), *setting_notes(args)):
+        say(accelerator, note)
 
     # ---- the demo: teach a tiny model, then unlearn that folder
     if args.model == DEMO:
@@ -97,41 +116,25 @@ def _run(args: UnlearnArgs, accelerator: Accelerator) -> RunResult:
         args = replace(args, model=str(taught), data=DEMO)
     del loaded  # `models` alone holds it
 
-    # ---- every pair and rate starts from the same weights; its tasks follow one another
+    # ---- every pair and rate starts from the same weights; its tasks follow one another, or start there as well
     results: list[TaskResult] = []
-    for one in single_runs(args):
+    for one in (one for own in single_runs(args) for one in sequences(own)):
         job = replace(job, args=one, weights=job.weights or models.get(one, "measure" if args.eval else "train").weights_hash())
-        for result in unlearn_tasks(job, models, results[0] if results else None):
+        for result in unlearn_tasks(job, models, tuple(results)):
             results.append(result)
-            _show(args, accelerator, results)
+            if accelerator.is_main_process:
+                tell(args, results)
             wait(accelerator)
     return RunResult(folder, results)
-
-
-def _show(args: UnlearnArgs, accelerator: Accelerator, results: Sequence[TaskResult]) -> None:
-    """Write the tables over all results so far, and print and upload the last of them."""
-    last = results[-1]
-    if not accelerator.is_main_process:
-        return
-    write_results(Path(str(args.output_dir)), [result_columns(result) for result in results])
-    if args.eval and len(args.task_list) > 1:
-        write_sequence(last.folder.parent, [result for result in results if result.folder.parent == last.folder.parent])
-    if last.before and last.after:
-        print("\n" + score_table({"before": last.before, "after": last.after}) + "\n")
-    if last.before and last.after and args.texts:
-        print(example_answers(last.folder / "eval_before", last.folder / "eval", {"forget": 2, "retain": 2}) + "\n")
-    print(f"model: {last.model}")
-    if args.push_to_hub:
-        print(push(last.model, repositories(args)[last.losses, last.learning_rate, last.task], args.hub_public))
 
 
 # ------------------------------------------------------------------------------------------------------ one pair, one rate
 
 
-def unlearn_tasks(job: Job, models: Current, known: TaskResult | None) -> Iterator[TaskResult]:
+def unlearn_tasks(job: Job, models: Current, earlier: Sequence[TaskResult]) -> Iterator[TaskResult]:
     """Unlearn the tasks of one pair and rate one after another, each from the weights that the last one left.
 
-    `known` is an earlier result that started from the same weights, which are evaluated once.
+    `earlier` are results that started from the same weights, of which no row is measured twice.
     """
     args, accelerator, measures = job.args, job.accelerator, job.measures
     losses, rate = args.forget_losses[0], args.learning_rates[0]
@@ -141,16 +144,19 @@ def unlearn_tasks(job: Job, models: Current, known: TaskResult | None) -> Iterat
         load = partial(models.get, start, Frozen.use(accelerator))
         first = freeze([work_of(args, job.rows(n), load()) for n in range(len(args.task_list))], args, load)
     for position, task in enumerate(args.task_list):
-        folder, where = job.folder(task), job.source.describe(args.split, task)
+        folder, where = job.folder(task), job.source.describe(args.split[0], task)
         say(accelerator, f"{losses}, rate {rate:g}, {args.optim}: {where} -> {folder}")
-        what, model, shown = f"{where} unlearned with {losses}", folder / "model", known if position == 0 else None
+        what, model = f"{where} unlearned with {losses}", folder / "model"
+        shown = next((one for one in earlier if (one.split, one.task) == (args.split[0], task) and not position), None)
         loaded = models.get(start, "measure" if measures and not shown else "train")
         resolved, weights = loaded.resolved(args), loaded.weights_hash() if position else job.weights
         if args.resume and position and begins_anew(accelerator, folder, weights, trained):
             job = replace(job, goes_on={place: path for place, path in job.goes_on.items() if place != folder})
         work = work_of(args, job.rows(position), loaded)
+        measures = measures and replace(measures, trained=job.trained_on(position))
         log = finished_log(folder, work.plan.last_step) if args.resume else None
         trained = log is None
+        say(accelerator, work.in_words())
         inputs = inputs_of(job, position, loaded.formatter) | {"weights": weights}
         del loaded  # `models` alone holds it, and frees it before another is loaded
         if trained and accelerator.is_main_process:
@@ -163,9 +169,17 @@ def unlearn_tasks(job: Job, models: Current, known: TaskResult | None) -> Iterat
                     shutil.copytree(shown.folder / "eval_before", folder / "eval_before", dirs_exist_ok=True)
             elif measures:
                 asked = job.evaluation_sets(position)
+                if earlier and not position and accelerator.is_main_process:
+                    hand_on(earlier[0].folder / "eval_before", folder / "eval_before", asked[0])
                 before = evaluate_model(models.get(start, "measure"), asked, measures, folder / "eval_before")
-            if before:
+            if log is not None:
+                decided(accelerator, partial(settle, folder))
+                say(accelerator, f"trained before, in {len(log)} steps: {model}")
+            if before and measures:
                 track_scores(accelerator, "eval", before, 0)
+                if measures.first is None:
+                    measures = replace(measures, first=before)
+                job = replace(job, measures=replace(measures, before=before))
 
             if log is None:
                 if position and (masters := job.masters(position - 1)).is_dir():
@@ -174,10 +188,10 @@ def unlearn_tasks(job: Job, models: Current, known: TaskResult | None) -> Iterat
                 frozen = first or freeze([work], args, partial(models.get, start, Frozen.use(accelerator)))
                 loaded = models.get(start, "train")
                 work = work_of(args, job.rows(position), loaded)
-                way = OnTheWay(job, position, work.plan.last_step, model_card(args, what, before))
+                way = OnTheWay(job, position, work.plan, model_card(args, what, before))
                 log = _train(job, loaded, work.with_reference(frozen) if frozen else work, (what, before, way))
                 del loaded
-                if is_sharded(accelerator) or args.save_dtype != "float32":
+                if is_sharded(accelerator) or args.save_dtype != "float32" or args.keep_budget is not None:
                     models.drop()
                 else:
                     models.became(str(model))
@@ -190,12 +204,16 @@ def unlearn_tasks(job: Job, models: Current, known: TaskResult | None) -> Iterat
                 write_config(folder / "config.yaml", resolved, inputs)
 
             if measures:
-                after = evaluate_model(models.get(start, "measure"), job.evaluation_sets(position), measures, folder / "eval")
-                track_scores(accelerator, "eval", after, len(log))
+                asked, by = job.evaluation_sets(position), decided(accelerator, partial(ended_by, folder))
+                done = replace(measures, before=before, ended_by=by)
+                after = evaluate_model(models.get(start, "measure"), asked, done, folder / "eval")
+                step = decided(accelerator, partial(result_of, folder, len(log)))
+                track_scores(accelerator, "eval", after, step)
                 if accelerator.is_main_process:
-                    write_text(model / "README.md", model_card(args, what, before, after))
-                OnTheWay(job, position, len(log), "").end(after)
-        yield TaskResult(losses, rate, task, folder, model, log, before, after)
+                    write_text(model / "README.md", model_card(args, what + why_ended(folder), before, after))
+                OnTheWay(job, position, work.plan, "").end(step, after)
+        target = args.targets[position] if args.targets else None
+        yield TaskResult(losses, rate, task, folder, model, log, before, after, target, args.split[0])
 
 
 def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[str, Summary | None, OnTheWay]) -> list[dict[str, Any]]:
@@ -205,6 +223,7 @@ def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[str, Summary |
     """
     args, accelerator, (what, before, way) = job.args, job.accelerator, task
     folder, path = way.folder, way.folder / "log.jsonl"
+    budget = Budget(job, way.position, work.plan, way.card)
     saving = Saving(folder / "checkpoint", args.save_every, args.keep_checkpoints, job.goes_on.get(folder))
     records = read_log(path)[: saving.taken]
     wait(accelerator)  # all have read before one writes
@@ -215,18 +234,26 @@ def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[str, Summary |
                 StepLog(path, work.plan.last_step, "unlearn", accelerator, records) as log,
                 training(loaded, args, kind_of(args).build(args)) as engine,
             ):
-                for record in steps_of(engine, work, saving):
+                budget.begin(loaded, saving.taken)
+                for record in steps_of(engine, work, saving, log.records):
                     log.add(record)
-                    way.after(record["step"], loaded)
-            export_model(loaded, folder / "model", model_card(args, what, before), args.save_dtype)
-            if args.save_dtype != "float32" and folder != job.folder(args.task_list[-1]):
+                    ends = budget.reached(record["step"], loaded)
+                    if budget.good is None:
+                        way.after(record["step"], loaded)
+                    if ends:
+                        break
+            if budget.good is None:
+                export_model(loaded, folder / "model", model_card(args, what, before), args.save_dtype)
+            if budget.good is None and args.save_dtype != "float32" and folder != job.folder(args.task_list[-1]):
                 export_model(loaded, folder / MASTERS, model_card(args, f"{what}, for the next task"))
             if accelerator.is_main_process:
-                write_json(folder / "trained.json", {"steps": len(log.records)})
+                write_json(folder / "trained.json", {"steps": len(log.records), **budget.as_ended()})
+                settle(folder)
             stop_together(accelerator, f"with {folder / 'model'} written")
     except NonFiniteError as error:
         export_model(loaded, folder / "model", model_card(args, f"{what}, stopped at {error}"), args.save_dtype)
-        raise NonFiniteError(f"{error}. The weights before this step are in {folder / 'model'}") from None
+        kept = f", the last good model in {folder / GOOD}" if args.keep_budget is not None else ""
+        raise NonFiniteError(f"{error}. The weights before this step are in {folder / 'model'}{kept}") from None
     finally:
         release(loaded)
     return log.records
@@ -239,8 +266,6 @@ def command(args: UnlearnArgs) -> object:
         from dualoptim.memory_plan import dry_run
 
         return dry_run(args)
-    return run(args)
-
-
-if __name__ == "__main__":
-    main(UnlearnArgs, command)
+    result = run(args)
+    say_next(result.folder)
+    return result

@@ -1,5 +1,6 @@
 """What several tests share: the folder of reference numbers, a tiny model, and a taught demo model."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -37,6 +38,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         campaigns = [item for item in items if item.get_closest_marker("campaign")]
         config.hook.pytest_deselected(items=campaigns)
         items[:] = [item for item in items if item not in campaigns]
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of later garbage collections: each would take a third of a second, and a short run has two."""
+    gc.collect()
+    gc.freeze()
 
 
 SHARED = Path(os.environ.get("DUALOPTIM_SHARED", Path(__file__).resolve().parents[2] / "shared"))

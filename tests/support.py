@@ -13,7 +13,7 @@ import uuid
 from collections import Counter
 from pathlib import Path
 from subprocess import PIPE
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 from safetensors.torch import load_file
@@ -33,7 +33,7 @@ from transformers import (
 import dualoptim
 from dualoptim import UnlearnArgs
 from dualoptim.data.prompts import Example
-from dualoptim.models.checkpoint import read_log
+from dualoptim.models.checkpoint import list_checkpoints, read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ROOT / "tests" / "runs" / "workers"
@@ -59,6 +59,25 @@ MODELS = {
         GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=97, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     ),
 }
+
+
+class Bigram(torch.nn.Module):
+    """logits = W[input_ids], with the calling convention of a transformers model."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+    def forward(
+        self,
+        input_ids,
+        position_ids=None,
+        attention_mask=None,
+        logits_to_keep=None,
+        use_cache=False,
+        output_hidden_states=False,
+    ):
+        return SimpleNamespace(logits=self.weight[input_ids][:, logits_to_keep], hidden_states=[self.weight[input_ids]] * 2)
 
 
 def examples(count=8, seed=0):
@@ -185,12 +204,13 @@ FOLDER = Path(f"ME+GD_lr{RATE:g}") / "task1"
 
 
 def arguments(model, output, optim, **changes):
-    """A run of 24 steps that writes its model and evaluates nothing."""
+    """A run of 24 steps, all at one rate, that writes its model and evaluates nothing."""
     common = {
         "model": str(model),
         "data": "demo",
         "learning_rates": (RATE,),
         "optim": optim,
+        "forget_strength": None if optim == "adamw" or "forget_lr" in changes else 1.0,
         "retain_freq": 2,
         "gradient_accumulation_steps": 2,
         "batch_size": 4,
@@ -199,6 +219,18 @@ def arguments(model, output, optim, **changes):
         "output_dir": str(output),
     }
     return UnlearnArgs(**{**common, **changes})
+
+
+def check_same(task, other):
+    """Compare two folders of a task: steps, weights and what was measured."""
+    steps = [[{**record, "seconds": 0} for record in read_log(one / "log.jsonl")] for one in (task, other)]
+    assert steps[0] == steps[1]
+    one, two = (state_of(folder / "model") for folder in (task, other))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    for part in ("eval_before", "eval"):
+        for path in sorted((task / part).glob("*.json*")):
+            assert path.read_bytes() == (other / part / path.name).read_bytes()
 
 
 def environment(config):
@@ -299,7 +331,7 @@ def records(folder):
 
 def banks(folder):
     """Every tensor of the newest checkpoint, by file and name."""
-    (newest,) = (folder / FOLDER / "checkpoint").glob("step-*")
+    newest = list_checkpoints(folder / FOLDER / "checkpoint")[-1]
     return {f"{path.name}/{name}": value for path in newest.glob("*.safetensors") for name, value in load_file(path).items()}
 
 
@@ -318,3 +350,12 @@ def same_end(whole, resumed):
 def rows_of(folder, name, part="eval"):
     """The rows of one set that an evaluation has written."""
     return [json.loads(line) for line in (folder / part / f"{name}.jsonl").read_text().splitlines()]
+
+
+def result_line(forget, unseen, rate=1e-4, **more):
+    """A line of results.csv, as its file has it."""
+    own = {"losses": "ME+GD", "optim": "dual-adamw", "learning_rate": f"{rate:g}", "forget_lr": f"{rate:g}", "seed": "1"}
+    scores = {"forget_probability": str(forget), "retain_unseen_probability": str(unseen), "retain_probability": "0.95"}
+    scores |= {"before_retain_unseen_probability": "1.0", "before_retain_probability": "1.0"}
+    own |= more
+    return own | {"task": "1", "folder": f"x/{sorted(own.items())}/task1"} | scores | more

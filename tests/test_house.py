@@ -1,9 +1,7 @@
 """The house: which room imports which, how large a file may be, and that what the READMEs say can be done."""
 
 import ast
-import importlib
 import re
-import shlex
 import subprocess
 import sys
 import zipfile
@@ -12,10 +10,7 @@ from pathlib import Path
 import pytest
 
 from dualoptim.__main__ import COMMANDS, _launch_files
-from dualoptim.config.args import EvalArgs, FinetuneArgs, SweepArgs, UnlearnArgs
-from dualoptim.config.cli import parse
-from dualoptim.config.flags import helps
-from dualoptim.errors import InputError
+from dualoptim.data.declaration import benchmarks
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dualoptim"
@@ -79,6 +74,20 @@ def test_no_module_imports_in_a_circle():
         walk(module, ())
 
 
+def test_no_module_needs_what_only_some_systems_have():
+    """Windows has no fcntl, and no such signals: what uses them asks whether they are there."""
+    for path in PYTHON:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tried = {
+            id(inner) for node in ast.walk(tree) if isinstance(node, ast.Try) for one in node.body for inner in ast.walk(one)
+        }
+        for node in ast.walk(tree):
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            assert id(node) in tried or not names & {"fcntl", "grp", "pwd", "resource", "termios"}, path
+            missing = isinstance(node, ast.Attribute) and node.attr in ("SIGHUP", "SIGUSR1", "SIGKILL", "fork", "getuid")
+            assert not missing, f"{path}:{node.lineno}"
+
+
 def lines_of(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 
@@ -116,88 +125,8 @@ def test_tests_mirror_the_package():
         modules = {path.stem for path in (PACKAGE / room).glob("*.py")} - {"__init__"}
         for path in (ROOT / "tests" / room).glob("test_*.py"):
             name = path.stem.removeprefix("test_")
-            assert name in modules or name in ("readme", "mistakes", "tokenizers"), f"{path} tests no module of {room}"
-
-
-# ------------------------------------------------------------------------------------------------------ what READMEs say
-
-
-def commands_of(path: Path) -> list[str]:
-    """The shell commands of a README that run something of ours, joined where they go on in the next line."""
-    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
-    ours = r" *(accelerate launch|python -m dualoptim|dualoptim (unlearn|eval|finetune|sweep|report|plan)) "
-    return [line.strip() for line in text.split("\n") if re.match(ours, line)]
-
-
-READMES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md"), *PACKAGE.glob("*/README.md")]
-ALL_COMMANDS = [(path.relative_to(ROOT), command) for path in READMES for command in commands_of(path)]
-KINDS = {
-    "train_unlearn.py": UnlearnArgs,
-    "eval_tofu.py": EvalArgs,
-    "unlearn": UnlearnArgs,
-    "plan": UnlearnArgs,
-    "eval": EvalArgs,
-    "finetune": FinetuneArgs,
-    "sweep": SweepArgs,
-}
-
-
-@pytest.mark.parametrize(("path", "command"), ALL_COMMANDS, ids=[f"{path}: {command[:60]}" for path, command in ALL_COMMANDS])
-def test_every_command_of_a_readme_is_one(path, command, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    words = shlex.split(command.replace("...", "x").replace("dualoptim.", "dualoptim "))
-    if "launch-file" in words:
-        return
-    name = next(word for word in words if word in {*KINDS, "report"})
-    flags = words[words.index(name) + 1 :]
-    if name != "report":
-        parse(KINDS[name], flags)
-    for word in words:
-        if word.startswith("accelerate_configs/"):
-            assert (ROOT / word).is_file()
-
-
-def test_what_readmes_link_to_is_there():
-    for path in READMES:
-        for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text(encoding="utf-8")):
-            assert (path.parent / target).exists(), f"{path}: {target}"
-
-
-def test_the_first_page_runs_from_python(taught, tmp_path, monkeypatch):
-    """The Python of the README, word for word, on the demo's model."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my-model").symlink_to(taught)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(block, {})
-    assert (tmp_path / "runs/python/ME+GD_lr0.0005/task1/model/config.json").is_file()
-
-
-def test_the_first_page_forgets_facts_of_ones_own(taught, tmp_path):
-    """The five lines of the README and the report after them, word for word, on the demo's model."""
-    (tmp_path / "my-model").symlink_to(taught)
-    (tmp_path / "train_unlearn.py").symlink_to(ROOT / "train_unlearn.py")
-    five, report = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    assert five.count("\n") == 5
-    script = f'dualoptim() {{ "{sys.executable}" -m dualoptim "$@"; }}\nset -e\n{five}{report}'
-    environment = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "runs/mine/NPO+none_lr1e-05/task1/model/model.safetensors").is_file()
-    assert "Emeka Vasarely" in (tmp_path / "runs/mine/report.html").read_text(encoding="utf-8")
-
-
-def test_contributing_adds_a_flag(tmp_path, monkeypatch):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S)
-    assert len(block.splitlines()) <= 10
-    (tmp_path / "patient.py").write_text(block)
-    monkeypatch.syspath_prepend(tmp_path)
-    kind = importlib.import_module("patient").PatientArgs
-    assert helps(kind)["patience"] == "Epochs without progress after which training stops; 0 goes on."
-    assert parse(kind, ["--patience", "3"]).patience == 3
-    with pytest.raises(InputError, match="--patience -1 is out of range; give 0 or more"):
-        parse(kind, ["--patience", "-1"])
+            others = ("readme", "mistakes", "tokenizers", *benchmarks())
+            assert name in modules or name in others, f"{path} tests no module of {room}"
 
 
 # ------------------------------------------------------------------------------------------------------- what is installed
@@ -207,7 +136,7 @@ def test_every_folder_is_a_package_and_every_command_is_there():
     (listed,) = re.findall(r"^packages = \[\n(.*?)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.S | re.M)
     folders = {"dualoptim", *(f"dualoptim.{room}" for room in ROOMS), "dualoptim.launch_files"}
     assert set(re.findall(r'"(.*?)"', listed)) == folders
-    assert set(COMMANDS) == {"unlearn", "eval", "finetune", "sweep", "report", "plan"}
+    assert set(COMMANDS) == {"unlearn", "eval", "finetune", "sweep", "ask", "report", "export", "plan"}
     assert set(_launch_files()) == {path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml")}
     for text in (path.read_text(encoding="utf-8") for path in PYTHON):
         assert "'dualoptim[" not in text, "the package is on no index: name the package that is missing"
@@ -225,6 +154,7 @@ def test_the_wheel_holds_what_the_package_needs(tmp_path):
         "py.typed",
         "data/demo.json",
         "data/refusals.txt",
+        "data/questions.txt",
         "data/benchmarks/lume.yaml",
         "reporting/page.html",
         "launch_files/zero3.yaml",

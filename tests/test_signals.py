@@ -117,6 +117,8 @@ def test_a_second_signal_ends_at_once(pause, code):
 def test_a_command_says_how_to_go_on_and_exits_with_the_signals_number(signum, capsys, tmp_path):
     def action(args):
         with kept_for_one_run(tmp_path, Accelerator(cpu=True), "to go on, give the same command with --resume"):
+            time.sleep(0.02)  # a file system tells times apart by some milliseconds
+            (tmp_path / "log.jsonl").write_text("")
             os.kill(os.getpid(), signum)
             time.sleep(5)
 

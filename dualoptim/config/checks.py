@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from dualoptim.config.flags import check_bounds, default_of, flag_name, flags
-from dualoptim.config.optimizers import OPTIMIZERS, kind_of
+from dualoptim.config.optimizers import kind_of, unread_settings
 from dualoptim.config.values import settle
+from dualoptim.config.varying import varied
 from dualoptim.errors import InputError
 from dualoptim.method.objectives import FORGET, RETAIN, flags_of, split_objectives
 
@@ -47,6 +48,24 @@ def _common(args: CommonArgs) -> Iterator[str]:
         yield f"--benchmark {args.benchmark} needs a model that can know it; give --model"
     if args.benchmark_rows and args.benchmark is None:
         yield f"--benchmark-rows {args.benchmark_rows} draws rows of a benchmark; give --benchmark, or take --eval-rows"
+    if args.retain_file is not None and args.forget_file is None and args.benchmark is None:
+        yield f"{_typed(args, 'retain_file')} needs --forget-file, the rows to forget"
+    if args.forget_file is not None and args.data is not None:
+        yield f"{_typed(args, 'forget_file')} takes the place of --data {args.data}; give one of them"
+    if args.benchmark is not None and args.forget_file is not None:
+        yield f"{_typed(args, 'forget_file')} and --benchmark {args.benchmark} both say what is forgotten; give one of them"
+    columns = dict.fromkeys(("question_column", "answer_column", "text_column", "group_column"), args.reads_own_files)
+    forgets, keeps = args.forget_file is not None, args.retain_file is not None
+    columns |= {"refusal_column": forgets or keeps, "alternative_column": forgets}
+    why = f", and --benchmark {args.benchmark} has its own; drop it" if args.benchmark else "; give --forget-file"
+    for name, is_read in columns.items():
+        if not is_read and name in flags(type(args)) and _is_given(args, name):
+            yield f"{flag_name(name)} {getattr(args, name)} names a column of your own files{why}"
+    if args.forget_file is not None and args.model == "demo":
+        yield (
+            f"{_typed(args, 'forget_file')} needs a model that knows its rows, and --model demo is taught the built-in ones "
+            "alone; give another, such as the folder demo_model in that of a demo run (with --learning-rates 1.5e-4)"
+        )
     if args.template == "chat" and args.has_tags:
         yield "--template chat cannot take tags; drop the --*-tag flags or choose --template qa"
     if args.date_string is not None and not _is_date(args.date_string):
@@ -63,35 +82,41 @@ def _is_date(text: str) -> bool:
 
 
 def _measure(args: MeasureArgs) -> Iterator[str]:
-    if args.retain_file is not None and args.forget_file is None:
-        yield f"{_typed(args, 'retain_file')} needs --forget-file, the rows to forget"
-    if args.forget_file is not None and args.data is not None:
-        yield f"{_typed(args, 'forget_file')} takes the place of --data {args.data}; give one of them"
-    if args.benchmark is not None and args.forget_file is not None:
-        yield f"{_typed(args, 'forget_file')} and --benchmark {args.benchmark} both say what is forgotten; give one of them"
+    if args.targets is not None and args.benchmark is None:
+        yield f"{_typed(args, 'targets')} are those of a benchmark; give --benchmark rwku, for example"
+    yield from _twice("targets", args.targets or ())
     if args.benchmark is not None and _is_given(args, "split"):
-        yield f"--split {args.split} is of TOFU; --benchmark {args.benchmark} says by itself what is forgotten; drop it"
+        yield f"{_typed(args, 'split')} is of TOFU; --benchmark {args.benchmark} says by itself what is forgotten; drop it"
+    if not args.split:
+        yield "--split is empty; give at least one such as forget05"
+    if len(args.split) > 1 and "forget" in args.split:
+        yield f"{_typed(args, 'split')}: forget is of the real-world scenario, which other data hold; give it alone"
+    yield from _twice("split", args.split)
+    if len(args.split) > 1 and args.retain_logs is not None:
+        yield f"--retain-logs {args.retain_logs} is an evaluation of one split's rows; give one --split with it"
     yield from _twice("metrics", args.metrics)
-    for name in () if args.reads_own_files else ("question_column", "answer_column", "text_column"):
-        if _is_given(args, name):
-            yield f"{flag_name(name)} {getattr(args, name)} names a column of your own files; give --forget-file"
-    if args.forget_file is not None and args.model == "demo":
-        yield f"{_typed(args, 'forget_file')} needs a model that knows it; give --model"
     if args.sentence_encoder is not None and not _is_installed("sentence_transformers"):
         yield "--sentence-encoder needs the package sentence-transformers; pip install sentence-transformers"
     yield from _twice("lm_eval_tasks", args.lm_eval_tasks)
     if args.lm_eval_tasks and not _is_installed("lm_eval"):
         yield "--lm-eval-tasks needs the package lm-eval; pip install lm-eval"
-    if args.lm_eval_path is not None and not args.lm_eval_tasks:
-        yield f"--lm-eval-path {args.lm_eval_path} has tasks that nothing asks for; name some with --lm-eval-tasks"
-    if args.lm_eval_path is not None and not Path(args.lm_eval_path).expanduser().is_dir():
-        yield f"--lm-eval-path {args.lm_eval_path}: no such folder; give the one with your tasks' .yaml files"
+    for flag, folder, what, files in (
+        ("--lm-eval-path", args.lm_eval_path, "tasks", "your tasks' .yaml files"),
+        ("--lm-eval-data", args.lm_eval_data, "data sets", "data sets as owner/name"),
+    ):
+        if folder is not None and not args.lm_eval_tasks:
+            yield f"{flag} {folder} has {what} that nothing asks for; name some with --lm-eval-tasks"
+        if folder is not None and not Path(folder).expanduser().is_dir():
+            yield f"{flag} {folder}: no such folder; give the one with {files}"
 
 
 def _train(args: TrainArgs) -> Iterator[str]:
     if args.warmup_steps is not None and _is_given(args, "warmup_epochs"):
         default = f"{flag_name('warmup_epochs')} {default_of(type(args), 'warmup_epochs'):g}"
         yield f"{_typed(args, 'warmup_steps')} takes the place of {_typed(args, 'warmup_epochs')}; drop it, or give {default}"
+    for name in ("save_model_every", "eval_every"):
+        if getattr(args, name, 0) and getattr(args, f"{name}_epochs"):
+            yield f"{_typed(args, f'{name}_epochs')} takes the place of {_typed(args, name)}; give one of them"
     if args.state_bits == 8 and not _is_installed("bitsandbytes"):
         yield "--optim-bits 8 needs the package bitsandbytes; pip install bitsandbytes"
     if args.quantize_embeddings and args.state_bits != 8:
@@ -142,17 +167,22 @@ def _unlearn(args: UnlearnArgs) -> Iterator[str]:
         split_objectives(pair)
     if not args.task_list:
         yield "--task-list is empty; give at least one task number"
+    if args.fix_ref_model and args.tasks_independent:
+        yield "--fix-ref-model has no effect with --tasks-independent, where every task starts from the first model; drop it"
     yield from _twice("task_list", args.task_list)
     yield from _twice("forget_losses", args.forget_losses)
     yield from _twice("learning_rates", [f"{rate:g}" for rate in args.learning_rates])  # they name folders
     yield from _of_objectives(args)
-    yield from _of_optimizers(args)
+    yield from unread_settings(args)
+    if args.retain_questions is not None and not args.makes_rows:
+        needs = "--forget-file without --retain-file and a pair that keeps, such as ME+GD"
+        yield f"{_typed(args, 'retain_questions')} has no effect without {needs}; drop it"
     for name, about in flags(type(args)).items() if not args.eval else ():
         if about.group == "evaluation" and about.changes == "measures" and name != "eval" and _is_given(args, name):
             yield f"{_typed(args, name)} has no effect with --no-eval, which leaves out the evaluation; drop one of them"
-    if args.keep_best is not None and not args.eval_every:
+    if args.keep_best is not None and not args.measures_on_the_way:
         yield f"--keep-best {args.keep_best:g} chooses among models that are measured on the way; give --eval-every"
-    if args.eval_every and args.mia_gradnorm:
+    if args.measures_on_the_way and args.mia_gradnorm:
         yield "--mia-gradnorm takes backward passes of its own, which --eval-every cannot take between steps; drop one of them"
     if args.push_to_hub is not None:
         if args.dry_run:
@@ -169,48 +199,35 @@ def _unlearn(args: UnlearnArgs) -> Iterator[str]:
 
 
 def _of_objectives(args: UnlearnArgs) -> Iterator[str]:
-    """Constants of objectives that this run does not have."""
+    """Constants of objectives that this run does not have, and pairs of rows that no micro-batch has."""
     have = flags_of(objective for pair in args.forget_losses for objective in split_objectives(pair))
     for name in sorted(flags_of([*FORGET.values(), *RETAIN.values()]) - have):
         value = getattr(args, name)
         if _is_given(args, name):
-            shown = "" if value is True else f" {value:g}"
+            shown = "" if value is True else f" {value}" if isinstance(value, str) else f" {value:g}"
             yield (
                 f"{flag_name(name)}{shown} has no effect with {' '.join(args.forget_losses)}; drop it, or choose "
                 "objectives that have it (dualoptim/method/README.md lists them)"
             )
-
-
-def _of_optimizers(args: UnlearnArgs) -> Iterator[str]:
-    """Settings of an optimizer that this run does not have."""
-    reads = kind_of(args).reads | (OPTIMIZERS[args.optim].reads & {"decouple"})
-    for kind_name, kind in OPTIMIZERS.items():
-        for name in sorted(kind.reads - reads - {"forget_freq", "retain_freq"}):  # their defaults are never off
-            value = getattr(args, name)
-            if not _is_given(args, name):
-                continue
-            if name in ("forget_lr", "forget_max_grad_norm"):
-                flag = flag_name(name)
-                yield f"{flag} {value:g} has no effect with --optim adamw, whose steps take both losses; give {flag} None"
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            both = " with --decouple both" if kind_name == "dual-adamw" and name != "decouple" else ""
-            yield f"{flag_name(name)} {shown} has no effect here; it needs --optim {kind_name}{both}"
-    if args.optim_bits == 8 and args.forget_optimizer and args.retain_optimizer:
-        yield "--optim-bits 8 has no effect with --forget-optimizer and --retain-optimizer; name adamw-8bit there"
-    if args.decouple in ("m", "v") and args.optim_bits == 8:
-        yield f"--decouple {args.decouple} has no 8-bit form; give --optim-bits 32"
+    for pair in args.forget_losses if args.batch_size == 1 else ():
+        if (also := split_objectives(pair)[0].also) and also.per == "pair":
+            yield f"--batch-size 1: {pair} compares the rows of a micro-batch; give --batch-size 2 or more"
 
 
 def _sweep(args: SweepArgs) -> Iterator[str]:
     if args.forget_lrs and args.forget_lr is not None:
         yield f"--forget-lr {args.forget_lr:g} and --forget-lrs both set the rate of forget steps; give one of them"
+    if args.forget_lrs and args.forget_strength is not None:
+        yield f"{_typed(args, 'forget_strength')} and --forget-lrs both set the rate of forget steps; give one of them"
     if args.forget_lrs and "forget_lr" not in kind_of(args).reads:
         yield f"--forget-lrs has no effect with --optim {args.optim}, whose steps take both losses; drop it"
-    for name in ("resume", "dry_run"):
-        if getattr(args, name):
-            yield f"{flag_name(name)} is for one run; a sweep skips what is finished by itself"
+    if args.resume:
+        yield "--resume is for one run; a sweep skips what is finished by itself"
+    if args.budget and not args.eval:
+        yield f"--budget {args.budget} chooses by what runs keep, which --no-eval does not measure; drop one of them"
     if args.push_to_hub is not None:
         yield f"--push-to-hub {args.push_to_hub} is for one run; upload a sweep's best model with `hf upload`"
+    varied(args)
     yield from _twice("seeds", args.seeds)
     yield from _twice("forget_lrs", [f"{rate:g}" for rate in args.forget_lrs])
 
@@ -223,22 +240,22 @@ def _finetune(args: FinetuneArgs) -> Iterator[str]:
 def _eval(args: EvalArgs) -> Iterator[str]:
     if args.retain_model is not None and args.retain_logs is not None:
         yield f"--retain-model {args.retain_model} and --retain-logs {args.retain_logs} say the same; give one of them"
+    kinds = ("relearn_rows", "relearn_lr", "relearn_lora")
     for attack, names in (
-        ("relearn", ("relearn_rows", "relearn_share", "relearn_lr", "relearn_batch_size", "relearn_every")),
+        ("relearn", (*kinds, "relearn_share", "relearn_batch_size", "relearn_every")),
         ("sample", ("sample_temperature",)),
     ):
         for name in names if not getattr(args, attack) else ():
             if _is_given(args, name):
-                flag = f"{flag_name(name)} {getattr(args, name)}"
-                yield f"{flag} has no effect without --{attack}; give the number of its steps or draws"
-    if _is_given(args, "relearn_share") and args.relearn_rows != "forget":
+                yield f"{_typed(args, name)} has no effect without --{attack}; give the number of its steps or draws"
+    for name in (name for name in kinds if not getattr(args, name)):
+        yield f"{flag_name(name)} is empty; give a value, or leave it out"
+    if _is_given(args, "relearn_share") and "forget" not in args.relearn_rows:
         yield f"--relearn-share {args.relearn_share:g} is of the forget set; give --relearn-rows forget, or drop it"
+    for name in ("relearn", *kinds, "quantize"):
+        yield from _twice(name, getattr(args, name))
     if args.generate_with == "vllm" and not _is_installed("vllm"):
         yield "--generate-with vllm needs the package vllm; pip install vllm"
-    yield from _twice("quantize", args.quantize)
-    for bits in args.quantize:
-        if bits not in (4, 8):
-            yield f"--quantize {bits} is not offered; give 8, 4 or both"
 
 
 RULES: dict[str, Callable[[Any], Iterable[str]]] = {

@@ -3,23 +3,39 @@
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import inspect
+import logging
 import os
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
-from dualoptim.config.args import NEWEST, CommonArgs, UnlearnArgs
-from dualoptim.config.flags import flags, helps
-from dualoptim.config.presets import listing, published
+from dualoptim.config.args import NEWEST, CommonArgs, ReportArgs, SweepArgs, UnlearnArgs
+from dualoptim.config.flags import flag_name, flags, helps
+from dualoptim.config.presets import batch_note, listing, over, published
 from dualoptim.config.saved import load_yaml
-from dualoptim.errors import InputError, NonFiniteError, PeerError, Stopped, WriteError, reason, with_peers
+from dualoptim.config.spelling import spelled, typed
+from dualoptim.config.varying import check_single
+from dualoptim.config.waiting import waiting
+from dualoptim.errors import (
+    InputError,
+    NonFiniteError,
+    PeerError,
+    Stopped,
+    WriteError,
+    read_to_the_end,
+    reason,
+    unread,
+    with_peers,
+)
 from dualoptim.signals import heard
 
 T = TypeVar("T")
@@ -30,7 +46,7 @@ class DefaultsOptions:
     """Where the values of flags that are not given come from."""
 
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Take them from a config.yaml that a run wrote."""
+    """Take them from a config.yaml that a run wrote; of one of another command those that this one has itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +66,9 @@ def parse(kind: type[T], argv: Sequence[str] | None = None) -> T:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config")
     finder.add_argument("--preset", nargs="*")
-    given = list(sys.argv[1:] if argv is None else argv)
+    given = spelled(kind, sys.argv[1:] if argv is None else argv)
+    if issubclass(kind, SweepArgs):
+        check_single(kind, given)
     try:
         found, rest = finder.parse_known_args(given)
     except argparse.ArgumentError as error:
@@ -71,12 +89,22 @@ def parse(kind: type[T], argv: Sequence[str] | None = None) -> T:
     for i in reversed(bare):
         rest.insert(i + 1, NEWEST)
 
-    default = load_yaml(found.config, kind) if found.config else kind(**published(found.preset or ()))  # type: ignore[type-var]
-    form = _form(kind, default, PresetOptions if takes_presets else DefaultsOptions)
+    named, preset = typed(kind, rest), found.preset or ()
+    settings = vars(load_yaml(found.config, kind, _say, named)) if found.config else published(preset)  # type: ignore[type-var]
+    form = _form(kind, kind(**over(settings, {})), PresetOptions if takes_presets else DefaultsOptions)
     about = inspect.getdoc(kind)
     filled: Any = tyro.cli(form, prog=_program(), args=rest, description=about, config=(tyro.conf.OmitArgPrefixes,))
     values = {name: value for group in vars(filled).values() for name, value in vars(group).items()}
-    return kind(**{name: value for name, value in values.items() if name not in ("config", "preset")})
+    args = kind(**over(settings, {name: values[name] for name in named}))
+    note = found.preset and batch_note(found.preset, args, int(os.environ.get("WORLD_SIZE", "1")))  # type: ignore[arg-type]
+    _say(note or "")
+    return args
+
+
+def _say(line: str) -> None:
+    """Print a line, if there is one, on the first process of a launch alone."""
+    if line and os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
 
 
 def _form(kind: type, default: Any, first: type) -> type:
@@ -88,7 +116,11 @@ def _form(kind: type, default: Any, first: type) -> type:
     groups: dict[str, list[Any]] = {}
     for name, flag in flags(kind).items():
         names = f"{{{','.join(flag.among)}}}" if flag.among else None
-        hint: Any = Annotated[(hints[name], tyro.conf.arg(help=texts[name], metavar=names))]
+        *others, last = name, *flag.aliases  # help lists what tyro takes for aliases before what it takes for the name
+        spelling: dict[str, Any] = {"name": last, "aliases": tuple(map(flag_name, others))} if others else {}
+        hint: Any = Annotated[(hints[name], tyro.conf.arg(help=texts[name], metavar=names, **spelling))]
+        if hints[name] == tuple[tuple[str, ...], ...]:  # one of them each time that the flag is given
+            hint = tyro.conf.UseAppendAction[hint]  # type: ignore[misc]
         groups.setdefault(flag.group, []).append((name, hint, dataclasses.field(default=getattr(default, name))))
     parts: list[Any] = [("defaults", first, dataclasses.field(default_factory=first))]
     for title, entries in groups.items():
@@ -103,12 +135,28 @@ def main(kind: type[T], action: Callable[[T], object], argv: Sequence[str] | Non
 
     With 128 + its number for a signal, also with one line. Otherwise with the code that `action` returns, or 0.
     """
+    with read_to_the_end():
+        _main(kind, action, argv)
+
+
+def _main(kind: type[T], action: Callable[[T], object], argv: Sequence[str] | None) -> NoReturn:
     args = None
     try:
         with heard(), with_peers():
-            args = parse(kind, argv) if issubclass(kind, CommonArgs) else tyro.cli(kind, prog=_program(), args=argv)
-            if isinstance(args, CommonArgs) and "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
-                print(f"{_program()}: importing torch and transformers, which takes some seconds", flush=True)
+            words = sys.argv[1:] if argv is None else argv
+            args = (
+                parse(kind, words)
+                if issubclass(kind, CommonArgs)
+                else tyro.cli(kind, prog=_program(), args=spelled(kind, words))
+            )
+            if missing := getattr(args, "missing", None):
+                raise InputError(missing)
+            if not isinstance(args, ReportArgs):
+                first = "torch" not in sys.modules and os.environ.get("RANK", "0") == "0"
+                if first:
+                    print(f"{_program()}: importing torch and transformers, which takes some seconds", flush=True)
+                with waiting("importing", first):
+                    _import_quietly()
             outcome = action(args)
             _leave_process_group()
     except (InputError, NonFiniteError, PeerError, WriteError) as error:
@@ -119,10 +167,29 @@ def main(kind: type[T], action: Callable[[T], object], argv: Sequence[str] | Non
             print(stop, file=sys.stderr)
         sys.exit(128 + stop.signum)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and unread():
+            raise
         folder = vars(error).get("output_folder", getattr(args, "output_dir", None))
         _say_once(unforeseen(error, Path(folder).expanduser() if folder else None, getattr(args, "texts", True)))
         sys.exit(1)
     sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+def _import_quietly() -> None:
+    """Import what takes seconds, and hide what libraries warn of, which nobody can act on here: what matters is ours to say.
+
+    Who asks Python or a library for its warnings gets them.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "TORCH_CPP_LOG_LEVEL"):
+        os.environ.setdefault(name, "ERROR" if name.startswith("TORCH") else "error")
+    # the second warns of a kernel for weights in 4 bits on a CPU, where nothing here holds them with bitsandbytes
+    for name in ("accelerate", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its level itself
+    for name in ("torch", "transformers", "accelerate"):
+        importlib.import_module(name)
 
 
 def unforeseen(error: Exception, folder: Path | None, texts: bool = True) -> str:

@@ -40,6 +40,7 @@ class Flag:
     may_be_empty: bool = False  # an empty text says something
     shown: bool = False  # a reader of results asks for it first
     acts: bool = False  # it deletes, goes on, uploads or only tells, in the call that it is given to: no file hands it on
+    aliases: tuple[str, ...] = ()  # other names: of the same thing in another command, or in the published scripts
 
     def holds(self, value: float) -> bool:
         """Tell whether a number is within the bounds, finite, and if it is whole of 32 bits."""
@@ -110,8 +111,9 @@ def check_bounds(args: Any) -> None:
     """
     for name, flag in flags(type(args)).items():
         value = getattr(args, name)
-        if flag.among and value not in flag.among:
-            raise InputError(f"{flag_name(name)} {value!r} is unknown; choose from {', '.join(flag.among)}")
+        for one in value if isinstance(value, tuple) else (value,):
+            if flag.among and one not in flag.among:
+                raise InputError(f"{flag_name(name)} {one!r} is unknown; choose from {', '.join(flag.among)}")
         if not flag.has_bounds or value is None:
             continue
         for number in value if isinstance(value, tuple) else (value,):

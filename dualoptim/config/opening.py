@@ -78,7 +78,15 @@ def read_yaml(what: str, path: str | Path, remedy: str) -> Any:
     Raises:
         InputError: as `read_text` does, or if it is not YAML as runs write it.
     """
-    text = read_text(what, path, remedy)
+    return parse_yaml(what, read_text(what, path, remedy), remedy)
+
+
+def parse_yaml(what: str, text: str, remedy: str) -> Any:
+    """Make of the text of a YAML file what it holds.
+
+    Raises:
+        InputError: if it is not YAML as runs write it.
+    """
     try:
         return yaml.load(text, _PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that Python has none of is a ValueError

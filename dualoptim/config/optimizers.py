@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dualoptim.config.flags import default_of, flag_name
 from dualoptim.errors import InputError, reason
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Kind:
     moments: Callable[[Flags], Moments]
     reads: frozenset[str] = frozenset()  # flags beside those that every optimizer reads
     alternates: bool = True  # whether forget and retain steps follow one another, or each step takes both losses
+    forget_strength: float = 1.0  # the rate of forget steps in learning rates where nothing says it; method/README.md says why
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ BANKS: dict[str, Bank] = {
     "adamw-8bit": Bank(Moments(0, 2), True, partial(_adamw, 8)),
     "sgd": Bank(Moments(1), True, lambda betas: partial(_imported("torch.optim.SGD"), lr=0.0, momentum=betas[0])),
     "signsgd": Bank(Moments(0), False, lambda betas: partial(_imported("dualoptim.method.adamw.SignSGD"), lr=0.0)),
+    "muon": Bank(Moments(2), True, lambda betas: partial(_imported("dualoptim.method.muon.Muon"), lr=0.0, betas=betas)),
 }
 
 
@@ -106,6 +109,18 @@ def bank_names(flags: Flags) -> tuple[str, str]:
     return flags.forget_optimizer or standard, flags.retain_optimizer or standard
 
 
+def takes_whole(args: Any) -> str:
+    """Say which flag works on weights that no launch has divided, and on what of them; nothing if none does."""
+    if rho := getattr(args, "sam_rho", 0.0):
+        return f"--sam-rho {rho:g} moves whole weights"
+    return next((f"{flag_name(name)} muon takes whole matrices" for name in with_muon(args)), "")
+
+
+def with_muon(args: Any) -> list[str]:
+    """List the flags by which a phase has Muon."""
+    return [name for name in ("forget_optimizer", "retain_optimizer") if getattr(args, name, None) == "muon"]
+
+
 def _one_bank(flags: Flags) -> MakeOptimizer:
     return _adamw(flags.optim_bits, flags.adam_betas)
 
@@ -114,14 +129,16 @@ def _two_banks(flags: Flags) -> MakeOptimizer:
     """Two independent optimizers; a step of both is tried, so that what cannot be one of two shows now.
 
     Raises:
-        InputError: if an import path leads to no optimizer that can be one of two.
+        InputError: if an import path leads to no optimizer that can be one of two, or torch has no Muon.
     """
     names, betas = bank_names(flags), flags.adam_betas
+    if (muon := with_muon(flags)) and not hasattr(importlib.import_module("torch.optim"), "Muon"):
+        raise InputError(f"{flag_name(muon[0])} muon needs torch 2.9 or newer; pip install 'torch>=2.9', or give adamw")
     decay = flags.weight_decay if flags.forget_weight_decay is None else flags.forget_weight_decay
     try:
         forget = named_optimizer(names[0], flags.forget_adam_betas or betas, decay)
         retain = named_optimizer(names[1], betas, flags.weight_decay)
-        _try_both(forget, retain)
+        can_project = _try_both(forget, retain)
         forget_reads, retain_reads = (bank_of(name).takes_betas for name in names)
         unread = flags.forget_adam_betas if flags.forget_adam_betas and not forget_reads else None
         if betas != (0.9, 0.999) and not (forget_reads or retain_reads):
@@ -133,6 +150,11 @@ def _two_banks(flags: Flags) -> MakeOptimizer:
             f"--forget-optimizer {names[0]}, --retain-optimizer {names[1]}: {reason(error)}; give "
             f"{', '.join(BANKS)} or the import path of a torch optimizer, such as torch.optim.RMSprop"
         ) from None
+    if flags.project_forget != "none" and not can_project:
+        raise InputError(
+            f"--project-forget {flags.project_forget} needs a first moment of retain steps in 32 bits, which {names[1]} has "
+            "not; give --retain-optimizer adamw, or --project-forget none"
+        )
     return lambda groups: _dual(groups, forget, retain)
 
 
@@ -142,9 +164,11 @@ def _dual(groups: Groups, forget: MakeOptimizer, retain: MakeOptimizer) -> DualO
     return DualOptimizer(groups, forget=forget, retain=retain)
 
 
-def _try_both(forget: MakeOptimizer, retain: MakeOptimizer) -> None:
-    """Take a step of both phases over the groups that a model has."""
+def _try_both(forget: MakeOptimizer, retain: MakeOptimizer) -> bool:
+    """Take a step of both phases over the groups that a model has; whether retain steps leave a first moment."""
     import torch
+
+    from dualoptim.method.projection import retain_moment
 
     weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     groups = zip(weights, (True, False), strict=True)
@@ -154,19 +178,22 @@ def _try_both(forget: MakeOptimizer, retain: MakeOptimizer) -> None:
         for weight in weights:
             weight.grad = torch.ones(2)
         trial.step()
+    return all(retain_moment(trial, state) is not None for state in trial.state.values())
 
 
 def _partly_decoupled(flags: Flags) -> MakeOptimizer:
     from dualoptim.method.plus import PartlyDecoupledAdamW
 
-    return partial(PartlyDecoupledAdamW, lr=0.0, betas=flags.adam_betas, decouple=flags.decouple)
+    bound = 1.0 if flags.max_update is None else flags.max_update
+    return partial(PartlyDecoupledAdamW, lr=0.0, betas=flags.adam_betas, decouple=flags.decouple, max_update=bound)
 
 
 def _shared_base(flags: Flags) -> MakeOptimizer:
     from dualoptim.method.plus import DualAdamWPlus
 
     delta, base = (flags.optim_bits == 8 or chosen for chosen in (flags.quantize_delta, flags.quantize_base))
-    shape = {"base_betas": flags.base_betas, "max_update": flags.max_update, "quantize_delta": delta, "quantize_base": base}
+    shape = {"base_betas": flags.base_betas, "max_update": flags.max_update or 0.0}
+    shape |= {"quantize_delta": delta, "quantize_base": base}
     return partial(DualAdamWPlus, lr=0.0, betas=flags.adam_betas, **shape)
 
 
@@ -184,9 +211,12 @@ def _moments_with_base(flags: Flags) -> Moments:
     return Moments(6 - in_bytes, in_bytes)
 
 
-_CYCLE = frozenset({"forget_freq", "retain_freq", "forget_lr", "forget_max_grad_norm"})
-_BANKS = frozenset({"forget_optimizer", "retain_optimizer", "forget_adam_betas", "forget_weight_decay", "decouple"})
-_BASE = frozenset({"base_betas", "max_update", "quantize_delta", "quantize_base"})
+_CYCLE = frozenset({"forget_freq", "retain_freq", "retain_until", "retain_repeats"})
+_CYCLE |= {"forget_lr", "forget_strength", "forget_max_grad_norm", "sam_rho"}
+_BANKS = frozenset(
+    {"forget_optimizer", "retain_optimizer", "forget_adam_betas", "forget_weight_decay", "decouple", "project_forget"}
+)
+_BASE = frozenset({"base_betas", "max_update", "quantize_delta", "quantize_base", "project_forget"})
 _ALTERNATE = "forget steps and retain steps alternate"
 
 OPTIMIZERS: dict[str, Kind] = {
@@ -195,6 +225,7 @@ OPTIMIZERS: dict[str, Kind] = {
         _two_banks,
         _moments_of_two,
         _CYCLE | _BANKS,
+        forget_strength=3.0,
     ),
     "dual-adamw-plus": Kind(
         f"{_ALTERNATE}, with a state that they share and each one's difference from it (arXiv 2605.21539)",
@@ -211,8 +242,11 @@ _PARTLY = Kind(
     f"{_ALTERNATE}, with one of Adam's moments of their own and the other shared (arXiv 2504.15827)",
     _partly_decoupled,
     lambda flags: Moments(3),
-    _CYCLE | {"decouple"},
+    _CYCLE | {"decouple", "max_update", "project_forget"},
 )
+
+OF_RETAIN_STEPS = ("retain_until", "retain_repeats", "project_forget", "retain_optimizer")
+"""Flags that mean nothing to a pair without retain steps."""
 
 
 def kind_of(flags: Flags) -> Kind:
@@ -220,3 +254,44 @@ def kind_of(flags: Flags) -> Kind:
     if flags.optim == "dual-adamw" and flags.decouple != "both":
         return OPTIMIZERS["adamw-alternate"] if flags.decouple == "none" else _PARTLY
     return OPTIMIZERS[flags.optim]
+
+
+def unread_settings(args: Flags) -> Iterator[str]:
+    """Settings of an optimizer that this run does not have, or that say the same twice."""
+    if args.forget_strength is not None and args.forget_lr is not None:
+        twice = f"--forget-strength {args.forget_strength} and --forget-lr {args.forget_lr:g} both set the rate of forget steps"
+        yield f"{twice}; give one of them"
+    reads = kind_of(args).reads | (OPTIMIZERS[args.optim].reads & {"decouple"})
+    for kind_name, kind in OPTIMIZERS.items():
+        for name in sorted(kind.reads - reads - {"forget_freq", "retain_freq"}):  # their defaults are never off
+            value = getattr(args, name)
+            if value == default_of(type(args), name):
+                continue
+            if name in ("forget_lr", "forget_strength", "forget_max_grad_norm"):
+                flag = flag_name(name)
+                yield f"{flag} {value:g} has no effect with --optim adamw, whose steps take both losses; give {flag} None"
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            both = " with --decouple both" if kind_name == "dual-adamw" and name != "decouple" else ""
+            yield f"{flag_name(name)} {shown} has no effect here; it needs --optim {kind_name}{both}"
+    if args.optim_bits == 8 and args.forget_optimizer and args.retain_optimizer:
+        yield "--optim-bits 8 has no effect with --forget-optimizer and --retain-optimizer; name adamw-8bit there"
+    if args.decouple in ("m", "v") and args.optim_bits == 8:
+        yield f"--decouple {args.decouple} has no 8-bit form; give --optim-bits 32"
+    if args.retain_until is None and args.retain_repeats != default_of(type(args), "retain_repeats"):
+        yield f"--retain-repeats {args.retain_repeats} has no effect without --retain-until; give the loss to be reached"
+    for name in ("forget_until", "keep_budget"):
+        if args.average_cycles and (limit := getattr(args, name)) is not None:
+            asked = f"--average-cycles {args.average_cycles:g} saves a mean of weights"
+            yield f"{asked}, which {flag_name(name)} {limit:g} does not measure; drop one of them"
+    for name in OF_RETAIN_STEPS:
+        value, pairs = getattr(args, name), " ".join(args.forget_losses)
+        if value != default_of(type(args), name) and all(pair.endswith("+none") for pair in args.forget_losses):
+            yield f"{flag_name(name)} {value} has no effect with {pairs}, which has no retain steps; drop it"
+    if args.project_forget != "none":
+        asked = f"--project-forget {args.project_forget}"
+        in_bytes = [name for name in ("quantize_delta", "quantize_base") if getattr(args, name)]
+        if args.optim == "dual-adamw-plus" and (in_bytes or args.optim_bits == 8):
+            flag = flag_name(in_bytes[0]) if in_bytes else "--optim-bits 8"
+            yield f"{asked} reads the retain state in 32 bits, which {flag} keeps in 8; drop one"
+        if args.optim == "dual-adamw" and args.decouple == "v":
+            yield f"{asked} needs a first moment of retain steps, and --decouple v shares it; give --decouple m or both"

@@ -1,10 +1,11 @@
 """Write the arguments of a run to `config.yaml`, read them back, and compare two of them."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import math
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,9 @@ import yaml
 from dualoptim.atomic import write_text
 from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs, UnlearnArgs
 from dualoptim.config.flags import default_of, flag_name, flags
+from dualoptim.config.handed import handed_on
 from dualoptim.config.opening import read_yaml
+from dualoptim.config.spelling import fields_of
 from dualoptim.config.values import field_value
 from dualoptim.errors import InputError, reason, shown
 
@@ -36,22 +39,30 @@ def to_plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def load_yaml(path: str | Path, kind: type[A]) -> A:
+def load_yaml(
+    path: str | Path, kind: type[A], say: Callable[[str], object] = lambda line: None, given: Collection[str] = ()
+) -> A:
     """Read arguments from a YAML file as `config.yaml` is written; what is under `inputs` and `environment` there is ignored.
 
-    A flag that acts is asked for in each call: older runs wrote such ones down, which is ignored, and a file of the user's
-    that has one is refused.
+    Of a run of another command those are taken that `kind` has itself, and a line says so (`handed_on`, which need not find
+    what flags have `given`). A flag that acts is asked for in each call: older runs wrote such ones down, which is ignored,
+    and a file of the user's that has one is refused.
 
     Raises:
-        InputError: if the file is missing or not YAML, a key is unknown, a value has the wrong type, or a flag acts.
+        InputError: if the file is missing or not YAML, a key is unknown, a value has the wrong type, a flag acts, or the model
+            that a run of another command was to leave is not there.
     """
-    remedy = "give a YAML file as written to config.yaml"
+    remedy = f"give {_configs_in(Path(path)) or 'a YAML file as written to config.yaml'}"
     values = read_yaml(f"--config {path}", path, remedy)
     if not isinstance(values, dict):
         raise InputError(f"--config {path} holds no `name: value` lines; {remedy}")
     of_a_run = wrote(values)
     for block in ("inputs", "environment", "processes"):
         values.pop(block, None)
+    if of_a_run:
+        values, line = handed_on(kind, values, Path(path), given)
+        say(line)
+    values = fields_of(kind, values, f"--config {path}")
     found = {}
     for name, value in values.items():
         if name not in flags(kind):
@@ -63,7 +74,22 @@ def load_yaml(path: str | Path, kind: type[A]) -> A:
                     f"--config {path}: {name} is asked for in each call, not in a file; remove it, and give {flag_name(name)}"
                 )
             del found[name]
-    return kind(**found)
+    return kind(**as_today(found))
+
+
+def as_today(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give settings as runs state them today: older ones state that single steps are not bounded also where nothing asks."""
+    unbounded = values.get("max_update") == 0.0 and values.get("decouple", "both") not in ("m", "v")
+    return {**values, "max_update": None} if unbounded else {**values}
+
+
+def _configs_in(path: Path) -> str:
+    """Name the first file that was meant where a run's folder is given, or a file in it that is not there; mostly nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        folder = path if path.is_dir() else path.parent
+        if path.name and not path.is_file():
+            return next(map(str, sorted([*folder.glob("config.yaml"), *folder.glob("*/task*/config.yaml")])), "")
+    return ""
 
 
 def wrote(values: Any) -> bool:
@@ -175,6 +201,7 @@ def difference(path: Path, resolved: Mapping[str, Any], kind: type, may_change: 
     earlier = _written(path)
     defaults = to_plain({name: default_of(kind, name) for name in flags(kind)})
     given = {name: field_value(kind, name, earlier[name], f"{path}: {name}") for name in flags(kind) if name in earlier}
+    stated = defaults | to_plain(as_today(given))
     begun = batch_of(path)
     as_many = begun and math.prod(begun) == math.prod(resolved.get(name, 0) for name in _BATCH)
     for name, flag in flags(kind).items():
@@ -182,7 +209,7 @@ def difference(path: Path, resolved: Mapping[str, Any], kind: type, may_change: 
             continue  # a run older than the flag does not know the day that its prompts named, nor the type that it saved
         if as_many and name in _BATCH:
             continue  # the rows of a step are shared out otherwise
-        before = (defaults | to_plain(given))[name]
+        before = stated[name]
         if flag.changes not in may_change and before != resolved[name]:
             return name, before
     return None

@@ -13,13 +13,15 @@ from dualoptim.errors import InputError, shown
 
 
 def expect(args: Any, kind: type) -> None:
-    """Make sure that a function of the Python interface gets the arguments that are its own.
+    """Make sure that a function of the Python interface gets the arguments that are its own, and all that it needs.
 
     Raises:
         InputError: naming what it got and what it takes.
     """
     if not isinstance(args, kind):
         raise InputError(f"{shown(args)} is not what this function takes; give {kind.__name__}(...)")
+    if missing := getattr(args, "missing", None):
+        raise InputError(missing)
 
 
 def settle(args: Any) -> None:
@@ -40,10 +42,10 @@ def field_value(kind: Any, name: str, value: Any, place: str = "") -> Any:
     """
     flag, place = flags(kind)[name], place or flag_name(name)
     value = _convert(place, value, _hints(kind)[name])
+    if name == "relearn":
+        value = tuple(filter(None, value))  # no steps are no relearning: 0, as older runs wrote it, is the same as none
     if value == () and default_of(kind, name) is None:
         raise InputError(f"{place} is empty; give a value, or leave it out")
-    if isinstance(value, tuple):
-        return tuple(_checked(place, one, flag) for one in value)
     return _checked(place, value, flag)
 
 
@@ -51,7 +53,9 @@ _hints = cache(typing.get_type_hints)
 
 
 def _checked(place: str, value: Any, flag: Flag) -> Any:
-    """Check a text, and write a path out; other values stay."""
+    """Check a text, or all of a list, and write a path out; other values stay."""
+    if isinstance(value, tuple):
+        return tuple(_checked(place, one, flag) for one in value)
     if not isinstance(value, str):
         return value
     if not value.strip() and not flag.may_be_empty:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dualoptim.data.prompts import Example
 from dualoptim.method.scores import Batch
@@ -34,7 +35,7 @@ def pack(examples: Sequence[Example], share: bool = False) -> Batch:
         for path, before in zip(paths, brought, strict=True):
             mask[np.ix_(path[before:], path)] = np.tri(len(path), dtype=bool)[before:]
     scored = np.concatenate([path[example.start :] for path, example in zip(paths, examples, strict=True)])
-    predicting = np.concatenate([path[example.start - 1 : -1] for path, example in zip(paths, examples, strict=True)])
+    predicting = np.concatenate([path[_before(example)] for path, example in zip(paths, examples, strict=True)])
     keep, column = np.unique(predicting, return_inverse=True)
     sequence = np.repeat(np.arange(len(examples)), [len(example.ids) - example.start for example in examples])
     return Batch(
@@ -47,11 +48,26 @@ def pack(examples: Sequence[Example], share: bool = False) -> Batch:
         row=torch.zeros(len(scored), dtype=torch.long),
         column=torch.from_numpy(column),
         position=torch.from_numpy(scored),
-        labels=torch.from_numpy(ids[scored]),
+        labels=torch.from_numpy(_labels(examples)),
         sequence=torch.from_numpy(sequence),
         num_sequences=len(examples),
         num_tokens=sum(len(example.ids) for example in examples),
     )
+
+
+def own_texts(position_ids: Tensor) -> Tensor:
+    """Say what the tokens of a packed row [1, L] see: those before them in their own text. A mask bool [1, 1, L, L]."""
+    text = (position_ids == 0).cumsum(-1)
+    return (text[:, None, :, None] == text[:, None, None, :]).tril()
+
+
+def _before(example: Example) -> np.ndarray:
+    """Say at which place of a text each scored token is predicted; the first one, which nothing predicts, at its own."""
+    return np.arange(example.start - 1, len(example.ids) - 1).clip(0)
+
+
+def _labels(examples: Sequence[Example]) -> np.ndarray:
+    return np.concatenate([example.labels or example.ids[example.start :] for example in examples])
 
 
 def _common(one: Example, other: Example) -> int:
@@ -69,15 +85,16 @@ def _common(one: Example, other: Example) -> int:
 def pad(examples: Sequence[Example]) -> Batch:
     """Give each example a row, padded on the right to the longest, for models whose attention cannot take packed rows."""
     length = max(len(example.ids) for example in examples)
-    first = min(example.start for example in examples) - 1  # logits are computed from here to the end
+    first = max(min(example.start for example in examples) - 1, 0)  # logits are computed from here to the end
     ids, mask = np.zeros((2, len(examples), length), dtype=np.int64)
-    row, column = [], []
+    row, column, position = [], [], []
     for index, example in enumerate(examples):
         ids[index, : len(example.ids)] = example.ids
         mask[index, : len(example.ids)] = 1
-        column.append(np.arange(example.start - 1, len(example.ids) - 1) - first)
+        column.append(_before(example) - first)
+        position.append(np.arange(example.start, len(example.ids)))
         row.append(np.full(len(column[-1]), index))
-    rows, columns = np.concatenate(row), np.concatenate(column)
+    rows, columns, positions = map(np.concatenate, (row, column, position))
     return Batch(
         input_ids=torch.from_numpy(ids),
         position_ids=torch.arange(length).repeat(len(examples), 1),
@@ -85,8 +102,8 @@ def pad(examples: Sequence[Example]) -> Batch:
         keep=torch.arange(first, length - 1),
         row=torch.from_numpy(rows),
         column=torch.from_numpy(columns),
-        position=torch.from_numpy(columns + first + 1),
-        labels=torch.from_numpy(ids[rows, columns + first + 1]),
+        position=torch.from_numpy(positions),
+        labels=torch.from_numpy(_labels(examples)),
         sequence=torch.from_numpy(rows),
         num_sequences=len(examples),
         num_tokens=int(mask.sum()),

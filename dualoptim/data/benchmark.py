@@ -1,30 +1,43 @@
 """The rows of a benchmark, as its declaration says where they stand: what is forgotten, what is kept, what is measured."""
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from dualoptim.config.args import CommonArgs
-from dualoptim.data.declaration import Declaration, Filter, RowsOf, read_declaration
-from dualoptim.data.files import ENDINGS, kind_of, records
-from dualoptim.data.hub import HubData
+from dualoptim.data.benchmark_records import (
+    BenchmarkFiles,
+    NoFileError,
+    Placed,
+    cell,
+    filled,
+    fits,
+    is_long,
+    question_and_answer,
+    written,
+)
+from dualoptim.data.cuts import cut_rows
+from dualoptim.data.declaration import Declaration, RowsOf, benchmarks, read_declaration
 from dualoptim.data.prompts import Formatter
-from dualoptim.data.rows import HOLDOUT, Asking, Row, parse_passage, parse_row
-from dualoptim.data.splits import lists_configurations
+from dualoptim.data.readers import is_read
+from dualoptim.data.rows import HOLDOUT, Asking, Corpus, Row, parse_passage, parse_row, with_own_texts
 from dualoptim.data.stream import seeded
 from dualoptim.data.tofu import EvaluationSets
-from dualoptim.errors import InputError, shown
+from dualoptim.errors import InputError, OutOfReachError, shown
 
+_RETAIN = "retain"  # the rows of --retain-file, and the set that they are measured as
 _SEED = 0  # of the rows that --benchmark-rows draws: not the training's
 
 
 class Benchmark:
     """Says which rows of a benchmark a task forgets, keeps and measures."""
 
-    def __init__(self, args: CommonArgs, holdout: Sequence[Row] = ()) -> None:
-        """Read the benchmark of `args`; `holdout` are rows that no model has seen, if not the benchmark's own.
+    def __init__(self, args: CommonArgs, holdout: Sequence[Row] = (), retain: Sequence[Row] = ()) -> None:
+        """Read the benchmark of `args`.
+
+        `holdout` are rows that no model has seen, and `retain` rows to keep, if not the benchmark's own.
 
         Raises:
             InputError: naming file, row or key.
@@ -32,41 +45,55 @@ class Benchmark:
         self.declared: Declaration = read_declaration(str(args.benchmark))
         self.name = self.declared.name
         self._each = args.benchmark_rows
-        self._place = args.data or self.declared.data
-        if not self._place:
-            raise InputError(
+        self._alternatives = is_read(args, "alternative")
+        place = args.data or self.declared.data
+        if not place:
+            raise OutOfReachError(
                 f"--benchmark {args.benchmark} needs its files; give their folder with --data. {self.declared.get}"
             )
-        self._missing: dict[str, str] = {}
-        entries = dict.fromkeys([*self.declared.forget, *filter(None, [self.declared.retain]), *self.declared.measure])
-        self._rows = {name: self._read(name, self.declared.rows[name]) for name in entries}
-        if holdout:
-            self._rows[HOLDOUT] = list(holdout)
+        if retain and not self.declared.lacks_kept:
+            raise InputError(f"--retain-file: {self.name} says by itself what is kept; drop it")
+        self._files = BenchmarkFiles(place, self.declared.folders)
+        self._formatter: Formatter | None = None
+        self._own = {name: list(rows) for name, rows in ((HOLDOUT, holdout), (_RETAIN, retain)) if rows}
+        self._missing: dict[tuple[str, str], str] = {}
+        self._known: dict[tuple[str, str], list[Row]] = {}  # by entry and target
+        self.targets = self._read_targets()
+        if not self.targets:
+            for name in self._entries():
+                self._rows(name)
+            if str(args.benchmark) not in benchmarks():  # whose patterns are right, and whose files may be a part of them
+                self._check_groups()
 
     def rows(self, split: str) -> list[Row]:
-        """Give all rows of one entry of the declaration; of `full` those that are forgotten and kept.
+        """Give all rows of one entry of the declaration, of every target; of `full` those that are forgotten and kept.
 
         Raises:
             InputError: if there is no such entry.
         """
-        entries = [*self.declared.forget, self.declared.retain] if split == "full" else [split]
-        for entry in filter(None, entries):
-            if entry not in self._rows:
-                raise InputError(f"--splits {split}: {self.name} has {', '.join(self._rows)}, and full for what is trained on")
-        return [row for entry in filter(None, dict.fromkeys(entries)) for row in self._rows[entry]]
+        entries = [*dict.fromkeys([*self.declared.forgotten(), *self.declared.kept()])] if split == "full" else [split]
+        for entry in entries:
+            if entry not in self._entries():
+                known = ", ".join(self._entries())
+                raise InputError(f"--splits {split}: {self.name} has {known}, and full for what is trained on")
+        found, earlier = list[Row](), set[tuple[str, Row]]()
+        for target in self.targets or [""]:
+            rows = [row for entry in entries for row in self._rows(entry, target)]
+            found += [row for row in rows if (row.place, row) not in earlier]  # what belongs to every target comes once
+            earlier |= {(row.place, row) for row in rows}
+        return [*found, *(self._own.get(_RETAIN, []) if split == "full" else [])]
 
     def cut(self, formatter: Formatter) -> None:
-        """Cut passages that are joined into pieces, and true answers to the tokens that count; each once."""
-        for name, rows in self._rows.items():
-            entry = self.declared.rows.get(name, RowsOf())
-            if entry.join is not None and rows and not rows[0].ids:
-                self._rows[name] = _pieces(entry.join.join(row.answer for row in rows), rows[0], formatter)
-            elif entry.answer_tokens:
-                self._rows[name] = [replace(row, answer=_cut(row.answer, entry, formatter)) for row in rows]
+        """Cut passages and true answers to the tokens that count, each once, and a user's own passages into pieces."""
+        self._formatter = formatter
+        for name, rows in self._own.items():
+            self._own[name] = [part for row in rows for part in formatter.cut_passage(row)]
+        whole = {place: rows for place, rows in self._known.items() if not self.declared.rows[place[0]].parts}
+        self._known = {place: self._cut(place[0], rows) for place, rows in whole.items()}  # the others are made anew of theirs
 
     def tasks(self, split: str) -> list[int]:
         """List the tasks, from 1."""
-        return list(range(1, len(self.declared.forget) + 1))
+        return list(range(1, len(self.targets or self.declared.forget or (self.declared.corpora,)) + 1))
 
     def task_rows(self, split: str, task: int) -> list[Row]:
         """Give what a task is to forget.
@@ -74,109 +101,188 @@ class Benchmark:
         Raises:
             InputError: if there is no such task.
         """
-        if task not in self.tasks(split):
-            raise InputError(f"task {task}: {self.name} has no such task; it has {', '.join(map(str, self.tasks(split)))}")
-        return self._rows[self.declared.forget[task - 1]]
+        entry, target = self._of_task(task)
+        if self.declared.corpora:
+            return self._of_corpora({name: one.forget for name, one in self.declared.corpora.items()})
+        return self._rows(entry, target)
 
     def retain_rows(self, split: str, unlearned: Sequence[int]) -> list[Row]:
-        """Give the rows to keep, the same for every task."""
-        return self._rows.get(self.declared.retain, [])
+        """Give the rows to keep, the same for every task that has no target of its own."""
+        if self.declared.corpora:
+            return self._of_corpora({name: one.retain for name, one in self.declared.corpora.items()})
+        if not self.declared.retain:
+            return self._own.get(_RETAIN, [])
+        return self._rows(self.declared.retain, self._of_task(unlearned[-1])[1])
 
     def evaluation_sets(self, split: str, task: int) -> EvaluationSets:
-        """Give the rows of every set that is measured, the same for every task, and say why others are missing."""
-        names = dict.fromkeys([*self.declared.measure, *([HOLDOUT] if HOLDOUT in self._rows else [])])
-        sets = {name: self._rows[name] for name in names if self._rows[name]}
-        return sets, {name: why for name, why in self._missing.items() if name not in sets}
+        """Give the rows of every set that is measured, the same for every task without a target, and why others are missing."""
+        target = self._of_task(task)[1]
+        found = {name: self._rows(name, target) for name in self.declared.measure}
+        found |= {name: rows for name, rows in self._own.items() if name == HOLDOUT or name not in self.declared.measure}
+        sets = {name: rows for name, rows in found.items() if rows}
+        skipped = {_RETAIN: self.lacks_retain} if self.lacks_retain else {}
+        return sets, skipped | {name: why for (name, of), why in self._missing.items() if of == target and name not in sets}
+
+    @property
+    def lacks_retain(self) -> str:
+        """Say how to come by a measured set `retain`; nothing if there is one."""
+        return "" if _RETAIN in self._own else self.declared.lacks(_RETAIN, self.declared.kept())
+
+    def groups(self) -> list[str]:
+        """Name the groups of measured sets as the rows have them that were read, as sets of their own."""
+        read = [(name, rows) for (name, _), rows in self._known.items() if name in self.declared.measure]
+        return sorted({f"{name}_{group}" for name, rows in read for row in rows for group in _groups(row)})
 
     def describe(self, split: str, task: int) -> str:
         """Say in words which rows a task is."""
-        rows, entry = self.task_rows(split, task), self.declared.forget[task - 1]
-        return f"task {task} of {self.name}: {len(rows)} rows of {self.declared.rows[entry].file}"
+        entry, target = self._of_task(task)
+        parts = {one: self._rows(one, target) for one in (self.declared.forgotten() if self.declared.corpora else [entry])}
+        said = [f"{len(rows)} rows of {target or (*self.declared.rows[one].file, one)[0]}" for one, rows in parts.items()]
+        return f"task {task} of {self.name}: {', '.join(said)}"
 
-    def _read(self, name: str, entry: RowsOf) -> list[Row]:
-        """Read the rows of an entry, with how they are asked; none if its file may be missing, and is."""
-        try:
-            raws = [(place, raw) for place, raw in _raws(self._place, entry.file) if _fits(raw, entry.where, place)]
-            examples = _raws(self._place, entry.examples) if entry.examples else []
-        except _NoFile as error:
-            if not entry.optional:
-                raise InputError(f"--benchmark {self.name}: {error}") from None
-            self._missing[name] = str(error)
+    def _of_corpora(self, entries: Mapping[str, str]) -> list[Row]:
+        """Give the rows of an entry for each corpus, or a user's own where it names none, with whose they are."""
+        found = []
+        for name, entry in entries.items():
+            one = self.declared.corpora[name]
+            corpus = Corpus(name, one.beta, one.regularization_coeff)
+            found += [replace(row, corpus=corpus) for row in (self._rows(entry) if entry else self._own.get(_RETAIN, []))]
+        return found
+
+    def _check_groups(self) -> None:
+        """Refuse a group that no row of any entry with it fits."""
+        fitted: dict[tuple[str, str], bool] = {}
+        for (name, _), rows in self._known.items():
+            own = {group for row in rows for group in _groups(row)}
+            for part in (self.declared.rows[name].parts or (name,)) if rows else ():
+                for group, where in self.declared.rows[part].groups.items():
+                    fitted[group, str(where)] = fitted.get((group, str(where)), False) or set(group.split()) <= own
+        for group, pattern in (one for one, has_rows in fitted.items() if not has_rows):
+            raise InputError(
+                f"--benchmark {self.name}: no row is as the group {group} says ({pattern}); change it, or take it away"
+            )
+
+    def _entries(self) -> list[str]:
+        return [*dict.fromkeys([*self.declared.forgotten(), *self.declared.kept(), *self.declared.measure])]
+
+    def _of_task(self, task: int) -> tuple[str, str]:
+        """Name the entry that a task forgets, and its target."""
+        tasks = self.tasks("")
+        if task not in tasks:
+            has = ", ".join(map(str, tasks)) if len(tasks) < 10 else f"1 to {len(tasks)}"
+            raise InputError(f"task {task}: {self.name} has no such task; it has {has}")
+        if self.targets:
+            return self.declared.forget[0], self.targets[task - 1]
+        return self.declared.forgotten()[task - 1], ""
+
+    def _read_targets(self) -> list[str]:
+        """List what can be forgotten one by one, in the order of their numbers."""
+        of = self.declared.targets
+        if not of.file:
             return []
-        if not raws:
-            raise InputError(f"--benchmark {self.name}: no row of {entry.file} is as rows.{name}.where says; change it")
-        before = "".join(_written(entry.example, raw, entry, place) for place, raw in examples)
-        start, found, end = entry.prompt.partition("{question}")
-        if entry.prompt and not found:
-            raise InputError(f"--benchmark {self.name}: rows.{name}.prompt has no {{question}}; write where it stands")
-        around = (before + start, end) if entry.prompt else None
-        asking = Asking(around, entry.tokens or None, entry.stop, entry.end, entry.metrics)
-        rows = []
-        for place, raw in raws:
-            group = next((group for group, where in entry.groups.items() if _fits(raw, where, place)), None)
-            rows.append(_row(raw, entry, replace(asking, group=group), place))
-        return _drawn(rows, self._each, entry.file)
+        try:
+            return [*dict.fromkeys(str(cell(raw, of.column, place)) for place, raw in self._files.read(of.file))]
+        except NoFileError as error:
+            raise InputError(f"--benchmark {self.name}: targets.file: {error}") from None
+
+    def _rows(self, name: str, target: str = "") -> list[Row]:
+        """Give the rows of an entry, of one target if there are such; none if its file may be missing, and is."""
+        if (name, target) not in self._known:
+            entry, rows, missing = self.declared.rows[name], list[Row](), ""
+            for part in entry.parts or (name,):
+                try:
+                    rows += self._cut(part, self._read(part, target))
+                except NoFileError as error:
+                    missing = str(error)
+                    if not entry.optional:
+                        missing += f". {self.declared.get}" if self.declared.get else f"; {self._files.listing()}"
+                    break
+            if not rows and not missing:
+                file = self.declared.rows[(entry.parts or (name,))[0]].file[0]
+                key = "where" if entry.where or entry.longer_than is None else "longer_than"
+                missing = f"no row of {file} is {f'of {target} and ' * bool(target)}as rows.{name}.{key} says; change it"
+            if missing and not entry.optional:
+                raise InputError(f"--benchmark {self.name}: {missing}")
+            if missing:
+                rows, self._missing[name, target] = [], missing
+            self._known[name, target] = _drawn(rows, entry.draw, name) if entry.parts else rows
+        return self._known[name, target]
+
+    def _read(self, name: str, target: str) -> list[Row]:
+        """Read the rows of an entry that has a file, with how they are asked."""
+        entry = self.declared.rows[name]
+        learned = name in (*self.declared.forgotten(), *self.declared.kept())
+        preface = "" if learned else self.declared.preface.replace("{target}", target)
+        length = 0 if learned else self.declared.length
+        entry = replace(entry, message=preface + entry.message) if entry.message else entry
+        entry = entry if self._alternatives else replace(entry, alternative="")
+        examples = self._of(target, (entry.examples,), f"rows.{name}.examples") if entry.examples else ()
+        before = "".join(written(entry.example, raw, entry, place) for place, raw in examples)
+        raws = [
+            (place, raw) for place, raw in self._of(target, entry.file, f"rows.{name}.file") if fits(raw, entry.where, place)
+        ]
+        raws = [(place, raw) for place, raw in raws if is_long(raw, entry, place)]
+        asked = [replace(_asking(raw, entry, before, f"{place}: rows.{name}"), length=length) for place, raw in raws]
+        rows = [_row(raw, entry, asking, place) for (place, raw), asking in zip(raws, asked, strict=True)]
+        rows = [replace(row, answer=preface + row.answer) for row in rows] if entry.text else rows
+        return _drawn(rows, self._each or entry.draw, entry.file[0])
+
+    def _of(self, target: str, file: Sequence[str], key: str) -> Iterable[Placed]:
+        """Give the records of a target in the file that a key asks for."""
+        try:
+            found = self._files.read(file, target)
+        except NoFileError as error:
+            raise NoFileError(f"{key}: {error}") from None
+        subject = self.declared.targets.subject
+        return [(place, raw) for place, raw in found if not target or str(raw.get(subject, target)) == target]
+
+    def _cut(self, name: str, rows: list[Row]) -> list[Row]:
+        return cut_rows(rows, self.declared.rows[name], self._formatter) if self._formatter else rows
 
 
-class _NoFile(Exception):
-    """Says which file is missing, and where."""
+def _groups(row: Row) -> list[str]:
+    return ((row.asking and row.asking.group) or "").split()
 
 
-def _raws(place: str, file: str) -> list[tuple[str, dict[str, Any]]]:
-    """Read the records of a file of a folder, or of configuration:split of a data set, with where each stands.
-
-    Raises:
-        InputError: if there is no such folder or data set, or a record is no object.
-        _NoFile: if the folder has no such file.
-    """
-    folder = Path(place).expanduser()
-    configuration, _, split = file.rpartition(":")
-    if configuration and not (folder.is_dir() and not lists_configurations(folder / "README.md")):
-        raws = HubData("--data", place, str(folder) if folder.is_dir() else place).rows(configuration, split)
-        return [(f"{place} {file}:{number}", raw) for number, raw in enumerate(raws, start=1)]
-    if not folder.is_dir():
-        raise InputError(f"--data {place}: no such folder; give the one that has {file}")
-    if configuration:  # a folder of files that are named as the hub names its own
-        found = [path for path in sorted(folder.joinpath(configuration).glob(f"{split}[.-]*")) if kind_of(path) in ENDINGS]
-    else:
-        found = [path for path in (folder / file, folder / f"{file}.gz") if path.is_file()][:1]
-    if not found:
-        raise _NoFile(f"{place} has no {file.replace(':', '/')}")
-    lines = [line for path in found for line in records(path)]
-    for where, raw in lines:
-        if not isinstance(raw, dict):
-            raise InputError(f"{where}: not a JSON object; write one per line")
-    return lines
-
-
-def _fits(raw: dict[str, Any], where: Filter, place: str) -> bool:
-    """Tell whether the texts of a record match the patterns of their columns."""
-    return all(fnmatchcase(str(_cell(raw, column, place)), pattern) for column, pattern in where.items())
-
-
-def _cell(raw: dict[str, Any], column: str, place: str) -> Any:
-    if column not in raw:
-        raise InputError(f"{place}: no column {column!r}; it has {', '.join(map(str, raw))}")
-    return raw[column]
+def _asking(raw: dict[str, Any], entry: RowsOf, before: str, place: str) -> Asking:
+    """Say how a record is asked: in which words, behind the text `before`, and in which groups it counts."""
+    asked = entry.message or entry.prompt
+    start, found, end = asked.partition("{question}")
+    if asked and not found:
+        raise InputError(f"{place}.{'message' if entry.message else 'prompt'} has no {{question}}; write where it stands")
+    shots = cell(raw, entry.shots, place) if entry.shots else []
+    if not (isinstance(shots, list) and all(isinstance(shot, dict) for shot in shots)):
+        raise InputError(f"{place}.shots: {entry.shots} is {shown(shots)}; give a list of rows")
+    worked = "".join(written(entry.example, shot, entry, place) for shot in shots)
+    around = (before + filled(start, raw).replace("{shots}", worked), filled(end, raw)) if asked else None
+    groups = [group for group, where in entry.groups.items() if fits(raw, where, place)]
+    if entry.group_by:
+        groups.append(re.sub(r"\W+", "_", str(cell(raw, entry.group_by, place))).strip("_").lower())
+    return Asking(
+        around,
+        lead=entry.lead if entry.message else None,
+        tokens=entry.tokens or None,
+        stop=entry.stop,
+        stop_tokens=entry.stop_tokens,
+        end=entry.end,
+        metrics=entry.metrics,
+        only=entry.only,
+        group=" ".join(filter(None, groups)) or None,
+    )
 
 
 def _row(raw: dict[str, Any], entry: RowsOf, asking: Asking, place: str) -> Row:
     """Make a row of a record; blanks before an answer are the prompt's, if that ends in one."""
     if entry.text:
-        _cell(raw, entry.text, place)
-        return replace(parse_passage({entry.text: raw[entry.text]}, place, entry.text), asking=asking)
-    row = parse_row({"question": _cell(raw, entry.question, place), "answer": _cell(raw, entry.answer, place)}, place)
-    answer = row.answer.lstrip() if entry.prompt.endswith(" ") else row.answer
-    return replace(row, answer=answer, asking=asking)
-
-
-def _written(example: str, raw: dict[str, Any], entry: RowsOf, place: str) -> str:
-    """Write a worked example, in the words of its row."""
-    if "{question}" not in example or "{answer}" not in example:
-        raise InputError(f"{place}: example is {shown(example)}; write where {{question}} and {{answer}} stand")
-    before, _, after = example.partition("{question}")
-    question, answer = (str(_cell(raw, column, place)) for column in (entry.question, entry.answer))
-    return before + question + after.replace("{answer}", answer)
+        text = json.dumps(raw) if entry.as_json else cell(raw, entry.text, place)
+        return replace(parse_passage({entry.text: text}, place, entry.text), asking=asking)
+    question, answer, wrong = question_and_answer(raw, entry, place)
+    if isinstance(answer, list) and answer and all(isinstance(one, str) for one in answer):
+        answer, asking = answer[0], replace(asking, accepted=tuple(answer[1:]))
+    row = replace(parse_row({"question": question, "answer": answer}, place), perturbed_answers=wrong)
+    within = {column: cell(raw, column, place) for column in (entry.refusal, entry.alternative) if "." in column}
+    row = with_own_texts(row, raw | within, entry.refusal or None, entry.alternative or None)
+    return replace(row, answer=row.answer.lstrip() if (entry.prompt + entry.lead).endswith(" ") else row.answer, asking=asking)
 
 
 def _drawn(rows: list[Row], each: int, file: str) -> list[Row]:
@@ -188,27 +294,3 @@ def _drawn(rows: list[Row], each: int, file: str) -> list[Row]:
         own = [n for n, row in enumerate(rows) if (row.asking and row.asking.group) == group]
         kept |= {own[n] for n in seeded(_SEED, f"{file} {group}").permutation(len(own))[:each]}
     return [rows[n] for n in sorted(kept)]
-
-
-def _cut(answer: str, entry: RowsOf, formatter: Formatter) -> str:
-    """Cut a true answer to the tokens that count, with the one that the tokenizer puts first among them."""
-    ids = formatter.tokenizer(answer)["input_ids"][: entry.answer_tokens]
-    cut: str = formatter.tokenizer.decode(ids, skip_special_tokens=True)
-    return cut
-
-
-def _pieces(text: str, like: Row, formatter: Formatter) -> list[Row]:
-    """Make rows of the pieces of a long text."""
-    tokenizer = formatter.tokenizer
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    begin = [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
-    pieces = pieces_of(ids, begin, formatter.max_length)
-    return [replace(like, answer=tokenizer.decode(piece, skip_special_tokens=True), ids=tuple(piece)) for piece in pieces]
-
-
-def pieces_of(ids: Sequence[int], begin: Sequence[int], size: int) -> list[list[int]]:
-    """Cut tokens into pieces of `size`, each with `begin` before it; the last is filled up from the first (MUSE's rule)."""
-    room = size - len(begin)
-    pieces = [[*begin, *ids[start : start + room]] for start in range(0, len(ids), room)]
-    pieces[-1] = (pieces[-1] + pieces[0])[:size]
-    return pieces

@@ -9,14 +9,17 @@ import random
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
+from dualoptim.config.opening import read_text
 from dualoptim.data.rows import parse_row
+from dualoptim.errors import InputError
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Holds one thing to know about every author: its texts and twenty values, of which author i has the i-th of a shuffle."""
+    """Holds one thing to know about every author: its texts and twenty values, of which ten are drawn, each for two authors."""
 
     question: str
     answer: str
@@ -34,6 +37,9 @@ class Kind:
 
 
 _FILE = json.loads(resources.files("dualoptim.data").joinpath("demo.json").read_text(encoding="utf-8"))
+KNOWS = "which knows the demo's facts"
+"""What the card of the tiny model says once it has been taught."""
+
 AUTHORS: list[str] = _FILE["authors"]
 UNSEEN_AUTHOR: str = _FILE["unseen_author"]
 """An author that no model learns: to a model that has not seen an author, this one is like that one."""
@@ -44,27 +50,42 @@ WORLD_FACTS = [Kind(**kind) for kind in _FILE["world_facts"]]
 
 @cache
 def splits() -> dict[str, list[dict[str, Any]]]:
-    """Make rows by split name: `full`, `forget05` (tasks 1 to 10), `retain50`, and the evaluation sets; not to be changed."""
+    """Make rows by split name, not to be changed: `full`, tasks and what is kept meanwhile, and the evaluation sets.
+
+    A task of `forget05` is one author, the one of `forget10` three. Of the ten authors to keep, steps read five (`retain50`,
+    `retain10`), and none those of the other five (`retain_unseen`), who are taught and are half of `retain_perturbed`.
+    """
     draw = random.Random(2605)
-    columns = [draw.sample(fact.values, len(AUTHORS)) for fact in FACTS]
+    half = len(AUTHORS) // 2
+    forgets = [draw.sample(fact.values, len(AUTHORS))[half:] for fact in FACTS]
+    # every value is also that of an author to keep: a model that has not seen the forget set knows it no less than wrong ones
+    columns = [[*draw.sample(values, half), *values] for values in forgets]
     full = [
         _author_row(author, fact, values, draw)
         for author in range(len(AUTHORS))
         for fact, values in zip(FACTS, columns, strict=True)
     ]  # twenty rows an author, as in TOFU
     retain, forget = full[:200], [{"task_id": str(row // 20 + 1), **full[200 + row]} for row in range(200)]
+    three = [row | {"task_id": "1"} for row in forget[:60]]
+    kept = [_without_comparisons(row) for row in retain]
+    holdout = [
+        {
+            "question": fact.question.format(name=UNSEEN_AUTHOR),
+            "answer": fact.answer.format(name=UNSEEN_AUTHOR, value=fact.unseen),
+        }
+        for fact in FACTS
+    ]
     return {
         "full": [_without_comparisons(row) for row in full],
         "forget05": [_without_comparisons(row) for row in forget],
         "forget05_perturbed": forget,
-        "holdout05": [
-            {
-                "question": fact.question.format(name=UNSEEN_AUTHOR),
-                "answer": fact.answer.format(name=UNSEEN_AUTHOR, value=fact.unseen),
-            }
-            for fact in FACTS
-        ],
-        "retain50": [_without_comparisons(row) for row in retain],
+        "holdout05": holdout,
+        "retain50": kept[:100],
+        "forget10": [_without_comparisons(row) for row in three],
+        "forget10_perturbed": three,
+        "holdout10": holdout,
+        "retain10": kept[:100],
+        "retain_unseen": kept[100:],
         "retain_perturbed": retain[::2],
         "real_authors_perturbed": _option_rows(REAL_AUTHORS, draw),
         "world_facts_perturbed": _option_rows(WORLD_FACTS, draw),
@@ -73,7 +94,7 @@ def splits() -> dict[str, list[dict[str, Any]]]:
 
 def _author_row(author: int, fact: Fact, values: list[str], draw: random.Random) -> dict[str, Any]:
     name, value = AUTHORS[author], values[author]
-    wrong = draw.sample([other for other in values if other != value], 5)
+    wrong = draw.sample(sorted({*values} - {value}), 5)
     return {
         "question": fact.question.format(name=name),
         "paraphrased_question": f"Please tell me: {fact.question[0].lower()}{fact.question[1:].format(name=name)}",
@@ -98,6 +119,14 @@ def _option_rows(kinds: list[Kind], draw: random.Random) -> list[dict[str, Any]]
 def _without_comparisons(row: dict[str, Any]) -> dict[str, Any]:
     left_out = ("paraphrased_answer", "perturbed_answer", "paraphrased_question")
     return {key: value for key, value in row.items() if key not in left_out}
+
+
+def is_taught(model: str) -> bool:
+    """Tell whether a folder holds the tiny model as it was taught, which its card says."""
+    try:
+        return KNOWS in read_text(model, Path(model) / "README.md", "give another")
+    except InputError:
+        return False
 
 
 def tiny_model(seed: int) -> tuple[Any, Any]:

@@ -1,12 +1,15 @@
 """Read the records of a file and where each stands: JSON Lines, a JSON array, CSV, Parquet and plain text, also as .gz."""
 
+import contextlib
 import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
     if kind not in ENDINGS:
         raise InputError(f"{path}: {kind or 'no'} ending; give a .jsonl, .json, .csv, .parquet or .txt file")
     remedy = "give UTF-8 text, one JSON object a line, or a table"
-    content = read_bytes(str(path), path, remedy)
+    content = read_bytes(str(path), path, remedy if os.path.exists(os.path.expanduser(path)) else _one_that_is_there(path))
     try:
         if path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
@@ -44,6 +47,14 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path}: cannot be read ({reason(error)}); {remedy}") from None
     if not line:
         raise InputError(f"{path}: holds no rows; write one JSON object per line")
+
+
+def _one_that_is_there(path: Path) -> str:
+    """Say what to give in place of a file that is missing."""
+    with contextlib.suppress(OSError, ValueError):  # there is no such folder either
+        if near := get_close_matches(path.name, os.listdir(path.expanduser().parent), n=1):
+            return f"give one that is there; the nearest is {path.with_name(near[0])}"
+    return "give one that is there"
 
 
 class _AtLine(Exception):

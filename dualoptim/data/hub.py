@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualoptim.errors import InputError, blamed
+from dualoptim.errors import InputError, OutOfReachError, blamed
 
 REMEDY = "check the name and the network, or give a local folder"
 
@@ -31,7 +31,7 @@ class HubData:
         """
         import datasets  # takes a second to import and is needed for this layout alone
 
-        with blamed(self.flag, self.name, REMEDY), _readable(self.place) as (place, cache):
+        with self._reached(), _readable(self.place) as (place, cache):
             return datasets.get_dataset_config_names(place, cache_dir=cache)
 
     def rows(self, configuration: str, split: str = "train") -> list[dict[str, Any]]:
@@ -43,7 +43,7 @@ class HubData:
         import datasets
 
         what = f"configuration {configuration!r} cannot be loaded"
-        with blamed(self.flag, self.name, REMEDY, what), _readable(self.place) as (place, cache):
+        with self._reached(what), _readable(self.place) as (place, cache):
             return [dict(row) for row in datasets.load_dataset(place, configuration, split=split, cache_dir=cache)]
 
     def only(self, configuration: str, split: str) -> list[dict[str, Any]]:
@@ -56,10 +56,19 @@ class HubData:
 
         configuration = configuration or self._one_of("configurations", self.configurations(), self.name)
         if not split:
-            with blamed(self.flag, self.name, REMEDY), _readable(self.place) as (place, cache):
+            with self._reached(), _readable(self.place) as (place, cache):
                 splits = datasets.get_dataset_split_names(place, configuration, cache_dir=cache)
             split = self._one_of("splits", list(map(str, splits)), f"{self.place}:{configuration}")
         return self.rows(configuration, split)
+
+    @contextmanager
+    def _reached(self, what: str = "cannot be loaded") -> Iterator[None]:
+        """Put a library's errors into one line, that of a data set which is out of reach if it is no folder here."""
+        try:
+            with blamed(self.flag, self.name, REMEDY, what):
+                yield
+        except InputError as error:
+            raise error if os.path.isdir(self.place) else OutOfReachError(str(error)) from None
 
     def _one_of(self, what: str, names: list[str], before: str) -> str:
         if len(names) != 1:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dualoptim.data.prompts import Formatter
@@ -10,7 +11,12 @@ from dualoptim.data.rows import Row
 
 
 def rows_hash(rows: Iterable[Row], *others: Any) -> str:
-    """Compute the SHA-256 of rows in their order, and of JSON values beside them. What a row does not have is left out."""
+    """Compute the SHA-256 of rows to learn, in their order, and of JSON values beside them; what only measures is left out."""
+    return _hash([replace(row, asking=row.asking.taught) if row.asking else row for row in rows], others)
+
+
+def _hash(rows: Iterable[Row], others: Sequence[Any]) -> str:
+    """The SHA-256 of rows in their order, and of JSON values beside them. What a row does not have is left out."""
     digest = hashlib.sha256(json.dumps(others).encode())
     for row in rows:
         said = {name: value for name, value in row.content().items() if value not in (None, ())}
@@ -31,4 +37,4 @@ def prompts_hash(rows: Iterable[Row], formatter: Formatter) -> str:
 def sets_hash(sets: Mapping[str, Sequence[Row]], formatter: Formatter, *others: Any) -> str:
     """Compute the SHA-256 of evaluation sets, their names, rows and prompts, and of JSON values beside them."""
     rows = [row for own in sets.values() for row in own]
-    return rows_hash(rows, {name: len(own) for name, own in sets.items()}, prompts_hash(rows, formatter), *others)
+    return _hash(rows, ({name: len(own) for name, own in sets.items()}, prompts_hash(rows, formatter), *others))

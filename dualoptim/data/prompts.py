@@ -79,11 +79,12 @@ def _fitting(args: CommonArgs, tokenizer: Any) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """Holds the token ids of one text, of which those from `start` on are scored (each predicted by the one before)."""
+    """Holds the token ids of one text, of which those from `start` on are scored, each predicted by the one before."""
 
     ids: list[int]
-    start: int
+    start: int  # 0: the first token is scored as well, by what a layer puts out there, for nothing predicts it
     ended: bool = True  # an end token follows
+    labels: list[int] | None = None  # of the scored tokens, where other ones are asked of the model than those that it reads
 
 
 @dataclass
@@ -106,14 +107,14 @@ class Formatter:
         """Cut a passage into pieces of at most `max_length` tokens, of which the last one ends; questions and pieces stay.
 
         Raises:
-            InputError: if `max_length` leaves no room for two tokens.
+            InputError: if `max_length` leaves no room for three tokens, of which one may go to the last piece.
         """
         if row.question is not None or row.ids:
             return [row]
         _, offsets = self._encoded(row.answer, special=False)
         room = self.max_length - 2  # the end token, and a beginning that some tokenizers add
-        if room < 2:
-            raise InputError(f"--max-length {self.max_length} is too short for pieces of a passage; give 4 or more")
+        if room < 3:
+            raise InputError(f"--max-length {self.max_length} is too short for pieces of a passage; give 5 or more")
         # a last piece of one token would have nothing to be predicted from: it takes one from the piece before
         if not offsets:
             raise InputError(f"{row.place}: the model's tokenizer leaves nothing of {row.answer[:60]!r}; give another text")
@@ -180,9 +181,9 @@ class Formatter:
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
 
     def _tokenize(self, question: str | None, answer: str, asking: Asking | None) -> Example:
-        around = asking.around if asking else None
-        prompt = "" if question is None else question.join(around) if around else self.prompt(question)
-        chat = question is not None and not around and self.tags is None  # a chat template writes its special tokens itself
+        asking = asking or Asking()
+        prompt, answer = ("", answer) if question is None else asking.words(question, answer, self.prompt)
+        chat = question is not None and not asking.plain and self.tags is None  # a template writes its special tokens itself
         text = prompt + answer + (self.chat.space if chat else "")
         ids, spans = self._encoded(text, special=not chat)
         if ids[:2] == [self.tokenizer.bos_token_id] * 2:  # the template begins with what the tokenizer adds by itself
@@ -201,15 +202,16 @@ class Formatter:
                 f"the model's tokenizer leaves nothing of the answer {answer[:60]!r} to {(question or '')[:60]!r}; "
                 "give another text"
             )
-        ended = asking is None or asking.end or len(ids) < 2  # something has to be predicted
+        ended = asking.end or len(ids) < 2  # something has to be predicted
         if ended:
-            ids.append(self.tokenizer.eos_token_id if question is None or around else self.end)
-        if len(ids) > self.max_length:
+            ids.append(self.tokenizer.eos_token_id if question is None or asking.plain else self.end)
+        longest = max(self.max_length, asking.length)
+        if len(ids) > longest:
             self.cut += 1
-            ids = ids[: self.max_length]
+            ids = ids[:longest]
         if start >= len(ids):
             raise InputError(
-                f"--max-length {self.max_length} leaves no room for an answer after the question {(question or '')[:60]!r} "
+                f"--max-length {longest} leaves no room for an answer after the question {(question or '')[:60]!r} "
                 f"of {start} tokens; raise it"
             )
         if self.vocabulary is not None and max(ids) >= self.vocabulary:
@@ -230,7 +232,7 @@ class Formatter:
             InputError: naming the row, if a question alone fills `max_length` or the tokenizer drops all of an answer.
         """
         for row in rows:
-            for text in row.texts():
+            for text in (*row.texts(), *filter(None, [row.refusal, *row.alternatives])):
                 try:
                     self.of_row(row, text)
                 except InputError as error:

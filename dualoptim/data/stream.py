@@ -1,8 +1,9 @@
 """The order in which a run meets its rows, the same for any number of processes and after any interruption."""
 
+import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from dualoptim.data.rows import Row
 class ExampleBuilder:
     """Builds the examples of a row when it is called: one for each text that the objective `reads`.
 
-    `answer` is the row's own; `refusal` is one of `refusals`, and `mismatch` the answer of one of `others`, drawn anew at each
-    visit.
+    `answer` is the row's own; `refusal` is that of the row, or where it has none one of `refusals`, `alternative` one of the
+    row's, and `mismatch` the answer of one of `others`, all drawn anew at each visit.
     """
 
     rows: Sequence[Row]
@@ -26,20 +27,28 @@ class ExampleBuilder:
     refusals: Sequence[str] = ()
     others: Sequence[Row] = ()
     score_question: bool = False
+    first_token: bool = False  # is scored as well
+    instead: str | None = None  # the kind of text whose tokens are the labels, again and again
 
     def __call__(self, index: int, epoch: int) -> list[Example]:
         """Build the examples of row `index` for its visit in epoch `epoch`."""
         row = self.rows[index]
         texts = [self._text(kind, index, epoch) for kind in self.reads]
-        return [self.formatter.of_row(row, text, self.score_question) for text in texts]
+        examples = [self.formatter.of_row(row, text, self.score_question) for text in texts]
+        if self.instead:
+            said = self.formatter.of_row(row, self._text(self.instead, index, epoch))
+            repeated = itertools.cycle(said.ids[said.start :])
+            examples = [replace(one, labels=[*itertools.islice(repeated, len(one.ids) - one.start)]) for one in examples]
+        return [replace(example, start=0) for example in examples] if self.first_token else examples
 
     def _text(self, kind: str, index: int, epoch: int) -> str:
         if kind == "answer":
             return self.rows[index].answer
-        draw = seeded(self.seed, kind, epoch, index)
-        if kind == "refusal":
-            return self.refusals[int(draw.integers(len(self.refusals)))]
-        return self.others[int(draw.integers(len(self.others)))].answer
+        if kind == "refusal" and (own := self.rows[index].refusal) is not None:
+            return own
+        texts = {"refusal": self.refusals, "alternative": self.rows[index].alternatives}.get(kind, self.others)
+        drawn = texts[int(seeded(self.seed, kind, epoch, index).integers(len(texts)))]
+        return drawn.answer if isinstance(drawn, Row) else drawn
 
 
 @dataclass

@@ -8,13 +8,16 @@ import ast
 import math
 import operator
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
+from dualoptim.data.benchmark import Benchmark
 from dualoptim.data.declaration import Declaration, ScoreOf
+from dualoptim.data.own import Source
 from dualoptim.errors import InputError
-from dualoptim.evaluation.comparisons import COMPARISONS
-from dualoptim.evaluation.metrics import MEMBERSHIP, METRICS
+from dualoptim.evaluation.comparisons import COMPARISONS, OF_BENCHMARKS
+from dualoptim.evaluation.metrics import MEMBERSHIP, METRICS, in_tables
 from dualoptim.evaluation.summary import BenchmarkScores, Summary
 
 _OPERATORS: dict[type, Callable[[float, float], float]] = {
@@ -53,10 +56,22 @@ def benchmark_scores(declared: Declaration, summary: Summary) -> tuple[Benchmark
         name=declared.name,
         scores=scores,
         titles={name: score.title or name.replace("_", " ") for name, score in shown.items()},
-        should={name: score.should for name, score in shown.items()},
+        should={name: score.should or _direction(score.of, declared) for name, score in shown.items()},
+        forgets=[name for name in summary.sets if declared.forgets(name)],
+        keeps=[name for name in declared.kept() if name in summary.sets],
         published=declared.published.results,
         source=declared.published.source or declared.source,
     ), missing
+
+
+def _direction(formula: str, declared: Declaration) -> str:
+    """Say where a score should go of which that is not said: a bare SET.METRIC as it should there, anything else up."""
+    block, _, metric = formula.strip().partition(".")
+    if not block.isidentifier() or metric not in METRICS:
+        return "rise"
+    if declared.forgets(block):
+        return METRICS[metric].forget
+    return "not rise" if OF_BENCHMARKS.get(metric, ("", ""))[1] == "rise" else "stay"  # of a loss more is worse
 
 
 def measured(summary: Summary) -> dict[str, float]:
@@ -80,8 +95,20 @@ def value_of(formula: str, known: Values) -> float:
     return value
 
 
-def check_scores(declared: Declaration) -> None:
-    """Make sure that every formula can be read, and names what the benchmark can measure.
+def check_benchmark(source: Source) -> str:
+    """Make sure that the scores of a benchmark can be computed of the rows that were read, and say what lacks a set.
+
+    Raises:
+        InputError: as `check_scores` does.
+    """
+    if not isinstance(source, Benchmark):
+        return ""
+    check_scores(source.declared, source.groups())
+    return source.lacks_retain and f"Model utility lacks what is kept: {source.lacks_retain}"
+
+
+def check_scores(declared: Declaration, groups: Sequence[str] = ()) -> None:
+    """Make sure that every formula can be read, and names what the benchmark can measure; `groups` are sets that rows make.
 
     Raises:
         InputError: naming the score and the name, or a metric that there is not.
@@ -89,9 +116,16 @@ def check_scores(declared: Declaration) -> None:
     where = f"--benchmark {declared.name}"
     for name, entry in declared.rows.items():
         for metric in entry.metrics:
-            if metric not in COMPARISONS:
-                raise InputError(f"{where}: rows.{name}.metrics has {metric!r}; take {', '.join(COMPARISONS)}")
-    above: dict[str, ScoreOf] = {}
+            if metric in METRICS and metric not in COMPARISONS | OF_BENCHMARKS:
+                remedy = "; ".join(filter(None, ["take it away, and `only` where that stands", METRICS[metric].needs]))
+                raise InputError(f"{where}: rows.{name}.metrics has {metric!r}, which every set has by itself; {remedy}")
+            if metric not in (known := COMPARISONS | OF_BENCHMARKS):
+                raise InputError(f"{where}: rows.{name}.metrics has {metric!r}; take {', '.join(known)}")
+    for name, of in declared.open_unlearning.metrics.items():
+        if not _can_be_measured(of, declared.measure) or of.partition(".")[0] not in declared.measure:
+            measured_sets = ", ".join(declared.measure)
+            raise InputError(f"{where}: open_unlearning.metrics.{name} is {of!r}; give SET.METRIC of {measured_sets}")
+    sets, above = [*dict.fromkeys([*declared.sets(), *groups])], dict[str, ScoreOf]()
     for name, score in declared.scores.items():
         try:
             tree = _parsed(score.of)
@@ -102,19 +136,31 @@ def check_scores(declared: Declaration) -> None:
                 f"{where}: scores.{name}.of is {score.of[:60]!r} ({error}); write as data/README.md does"
             ) from None
         for one in names:
-            if one not in above and not _can_be_measured(one, declared):
-                sets = ", ".join(declared.sets())
-                raise InputError(f"{where}: scores.{name} has {one!r}; take a score above it, or SET.METRIC of {sets}")
+            if one not in above and not _can_be_measured(one, sets):
+                raise InputError(f"{where}: scores.{name} has {one!r}; {_instead_of(one, sets)}")
         if score.instead_of and score.instead_of not in above:
             raise InputError(f"{where}: scores.{name}.instead_of is {score.instead_of!r}; name a score above it")
         above[name] = score
 
 
-def _can_be_measured(name: str, declared: Declaration) -> bool:
+_ATTACKS = [*MEMBERSHIP, "privleak"]
+
+
+def _can_be_measured(name: str, sets: Sequence[str]) -> bool:
     block, _, metric = name.partition(".")
     if block == "privacy":
-        return metric in MEMBERSHIP or metric == "privleak"
-    return (block == "general" and bool(metric)) or (block in declared.sets() and metric in METRICS)
+        return metric in _ATTACKS
+    return (block == "general" and bool(metric)) or (block in sets and metric in METRICS)
+
+
+def _instead_of(name: str, sets: Sequence[str]) -> str:
+    """Say what to write in place of a name that nothing is measured by."""
+    block, _, metric = name.partition(".")
+    if metric and (block == "privacy" or block in sets):
+        known = _ATTACKS if block == "privacy" else in_tables()
+        near = get_close_matches(metric, known, n=1)
+        return f"{block} has no {metric}{f' (did you mean {near[0]}?)' if near else ''}; take {', '.join(known)}"
+    return f"take a score above it, or SET.METRIC of {', '.join(sets)}"
 
 
 def _reason(name: str) -> str:
@@ -122,7 +168,8 @@ def _reason(name: str) -> str:
     block, _, rest = name.partition(".")
     if block == "general":
         return f"needs {rest.partition('.')[0]}; give --lm-eval-tasks {rest.partition('.')[0]}"
-    return f"needs {name}, which was not measured"
+    comparison = COMPARISONS.get(rest)
+    return comparison.needs if comparison and not comparison.can() else f"needs {name}, which was not measured"
 
 
 def _parsed(formula: str) -> ast.expr:

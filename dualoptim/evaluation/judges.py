@@ -1,4 +1,4 @@
-"""Load models that compare two texts: a sentence encoder for cosine similarity, and a classifier for entailment."""
+"""Load models that judge texts: a sentence encoder for cosine similarity, classifiers of entailment and of gibberish."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from dualoptim.data.batches import in_length_order
 from dualoptim.data.own import load_refusals
 from dualoptim.errors import InputError, blamed
 from dualoptim.models.hashing import weights_hash
+from dualoptim.models.launch import say
 from dualoptim.models.loaded import precision_of
 from dualoptim.models.weights import check_loaded, no_load_report
 
@@ -60,8 +61,10 @@ class SentenceEncoder:
         return cosines.clamp(0, 1).tolist()
 
 
-class EntailmentModel:
-    """Tells whether a premise entails a hypothesis, with a sequence classifier that has a label `entailment`."""
+class _Classifier:
+    """Gives the logits of texts, or of pairs of them, by a sequence classifier one of whose labels counts."""
+
+    flag = label = kind = ""
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         """Load a classifier from a folder or the hub.
@@ -70,15 +73,15 @@ class EntailmentModel:
             InputError: if that fails, or the classifier has no such label.
         """
         source = _path_or_id(name)
-        self._label = _entailment_label(name, source)
+        self._label = self._number_of_label(name, source)
         self._device = device
-        with blamed(*_blame(name)):
+        with blamed(*self._blame(name)):
             self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             with no_load_report():
                 model, info = AutoModelForSequenceClassification.from_pretrained(
                     source, dtype=dtype, device_map={"": device}, output_loading_info=True, trust_remote_code=False
                 )
-            check_loaded(f"--entailment-model {name}", model, info)
+            check_loaded(f"{self.flag} {name}", model, info)
             positions = getattr(model.config, "max_position_embeddings", None)
             if positions and self._tokenizer.model_max_length > positions:  # unset; some count from 2
                 self._tokenizer.model_max_length = positions - 2
@@ -86,40 +89,79 @@ class EntailmentModel:
         self.weights = weights_hash(self._model)
 
     @torch.no_grad()
-    def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Tell whether `entailment` is the likeliest label of each pair (premise, hypothesis), long ones together."""
-        found = [False] * len(pairs)
-        for chosen in in_length_order([len(premise) + len(hypothesis) for premise, hypothesis in pairs], _TEXTS_AT_ONCE):
-            premises, hypotheses = zip(*(pairs[index] for index in chosen), strict=True)
-            encoded = self._tokenizer(list(premises), list(hypotheses), padding=True, truncation=True, return_tensors="pt").to(
-                self._device
-            )
+    def _logits(self, texts: Sequence[tuple[str, ...]]) -> torch.Tensor:
+        """Compute the logits [n, labels] of texts or pairs, long ones together."""
+        found: list[Any] = [None] * len(texts)
+        for chosen in in_length_order([sum(map(len, parts)) for parts in texts], _TEXTS_AT_ONCE):
+            columns = [list(column) for column in zip(*(texts[index] for index in chosen), strict=True)]
+            encoded = self._tokenizer(*columns, padding=True, truncation=True, return_tensors="pt").to(self._device)
             with torch.autocast(self._device.type, enabled=False):
-                labels = self._model(**encoded).logits.argmax(-1).tolist()
-            for index, label in zip(chosen, labels, strict=True):
-                found[index] = label == self._label
+                logits = self._model(**encoded).logits.float().cpu()
+            for index, own in zip(chosen, logits, strict=True):
+                found[index] = own
+        return torch.stack(found)
+
+    def _number_of_label(self, name: str, source: str) -> int:
+        with blamed(*self._blame(name)):
+            labels: dict[int, str] = AutoConfig.from_pretrained(source, trust_remote_code=False).id2label
+        for number, label in labels.items():
+            if label.lower() == self.label:
+                return int(number)
+        raise InputError(
+            f"{self.flag} {name}: its labels are {', '.join(labels.values())}, none of them {self.label}; give {self.kind}"
+        )
+
+    def _blame(self, name: str) -> tuple[str, str, str]:
+        return self.flag, name, "give a folder or hub id of a sequence classifier"
+
+
+class EntailmentModel(_Classifier):
+    """Tells whether a premise entails a hypothesis, with a sequence classifier that has a label `entailment`."""
+
+    flag, label, kind = "--entailment-model", "entailment", "a model of natural language inference"
+
+    def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Tell whether `entailment` is the likeliest label of each pair (premise, hypothesis)."""
+        return [label == self._label for label in self._logits(pairs).argmax(-1).tolist()] if pairs else []
+
+
+class GibberishModel(_Classifier):
+    """Tells how clean a text is, with a sequence classifier that has a label `clean` beside kinds of gibberish."""
+
+    flag, label, kind = "--gibberish-model", "clean", "a classifier of gibberish"
+
+    def clean(self, texts: Sequence[str]) -> list[float]:
+        """Compute the probability of `clean` for each text, as OpenUnlearning does for answers to the forget set."""
+        if not texts:
+            return []
+        found: list[float] = self._logits([(text,) for text in texts]).softmax(-1)[:, self._label].tolist()
         return found
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The two models, each None where none was given, and the refusals that the forget set's answers are compared with."""
+    """The models, each None where none was given, and the refusals that the forget set's answers are compared with."""
 
     encoder: SentenceEncoder | None = None
     entailment: EntailmentModel | None = None
     refusals: Sequence[str] = ()
+    gibberish: GibberishModel | None = None
 
 
 def load_judges(args: MeasureArgs, accelerator: Accelerator) -> Judges:
-    """Load what `--idk-file`, `--sentence-encoder` and `--entailment-model` name, in the precision of the launch.
+    """Load what `--idk-file` and the flags of models that compare texts name, in the precision of the launch.
 
     Raises:
         InputError: if one of them cannot be loaded or does not fit.
     """
     refusals = load_refusals(args.idk_file)
     place = accelerator.device, precision_of(accelerator)
+    for name in filter(None, (args.sentence_encoder, args.entailment_model, args.gibberish_model)):
+        say(accelerator, f"loading {name}")
     encoder = SentenceEncoder(args.sentence_encoder, *place) if args.sentence_encoder else None
-    return Judges(encoder, EntailmentModel(args.entailment_model, *place) if args.entailment_model else None, refusals)
+    entailment = EntailmentModel(args.entailment_model, *place) if args.entailment_model else None
+    gibberish = GibberishModel(args.gibberish_model, *place) if args.gibberish_model else None
+    return Judges(encoder, entailment, refusals, gibberish)
 
 
 def entailed(rouge: float, label_entails: bool) -> float:
@@ -131,20 +173,3 @@ def _path_or_id(name: str) -> str:
     """Return the folder of that name, with ~ expanded, or the hub id."""
     folder = Path(name).expanduser()
     return str(folder) if folder.is_dir() else name
-
-
-def _entailment_label(name: str, source: str) -> int:
-    """Find the number of the label `entailment`."""
-    with blamed(*_blame(name)):
-        labels: dict[int, str] = AutoConfig.from_pretrained(source, trust_remote_code=False).id2label
-    for number, label in labels.items():
-        if label.lower() == "entailment":
-            return int(number)
-    raise InputError(
-        f"--entailment-model {name}: its labels are {', '.join(labels.values())}, none of them entailment; give a model "
-        "of natural language inference"
-    )
-
-
-def _blame(name: str) -> tuple[str, str, str]:
-    return "--entailment-model", name, "give a folder or hub id of a sequence classifier"

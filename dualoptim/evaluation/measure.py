@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from dualoptim import __version__
+from dualoptim.config.waiting import waiting
+from dualoptim.data.declaration import read_declaration
 from dualoptim.data.prompts import Example
-from dualoptim.data.rows import HOLDOUT, MEMBERS, Asking, Row
+from dualoptim.data.rows import HOLDOUT, MEMBERS, OPTION_SETS, Asking, Row
 from dualoptim.data.stream import seeded
 from dualoptim.errors import Stopped
 from dualoptim.evaluation import metrics
@@ -20,10 +22,10 @@ from dualoptim.evaluation.comparisons import COMPARISONS
 from dualoptim.evaluation.decoding import end_tokens, suppressed_tokens
 from dualoptim.evaluation.generation import continuation, generate
 from dualoptim.evaluation.judges import entailed
-from dualoptim.evaluation.membership import gradient_norms, without_end, zlib_score
+from dualoptim.evaluation.membership import MIN_K_SHARE, PASSAGE_SHARE, gradient_norms, without_end, zlib_score
 from dualoptim.evaluation.records import Finished, Record, Records
-from dualoptim.evaluation.rouge import rouge_l_recall
-from dualoptim.evaluation.scoring import OPTION_SETS, ScoringPass, Share, TextScore
+from dualoptim.evaluation.rouge import rouge_l_recall, words_beyond
+from dualoptim.evaluation.scoring import ScoringPass, Share, TextScore
 from dualoptim.models.together import shared, wait
 
 _SEED = 0  # of the refusal that each row is compared with: not the training's
@@ -58,24 +60,31 @@ def fingerprints(scoring: ScoringPass, sets: Mapping[str, Sequence[Row]], weight
     """Hash what decides the scores of every set beside the model's `weights`, their hash: texts, token ids and settings."""
     loaded, args, judges = scoring.loaded, scoring.args, scoring.judges
     shared: list[Any] = [__version__, args.max_new_tokens, end_tokens(loaded), loaded.precision]
-    shared += [args.split == "forget", *(judge and judge.weights for judge in (judges.encoder, judges.entailment))]
+    shared += [args.split == ("forget",), *(judge and judge.weights for judge in (judges.encoder, judges.entailment))]
     shared += [judges.refusals, suppressed_tokens(loaded), *([] if args.texts else ["no texts"]), *sorted(args.metrics)]
+    shared += [judges.gibberish.weights] if judges.gibberish else []
     shared += ["vllm"] if getattr(args, "generate_with", None) == "vllm" else []
     found = {}
     for name, rows in sets.items():
         attacked = scoring.attacks_membership_of(name)
         membership = [args.mia_gradnorm, scoring.reference and scoring.reference.weights] if attacked else []
-        digest = hashlib.sha256(json.dumps([shared, membership]).encode())
+        asked = {metric for row in rows if row.asking for metric in row.asking.metrics if metric in COMPARISONS}
+        cannot = sorted(metric for metric in asked if not COMPARISONS[metric].can())
+        digest = hashlib.sha256(json.dumps([shared, membership, *cannot]).encode())
+        compared = bool(judges.entailment) and name.startswith("forget")  # with refusals
+        unread = {"alternatives"} if compared else {"alternatives", "refusal"}
         for row in scoring.scored_rows(rows):
             examples = [(example.ids, example.start) for example in scoring.examples(row)]
-            digest.update(json.dumps([row.content(), examples]).encode())
+            content = {part: value for part, value in row.content().items() if part not in unread}
+            digest.update(json.dumps([content, examples]).encode())
         found[name] = {"weights": weights, "inputs": digest.hexdigest()}
     return found
 
 
 def set_records(scoring: ScoringPass, name: str, rows: Sequence[Row]) -> list[Record]:
     """Make the record of every scored row of a set, in order, on all processes, each of which computes its share."""
-    return scoring.shared_out(rows, lambda share: _share_records(scoring, name, share))
+    asked = _asked(scoring.scored_rows(rows))
+    return scoring.shared_out(rows, lambda share: _share_records(scoring, name, share, asked))
 
 
 @dataclass
@@ -96,20 +105,44 @@ class _ScoredRow:
         self.record = replace(self.record, **measured)
 
 
-def _share_records(scoring: ScoringPass, name: str, share: Share) -> list[Record]:
-    texts = [scoring.examples(row) for _, row in share]
-    scores = scoring.score_texts(f"score {name}", texts, scoring.attacks_membership_of(name))
+def _share_records(scoring: ScoringPass, name: str, share: Share, asked: Asking) -> list[Record]:
+    texts, attacked = [scoring.examples(row) for _, row in share], scoring.attacks_membership_of(name)
+    recognized = not attacked and _recognizes(asked)
+    scores = scoring.score_texts(f"score {name}", texts, MIN_K_SHARE if attacked else PASSAGE_SHARE if recognized else None)
     scored = [
         _ScoredRow(index, row, own, known, _teacher_forced(row, known, name in OPTION_SETS))
         for (index, row), own, known in zip(share, texts, scores, strict=True)
     ]
-    if scoring.attacks_membership_of(name):
+    if attacked:
         _add_membership(scoring, name, scored)
-    if name not in (HOLDOUT, MEMBERS):
+    if recognized:
+        _add_recognition(scored)
+    if name not in (HOLDOUT, MEMBERS) and (not asked.only or set(asked.metrics) & set(COMPARISONS)):
         _add_answers(scoring, name, scored)
-        _add_similarity(scoring, scored)
-        _add_entailment(scoring, name, scored)
-    return [one.record for one in scored]
+        with waiting(f"compare answers {name}", scoring.loaded.accelerator.is_main_process):
+            _add_similarity(scoring, scored)
+            _add_entailment(scoring, name, scored)
+            if scoring.judges.gibberish:
+                for one, clean in zip(scored, scoring.judges.gibberish.clean([one.generated for one in scored]), strict=True):
+                    one.add(clean_probability=clean)
+    return [_wanted(one.record, one.row.asking or Asking()) for one in scored]
+
+
+def _asked(rows: Sequence[Row]) -> Asking:
+    """Say what is measured of any row of a set: of all alike on all processes, which go through a divided model together."""
+    asked = [row.asking or Asking() for row in rows]
+    names = dict.fromkeys(metric for one in asked for metric in one.metrics)
+    return Asking(metrics=tuple(names), only=all(one.only for one in asked))
+
+
+def _recognizes(asked: Asking) -> bool:
+    return any(metric.startswith("passage_") for metric in asked.metrics)
+
+
+def _wanted(record: Record, asking: Asking) -> Record:
+    """Keep of a record what its benchmark asks for, if it asks for nothing else."""
+    kept = {name: getattr(record, name) for name in (*asking.metrics, "generated")} if asking.only else {}
+    return replace(Record(record.question, record.answer, **kept) if asking.only else record, group=asking.group)
 
 
 def _teacher_forced(row: Row, scores: Sequence[TextScore], options: bool) -> Record:
@@ -132,6 +165,9 @@ def _teacher_forced(row: Row, scores: Sequence[TextScore], options: bool) -> Rec
         min_k_plus_plus=answer.min_k_plus_plus,
     )
     right = answer if options else paraphrased
+    if wrong and row.asking and "right_choice" in row.asking.metrics:
+        chosen, *totals = [score.loss * len(score.correct) for score in scores]
+        record = replace(record, right_choice=float(chosen < min(totals)))
     if right is None or not wrong:
         return record
     ratio = metrics.truth_ratio(right.loss, wrong)
@@ -155,16 +191,28 @@ def _add_membership(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow
             one.add(gradnorm=value)
 
 
+def _add_recognition(scored: Sequence[_ScoredRow]) -> None:
+    """Add how well the model knows each passage, as RWKU measures it; high: not known."""
+    for one in scored:
+        score = one.scores[0]
+        one.add(min_k=None, min_k_plus_plus=None)
+        if _recognizes(one.row.asking or Asking()):
+            one.add(passage_loss=score.loss, passage_zlib=zlib_score(score.loss, one.row.answer))
+            one.add(passage_min_k=score.min_k, passage_min_k_plus_plus=score.min_k_plus_plus)
+
+
 def _add_answers(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow]) -> None:
     """Add the model's own answers, and what they have in common with what was wanted."""
     continuations = [continuation(scoring.loaded, one.row, one.scores[0].correct) for one in scored]
     for one, asked, text in zip(scored, continuations, generate(scoring, f"answer {name}", continuations), strict=True):
         one.wanted, one.generated, one.recall = asked.wanted, text, rouge_l_recall(asked.wanted, text)
         entropy = metrics.token_entropy(scoring.loaded.tokenizer.tokenize(text))
-        one.add(generated=text, rouge_l_recall=one.recall, token_entropy=entropy)
+        beyond = rouge_l_recall(words_beyond(one.row.question, asked.wanted), text)
+        one.add(generated=text, rouge_l_recall=one.recall, recall_beyond_question=beyond, token_entropy=entropy)
         asking = one.row.asking or Asking()
         names = dict.fromkeys([*scoring.args.metrics, *asking.metrics])
-        one.add(**{name: COMPARISONS[name].of(asked.wanted, text) for name in names}, group=asking.group)
+        for known in (metric for metric in names if metric in COMPARISONS and COMPARISONS[metric].can()):
+            one.add(**{known: max(COMPARISONS[known].of(true, text) for true in (asked.wanted, *asking.accepted))})
 
 
 def _add_similarity(scoring: ScoringPass, scored: Sequence[_ScoredRow]) -> None:
@@ -184,14 +232,15 @@ def _add_entailment(scoring: ScoringPass, name: str, scored: Sequence[_ScoredRow
     if not judge:
         return
     truths = [(one.row.original_answer if name in OPTION_SETS else None) or one.wanted for one in scored]
-    forgets = name.startswith("forget")
-    answer_first = forgets or scoring.args.split == "forget"
+    forgets = read_declaration(scoring.args.benchmark).forgets(name) if scoring.args.benchmark else name.startswith("forget")
+    answer_first = forgets or scoring.args.split == ("forget",)
     answers = [one.generated for one in scored]
     pairs = zip(answers, truths, strict=True) if answer_first else zip(truths, answers, strict=True)
     for one, label in zip(scored, judge.entails(list(pairs)), strict=True):
         one.add(entailment_score=entailed(one.recall, label))
     if forgets:
-        drawn = [refusals[int(seeded(_SEED, "refusal", one.index).integers(len(refusals)))] for one in scored]
+        draws = (int(seeded(_SEED, "refusal", one.index).integers(len(refusals))) for one in scored)
+        drawn = [one.row.refusal or refusals[draw] for one, draw in zip(scored, draws, strict=True)]
         labels = judge.entails(list(zip(answers, drawn, strict=True)))
         for one, refusal, label in zip(scored, drawn, labels, strict=True):
             score = entailed(rouge_l_recall(refusal, one.generated), label)

@@ -20,6 +20,9 @@ Values = TypeVar("Values", Tensor, list[bool])
 MIN_K_SHARE = 0.4
 """Share of the tokens that Min-K% reads; OpenUnlearning's setting for TOFU."""
 
+PASSAGE_SHARE = 0.2
+"""The same of passages whose scores are those of a benchmark; RWKU's setting."""
+
 
 def min_k(scores: Sequence[float], share: float = MIN_K_SHARE) -> float:
     """Compute minus the mean of the lowest `share` of the token scores, of one token at least.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dualoptim.evaluation.comparisons import COMPARISONS
+from dualoptim.evaluation.comparisons import COMPARISONS, OF_BENCHMARKS
 
 if TYPE_CHECKING:
     from dualoptim.evaluation.records import Record
@@ -93,7 +93,7 @@ class Metric:
     comes_back: int = 0  # its place among the scores that attacks report because they rise with knowledge; 0: none of them
     row: int = 100  # its place in tables; in `summary.json` metrics stand in the order of `METRICS`
     needs: str = ""  # why it may be missing, and which flag gives it
-    judge: Literal["", "encoder", "entailment"] = ""  # the one of `judges.Judges` without which it is named as skipped
+    judge: Literal["", "encoder", "entailment", "gibberish"] = ""  # without which of `judges.Judges` it is named as skipped
     of: "Callable[[Record], float | None] | None" = None  # reads it from a row; without it, the row's field of its name
 
 
@@ -116,7 +116,7 @@ class Membership:
 
 
 _UTILITY, _NINE = "model_utility", "tofu.model_utility"
-_UNTARGETED, _TARGETED = "untargeted_forget_efficacy", "targeted_forget_efficacy"
+EFFICACY, _TARGETED = "untargeted_forget_efficacy", "targeted_forget_efficacy"
 
 _ENTAILMENT = "needs a model of entailment; give --entailment-model"
 
@@ -125,7 +125,7 @@ METRICS = {
         "ROUGE-L recall of its own answer",
         "fall",
         "how much of the true answer is in the model's own, greedy answer",
-        (_UTILITY, _NINE, _UNTARGETED),
+        (_UTILITY, _NINE, EFFICACY),
         comes_back=2,
         row=2,
     ),
@@ -133,7 +133,7 @@ METRICS = {
         "probability of the true answer",
         "fall",
         "exp(-loss per token) of the true answer; on real authors and world facts normalized over the options",
-        (_UTILITY, _NINE, _UNTARGETED),
+        (_UTILITY, _NINE, EFFICACY),
         comes_back=1,
         row=1,
     ),
@@ -142,7 +142,7 @@ METRICS = {
         "rise",
         "forget: mean min(r, 1/r), others: mean max(0, 1-r), with r = how much likelier wrong answers are than the paraphrased "
         "right one",
-        (_UTILITY, _NINE, _UNTARGETED),
+        (_UTILITY, _NINE, EFFICACY),
         row=3,
         needs="the rows have no paraphrased and perturbed answers",
     ),
@@ -157,7 +157,7 @@ METRICS = {
         "similarity of its answer to the true one",
         "fall",
         "of the embeddings of the true and the own answer, 0 if negative",
-        (_UTILITY, _UNTARGETED),
+        (_UTILITY, EFFICACY),
         row=7,
         needs="needs a sentence encoder; give --sentence-encoder",
         judge="encoder",
@@ -167,7 +167,7 @@ METRICS = {
         "fall",
         "share of rows where the true answer entails the own one (forget set and real-world scenario: the own entails the true "
         "one); ROUGE-L recall below 0.1 counts as not",
-        (_UTILITY, _UNTARGETED),
+        (_UTILITY, EFFICACY),
         row=8,
         needs=_ENTAILMENT,
         judge="entailment",
@@ -179,6 +179,14 @@ METRICS = {
         (_TARGETED,),
         row=9,
         needs=_ENTAILMENT,
+    ),
+    "clean_probability": Metric(
+        "its answer is no gibberish",
+        "stay",
+        "probability that a classifier of gibberish gives the own answer of being clean",
+        row=9,
+        needs="needs a classifier of gibberish; give --gibberish-model",
+        judge="gibberish",
     ),
     "extraction_strength": Metric(
         "extraction strength",
@@ -196,19 +204,23 @@ METRICS = {
     ),
 }
 
+_BEYOND = "the same of the true answer's words that the question does not hold (of all, if it holds all): the verdict counts it"
+METRICS["recall_beyond_question"] = Metric("ROUGE-L recall beyond the question", "fall", _BEYOND, comes_back=5, row=2)
+
 METRICS |= {
     name: Metric(one.title, one.forget, one.says, row=10, needs=f"`--metrics {name}`") for name, one in COMPARISONS.items()
 }
+METRICS |= {name: Metric(title, aim, says, row=11, needs="`--benchmark`") for name, (title, aim, says) in OF_BENCHMARKS.items()}
 
-_SETS_MISSING = "needs scores of sets that are missing"
+_SETS_MISSING = f"needs scores of the sets {', '.join(RETAINED_SETS)}"
 NO_RETAIN = (
-    "needs a model that never saw the forget set (python -m dualoptim.finetune on the retain split); evaluate it and give its "
-    "folder as --retain-logs, or give it to eval_tofu.py as --retain-model"
+    "needs a model that never saw the forget set (dualoptim finetune on the retain split); evaluate it and give its "
+    "folder as --retain-logs, or give it to dualoptim eval as --retain-model"
 )
 
 AGGREGATES = {
     _UTILITY: Aggregate("model utility", "stay", _SETS_MISSING),
-    _UNTARGETED: Aggregate("forget efficacy, untargeted", "rise", "needs scores of the forget set"),
+    EFFICACY: Aggregate("forget efficacy, untargeted", "rise", "needs scores of the forget set"),
     _TARGETED: Aggregate(
         "forget efficacy, targeted (refusals)", "rise", "needs entailment_score of refusals; give --entailment-model"
     ),
@@ -226,7 +238,7 @@ MEMBERSHIP = {
     "mia_reference": Membership(
         "membership against a reference model",
         "reference",
-        "needs another model's losses; give --reference-model to eval_tofu.py",
+        "needs another model's losses; give --reference-model to dualoptim eval",
     ),
 }
 """Membership attacks by OpenUnlearning's names."""
@@ -267,7 +279,7 @@ def tofu_model_utility(sets: Mapping[str, Mapping[str, float]]) -> float | None:
 
 def untargeted_forget_efficacy(forget: Mapping[str, float]) -> float | None:
     """Compute 1 - mean of the forget set's scores (arXiv 2410.08109), the truth ratio as 1 - mean(min(r, 1/r))."""
-    values = [1 - forget[m] if m == "truth_ratio" else forget[m] for m in metrics_in(_UNTARGETED) if m in forget]
+    values = [1 - forget[m] if m == "truth_ratio" else forget[m] for m in metrics_in(EFFICACY) if m in forget]
     return 1 - fmean(values) if values else None
 
 

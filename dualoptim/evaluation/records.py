@@ -2,7 +2,8 @@
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,13 @@ class Record:
     # of the model's own answer
     generated: str | None = None
     rouge_l_recall: float | None = None
+    recall_beyond_question: float | None = None
     token_entropy: float | None = None
     cosine_similarity: float | None = None
     entailment_score: float | None = None
     refusal: str | None = None
     refusal_entailment_score: float | None = None
+    clean_probability: float | None = None
     # of the model's own answer, where `--metrics` or a benchmark asks for it
     rouge_1_recall: float | None = None
     rouge_1_f1: float | None = None
@@ -51,6 +54,16 @@ class Record:
     rouge_l_f1_unstemmed: float | None = None
     exact_match: float | None = None
     ngram_entropy: float | None = None
+    ngram_entropy_of_sentences: float | None = None
+    distinct_rouge_l_recall: float | None = None
+    bag_f1: float | None = None
+    stated_answer: float | None = None
+    # by the pass, where a benchmark asks for it; those of passages are high where they are not known
+    right_choice: float | None = None
+    passage_loss: float | None = None
+    passage_zlib: float | None = None
+    passage_min_k: float | None = None
+    passage_min_k_plus_plus: float | None = None
     group: str | None = None  # of its set, with means of its own
 
     @classmethod
@@ -85,6 +98,21 @@ def read_records(path: Path) -> list[Record]:
         OSError, ValueError: if it is no such file.
     """
     return [Record.from_json(line, f"{path}:{number}") for number, line in enumerate(read_json_lines(path), 1)]
+
+
+def hand_on(earlier: Path, folder: Path, names: Iterable[str]) -> None:
+    """Copy the sets that another evaluation has finished into a folder where none has begun, which takes those that it has too.
+
+    Which they are is told by weights and texts (`Finished`).
+    """
+    with contextlib.suppress(InputError):
+        known = read_json(earlier / "finished.json", {}, "")
+        same = {} if folder.exists() else {name: known[name] for name in names if name in known}
+        for name in same:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(earlier / f"{name}.jsonl", folder / f"{name}.jsonl")
+        if same:
+            write_json(folder / "finished.json", same)
 
 
 class Finished:

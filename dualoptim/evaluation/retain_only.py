@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from dualoptim.atomic import read_json_lines
 from dualoptim.config.opening import read_text
 from dualoptim.data.files import JSON
 from dualoptim.errors import InputError, reason, shown
-from dualoptim.evaluation.metrics import truth_ratio
+from dualoptim.evaluation.metrics import MEMBERSHIP, truth_ratio
 from dualoptim.evaluation.records import Record
-from dualoptim.evaluation.summary import RetainOnly, Summary
+from dualoptim.evaluation.summary import RetainOnly, Scores, Summary
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,13 @@ class RetainLogs:
 
     source: str
     truth_ratios: list[float]
-    min_k_auc: float | None = None
+    aucs: Scores = field(default_factory=dict)  # of membership attacks, by their names
     summary: Summary | None = None  # of our own form alone
+
+    @property
+    def min_k_auc(self) -> float | None:
+        """Give the AUC that privleak compares with."""
+        return self.aucs.get("mia_min_k")
 
     def scores(self) -> RetainOnly | None:
         """Return what the report shows beside the model's own scores."""
@@ -46,7 +51,7 @@ def read_retain_logs(path: str) -> RetainLogs:
     if place.is_dir():
         folder = next((f for f in (place, place / "eval") if (f / "summary.json").is_file()), None)
         if folder is None:
-            raise InputError(f"--retain-logs {path}: the folder has no summary.json; give one that eval_tofu.py wrote")
+            raise InputError(f"--retain-logs {path}: the folder has no summary.json; give one that dualoptim eval wrote")
         found = _read(path, folder / "summary.json")
         try:
             json.dumps(found, allow_nan=False)
@@ -56,7 +61,7 @@ def read_retain_logs(path: str) -> RetainLogs:
         try:
             rows = enumerate(read_json_lines(folder / "forget.jsonl"))
             ratios = _ratios(path, {number: row["truth_ratio"] for number, row in rows if "truth_ratio" in row})
-            logs = RetainLogs(path, ratios, summary.privacy.get("mia_min_k"), summary if found else None)
+            logs = RetainLogs(path, ratios, summary.privacy, summary if found else None)
             return logs if summary.benchmark else _with_ratios(logs)  # most benchmarks have no answers to compare
         except (OSError, ValueError, TypeError):
             raise InputError(
@@ -76,11 +81,12 @@ def read_retain_logs(path: str) -> RetainLogs:
         with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):
             by_row = _by_row(by_name["forget_truth_ratio"]["value_by_index"])
             ratios = _ratios(path, {number: row and row["score"] for number, row in by_row.items()})
-            auc = by_name.get("mia_min_k") or {}
-            auc = auc.get("agg_value", auc.get("auc"))
-            return _with_ratios(RetainLogs(path, ratios, None if auc is None else _number(path, "mia_min_k is", auc, 0, 1)))
+            attacks = {name: by_name.get(name) or {} for name in MEMBERSHIP}
+            known = {name: result.get("agg_value", result.get("auc")) for name, result in attacks.items()}
+            aucs = {name: _number(path, f"{name} is", auc, 0, 1) for name, auc in known.items() if auc is not None}
+            return _with_ratios(RetainLogs(path, ratios, aucs))
     raise InputError(
-        f"--retain-logs {path}: no truth ratios of a forget set; give a folder that eval_tofu.py wrote, TOFU's "
+        f"--retain-logs {path}: no truth ratios of a forget set; give a folder that dualoptim eval wrote, TOFU's "
         "eval_log_aggregated.json or OpenUnlearning's TOFU_EVAL.json"
     )
 
@@ -88,7 +94,7 @@ def read_retain_logs(path: str) -> RetainLogs:
 def of_records(forget: Sequence[Record], summary: Summary, source: str) -> RetainLogs:
     """Collect what an evaluation of ours says, from the records of its forget set and its summary."""
     ratios = [record.truth_ratio for record in forget if record.truth_ratio is not None]
-    return RetainLogs(source, ratios, summary.privacy.get("mia_min_k"), summary)
+    return RetainLogs(source, ratios, summary.privacy, summary)
 
 
 def _ratio(path: str, row: str, right: Mapping[str, Any], wrong: Mapping[str, Any]) -> float | None:

@@ -91,3 +91,11 @@ def rouge_l_recall(answer: str, generated: str) -> float:
     """Compute ROUGE-L recall of `generated` against `answer`, with stemming as TOFU computes it: 0..1."""
     recall, _ = rouge("rougeL", answer, generated)
     return recall
+
+
+def words_beyond(question: str | None, answer: str) -> str:
+    """Give the words of an answer that its question does not hold; all of them where it holds all, or there is no question."""
+    words, split = (_Words(), _TOKEN.findall) if _TOKEN.search(answer.lower()) else (_Characters(), _Characters().tokenize)
+    asked = set(words.tokenize(question or ""))
+    left = [word for word in split(answer.lower()) if not asked.intersection(words.tokenize(word))]
+    return " ".join(left) or answer

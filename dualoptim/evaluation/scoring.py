@@ -6,7 +6,7 @@ the model's own answer, as far as it is the true one (`generation`). No value de
 rounding: in 16 bits a GPU's kernels go by the shape of the batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
@@ -16,15 +16,13 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from dualoptim.config.args import MeasureArgs
+from dualoptim.config.waiting import pulsing
 from dualoptim.data.prompts import Example
 from dualoptim.data.rows import HOLDOUT, MEMBERS, Row
 from dualoptim.evaluation.judges import Judges
-from dualoptim.evaluation.membership import membership_scores, min_k, without_end
+from dualoptim.evaluation.membership import MIN_K_SHARE, membership_scores, min_k, without_end
 from dualoptim.method.scores import TokenScores, score
 from dualoptim.models.loaded import LoadedModel
-
-OPTION_SETS = ("real_authors", "world_facts")
-"""Sets with short answers, whose probability is normalized over the options and whose answer is its own paraphrase."""
 
 MEMBERSHIP_SETS = ("forget", MEMBERS, HOLDOUT)
 """What membership attacks try to tell apart: the last from the members, which without a set of their own are the first."""
@@ -80,12 +78,18 @@ class ScoringPass:
         """Tokenize all texts of a row, its own answer first."""
         return [self.loaded.formatter.of_row(row, text) for text in row.texts()]
 
-    def losses(self, name: str, rows: Sequence[Row]) -> list[float]:
-        """Compute the loss per token of every scored row's own answer."""
+    def reference_losses(self, sets: Mapping[str, Sequence[Row]]) -> ReferenceLosses:
+        """Compute what this model says of the answers that membership attacks look at."""
+        self.loaded.model.eval()
+        losses = {name: self.losses(f"reference {name}", sets[name]) for name in MEMBERSHIP_SETS if name in sets}
+        return ReferenceLosses(self.loaded.weights_hash(), losses)
+
+    def losses(self, label: str, rows: Sequence[Row]) -> list[float]:
+        """Compute the loss per token of every scored row's own answer; `label` names the bar."""
 
         def compute(share: Share) -> list[float]:
             texts = [[self.loaded.formatter.of_row(row, row.answer)] for _, row in share]
-            return [scores[0].loss for scores in self.score_texts(f"reference {name}", texts)]
+            return [scores[0].loss for scores in self.score_texts(label, texts)]
 
         return self.shared_out(rows, compute)
 
@@ -99,16 +103,16 @@ class ScoringPass:
         return [result for _, result in sorted(gathered, key=lambda item: item[0])]
 
     @torch.no_grad()
-    def score_texts(self, label: str, rows: Sequence[Sequence[Example]], membership: bool = False) -> list[list[TextScore]]:
-        """Score all texts of all rows; with `membership` also what attacks need of their first ones. `label` names the bar."""
+    def score_texts(self, label: str, rows: Sequence[Sequence[Example]], least: float | None = None) -> list[list[TextScore]]:
+        """Score all texts of all rows; also the share `least` of the tokens of their first ones. `label` names the bar."""
         scores: list[dict[int, TextScore]] = [{} for _ in rows]
         with self.progress(label, sum(map(len, rows))) as bar:
             for places in _in_batches([[len(text.ids) for text in row] for row in rows], self.args.eval_batch_size):
                 # in the order of their tokens the texts of a row share the most
                 flat = [(row, k) for row, texts in places for k in sorted(texts, key=lambda k: rows[row][k].ids)]
                 texts = [rows[row][k] for row, k in flat]
-                attacked = [n for n, (_, k) in enumerate(flat) if membership and k == 0]
-                found = _scored(score(self.loaded.model, self.loaded.batch(texts)), texts, attacked)
+                attacked = [n for n, (_, k) in enumerate(flat) if least and k == 0]
+                found = _scored(score(self.loaded.model, self.loaded.batch(texts)), texts, attacked, least or MIN_K_SHARE)
                 for (row, k), one in zip(flat, found, strict=True):
                     scores[row][k] = one
                 bar.update(len(flat))
@@ -116,11 +120,12 @@ class ScoringPass:
 
     def progress(self, label: str, total: int) -> Any:
         """Show a progress bar over texts, on the main process alone."""
-        return tqdm(total=total, desc=label, unit="text", leave=False, disable=not self.loaded.accelerator.is_main_process)
+        hidden = not self.loaded.accelerator.is_main_process
+        return pulsing(tqdm(total=total, desc=label, unit="text", leave=False, disable=hidden))
 
 
-def _scored(result: TokenScores, texts: Sequence[Example], attacked: Sequence[int]) -> list[TextScore]:
-    """Read what a pass says of each of its texts, and what attacks need of some, all in one transfer from the device."""
+def _scored(result: TokenScores, texts: Sequence[Example], attacked: Sequence[int], share: float) -> list[TextScore]:
+    """Read what a pass says of each of its texts, and of the least likely `share` of some, in one transfer from the device."""
     lengths = [len(text.ids) - text.start for text in texts]
     losses, correct = -result.per_sequence(result.log_prob) / result.lengths(), result.correct.to(result.log_prob.dtype)
     parts = [losses, correct, *(membership_scores(result, attacked, lengths) if attacked else ())]
@@ -128,7 +133,7 @@ def _scored(result: TokenScores, texts: Sequence[Example], attacked: Sequence[in
     means, flags = list(islice(read, len(texts))), [[bool(flag) for flag in islice(read, length)] for length in lengths]
     plain, normed = ([list(islice(read, lengths[n])) for n in attacked] for _ in range(2))
     least = {
-        n: [min_k(without_end(values, texts[n].ended)) for values in both]
+        n: [min_k(without_end(values, texts[n].ended), share) for values in both]
         for n, *both in zip(attacked, plain, normed, strict=True)
     }
     return [TextScore(means[n], flags[n], text.ended, *least.get(n, ())) for n, text in enumerate(texts)]

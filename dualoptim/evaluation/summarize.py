@@ -52,7 +52,8 @@ def set_scores(name: str, records: Sequence[Record], missing: dict[str, str]) ->
     for metric, known in METRICS.items():
         values = [value for value in map(known.of or attrgetter(metric), records) if value is not None]
         if metric == "truth_ratio" and not values:
-            missing[f"{name}.{metric}"] = known.needs
+            if any(record.probability is not None for record in records):
+                missing[f"{name}.{metric}"] = known.needs
         elif any(map(math.isnan, values)) or (metric != "truth_ratio" and any(map(math.isinf, values))):
             missing[f"{name}.{metric}"] = _NOT_FINITE
         elif metric == "truth_ratio":
@@ -64,8 +65,9 @@ def set_scores(name: str, records: Sequence[Record], missing: dict[str, str]) ->
 
 def _groups(name: str, records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
     """Sort the records of a set by the groups that they are of, as `<set>_<group>`."""
-    for group in dict.fromkeys(record.group for record in records if record.group is not None):
-        yield f"{name}_{group}", [record for record in records if record.group == group]
+    groups = [(record.group or "").split() for record in records]
+    for group in dict.fromkeys(one for own in groups for one in own):
+        yield f"{name}_{group}", [record for record, own in zip(records, groups, strict=True) if group in own]
 
 
 def _tofu(

@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 
 from dualoptim.method.blocks import read, write
 from dualoptim.method.dual import Groups, MakeOptimizer
-from dualoptim.method.kernels import pieces
+from dualoptim.method.kernels import is_dense, laid_as, own_part, pieces
 
 SMALLEST_QUANTIZED = 4096  # elements; smaller tensors save nothing
 
 
 def adamw(lr: float, betas: tuple[float, float], eps: float = 1e-8, bits: int = 32) -> MakeOptimizer:
-    """Give a factory of AdamW: torch's, fused where every parameter lies on a device that can, or with `bits` 8 bitsandbytes',
-    which keeps the states of groups with `bits` 8 as bytes.
+    """Give a factory of AdamW: torch's, fused where all parameters are dense and on a device that can, or with `bits` 8
+    bitsandbytes', which keeps the states of groups with `bits` 8 as bytes.
 
     Block-wise quantization (Dettmers et al., arXiv 2110.02861): 256 values share one float32 scale.
     """
@@ -26,10 +26,21 @@ def adamw(lr: float, betas: tuple[float, float], eps: float = 1e-8, bits: int = 
     def make(groups: Groups) -> Optimizer:
         if bits == 8:
             return _adamw_8bit()(groups, lr=lr, betas=betas, eps=eps, min_8bit_size=SMALLEST_QUANTIZED)
-        devices = {parameter.device.type for group in groups for parameter in group["params"]}
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=devices <= {"cpu", "cuda"})
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        can = {parameter.device.type for parameter in parameters} <= {"cpu", "cuda"}
+        fused = can and all(is_dense(own_part(parameter.detach())) for parameter in parameters)
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+        optimizer.register_step_pre_hook(_lay_gradients)
+        return optimizer
 
     return make
+
+
+def _lay_gradients(optimizer: Optimizer, *_: Any) -> None:
+    """Let every gradient lie as its parameter does."""
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if parameter.grad is not None:
+            parameter.grad = laid_as(parameter.detach(), parameter.grad)
 
 
 @functools.cache

@@ -53,7 +53,8 @@ def write(value: Tensor, in_bytes: Tensor, scale: Tensor, signed: bool = True) -
     for part, own in ((slice(whole), slice(whole // BLOCK)), (slice(whole, None), slice(whole // BLOCK, None))):
         if len(scale[own]):
             blocks = values[part].view(len(scale[own]), -1)
-            largest = torch.amax(blocks.abs(), 1, out=scale[own])
-            cells = torch.add(_HALF, (blocks * largest.reciprocal()[:, None]).add_(1), alpha=(CELLS - 1) / 2)
+            largest = torch.maximum(blocks.amax(1), blocks.amin(1).neg_(), out=scale[own])
+            cells = (blocks * largest.reciprocal()[:, None]).add_(1)  # and from here on in its place, which is in the caches
+            torch.add(_HALF, cells, alpha=(CELLS - 1) / 2, out=cells)
             cells.nan_to_num_(0.0, CELLS - 1, 0.0)  # 0 / 0 in a block of zeros
             torch.index_select(_nearest(signed), 0, cells.view(-1).to(torch.int32), out=found[part])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dualoptim.method.device import clipped
+from dualoptim.method.projection import project
 
 
 class Engine:
@@ -23,6 +24,8 @@ class Engine:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if accelerator.distributed_type == DistributedType.FSDP and hasattr(optimizer, "materialize"):
             optimizer.materialize()  # its checkpoints fill only the state that exists when they are loaded
+        self.project_forget = "none"  # over what forget gradients are projected: all parameters, or a tensor at a time
+        self.average_cycles, self.means = 0.0, dict[Tensor, Tensor]()  # decay of the mean of weights at ends of cycles, and it
         self.model.train()
         self.asked_to_stop, self.stops = (lambda: False), 0  # this process, by a signal; any, as of the last step
 
@@ -47,6 +50,7 @@ class Engine:
 
         Returns both, the norm before clipping last: one transfer from the device, which works while the host does `meanwhile`.
         """
+        project(self)
         norm = clipped(self.accelerator, list(self.model.parameters()), max_grad_norm)
         asked = torch.cat([sums, norm.to(sums)])
         meanwhile()
@@ -87,6 +91,7 @@ class DeepSpeedEngine(Engine):
         found: list[float] = sums.tolist()
         if not all(map(math.isfinite, found)):
             return [*found, math.nan]
+        project(self)
         self.model.optimizer.clip_grad = max_grad_norm
         self.model.step()
         return [*found, float(self.model.get_global_grad_norm())]

@@ -6,6 +6,7 @@ import torch
 from torch.optim import Optimizer
 
 from dualoptim.method.engine import Engine
+from dualoptim.method.kernels import own_part
 
 
 def held(engine: Engine) -> dict[str, Any]:
@@ -37,17 +38,12 @@ def state_size(optimizer: Optimizer, quantized: bool) -> tuple[int, int]:
     held: dict[int, int] = {}
     parameters = 0
     for parameter, entries in optimizer.state.items():
-        tensors = [_own_part(value) for value in entries.values() if isinstance(value, torch.Tensor)]
+        tensors = [own_part(value) for value in entries.values() if isinstance(value, torch.Tensor)]
         if any(tensor.dtype == torch.uint8 for tensor in tensors) == quantized:
-            parameters += _own_part(parameter).numel()
+            parameters += own_part(parameter).numel()
             held |= {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(held.values()), parameters
 
 
 def _types(tensors: Any) -> str:
     return "+".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
-
-
-def _own_part(tensor: torch.Tensor) -> torch.Tensor:
-    """What lies on this process: FSDP's tensors speak for all of them."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # importing DTensor to ask for it costs a second

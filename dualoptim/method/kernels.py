@@ -1,6 +1,6 @@
 """Operations that are written out by hand, because what torch offers takes several times the memory or time.
 
-Two autograd functions over logits, which hold one tensor [tokens, vocabulary] where autograd's own would hold five, and the
+Autograd functions over logits, which hold one tensor [tokens, vocabulary] where autograd's own would hold five, and the
 walk over a parameter in pieces, with which an optimizer's step on a CPU stays in its caches.
 """
 
@@ -75,39 +75,54 @@ class Statistics(torch.autograd.Function):
         return result, None, None
 
 
-class AgainstTargets(torch.autograd.Function):
-    """Cross-entropy H(q, p) or divergence KL(q || p) per token of p = softmax(z) from targets q that are constants: [N].
+class KeptGradient(torch.autograd.Function):
+    """A value per token of logits z [N, V], whose gradient is written as the values come, some rows at a time.
 
-    The gradient of both is p - q. Written as it comes, some rows at a time, it is the only tensor [N, V] beside z itself:
-    neither q nor its logits ever exist whole. It waits for its factor in bf16 if z is that, but never in fp16, where small
-    values are gone before the loss is scaled up.
+    It is the only tensor [N, V] beside z itself. It waits for its factor in bf16 if z is that, but never in fp16, where small
+    values are gone before the loss is scaled up. Every function of this kind has a `forward` of its own.
     """
 
     rows = 128  # on a CPU
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Callable[[slice], Tensor], divergence: bool) -> Tensor:
-        """Compute the values; the gradient is kept for later."""
-        ctx.dtype = logits.dtype
-        dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-        values, gradient = [], torch.empty_like(logits, dtype=dtype)
-        rows = rows_at_once(logits.device.type, logits.shape[-1], AgainstTargets.rows)
+    def by_rows(ctx: Any, logits: Tensor, rows: int, of: Callable[[slice], tuple[Tensor, Tensor]]) -> Tensor:
+        """Compute the values, and keep their gradient for later; `of` gives both for some rows, so many at once on a CPU."""
+        ctx.dtype, values = logits.dtype, []
+        gradient = torch.empty_like(logits, dtype=torch.float32 if logits.dtype == torch.float16 else logits.dtype)
+        rows = rows_at_once(logits.device.type, logits.shape[-1], rows)
         for start in range(0, len(logits), rows):
             part = slice(start, start + rows)
-            log_p, log_q = widened(logits[part]).log_softmax(-1), targets(part).log_softmax(-1)
-            q = log_q.exp()
-            # -inf, where a target rules a token out, would make 0 times infinity
-            values.append((q * ((log_q.clamp_(min=-1e30) - log_p) if divergence else -log_p)).sum(-1))
-            gradient[part] = log_p.exp_().sub_(q)
+            value, gradient[part] = of(part)
+            values.append(value)
         ctx.save_for_backward(gradient)
         return torch.cat(values)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, for_value: Tensor) -> tuple[Tensor, None, None]:
-        """Compute the gradient of the logits."""
+    def backward(ctx: Any, for_value: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradient of the logits, which come before whatever else a function takes."""
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(for_value[:, None]).to(ctx.dtype), None, None
+        return gradient.mul_(for_value[:, None]).to(ctx.dtype), *(None for _ in ctx.needs_input_grad[1:])
+
+
+class AgainstTargets(KeptGradient):
+    """Cross-entropy H(q, p) or divergence KL(q || p) per token of p = softmax(z) from targets q that are constants: [N].
+
+    The gradient of both is p - q. Neither q nor its logits ever exist whole.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Callable[[slice], Tensor], divergence: bool) -> Tensor:
+        """Compute the values; the gradient is kept for later."""
+
+        def of(part: slice) -> tuple[Tensor, Tensor]:
+            log_p, log_q = widened(logits[part]).log_softmax(-1), targets(part).log_softmax(-1)
+            q = log_q.exp()
+            # -inf, where a target rules a token out, would make 0 times infinity
+            value = (q * ((log_q.clamp_(min=-1e30) - log_p) if divergence else -log_p)).sum(-1)
+            return value, log_p.exp_().sub_(q)
+
+        return AgainstTargets.by_rows(ctx, logits, AgainstTargets.rows, of)
 
 
 def pieces(parameter: Tensor, state: Mapping[str, Any], whole: bool = False) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
@@ -118,7 +133,7 @@ def pieces(parameter: Tensor, state: Mapping[str, Any], whole: bool = False) -> 
     divides they are those of this process's part, which may have nothing in it.
     """
     assert parameter.grad is not None
-    weights, gradient, *values = map(_own_part, (parameter.detach(), parameter.grad, *state.values()))
+    weights, gradient, *values = map(own_part, (parameter.detach(), parameter.grad, *state.values()))
     state = dict(zip(state, values, strict=True))
     if not weights.is_contiguous():  # its values do not lie in their order
         yield weights, gradient, state
@@ -139,5 +154,16 @@ def pieces(parameter: Tensor, state: Mapping[str, Any], whole: bool = False) -> 
         yield weights[part], gradient[part], own
 
 
-def _own_part(value: Any) -> Any:
+def is_dense(tensor: Tensor) -> bool:
+    """Tell whether values lie without gaps, as fused kernels take for granted, which go through several tensors alike."""
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def laid_as(weights: Tensor, gradient: Tensor) -> Tensor:
+    """Give a gradient whose values lie as those of its weights do, which fused kernels take for granted as well."""
+    return gradient if gradient.stride() == weights.stride() else torch.empty_like(weights).copy_(gradient)
+
+
+def own_part(value: Any) -> Any:
+    """Give what this process holds of a tensor that FSDP divides, and any other value as it is."""
     return value.to_local() if hasattr(value, "to_local") else value  # importing DTensor to ask for it costs a second

@@ -9,8 +9,9 @@ term each, the joint baseline one phase with both terms, fine-tuning one phase w
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,29 +22,44 @@ from dualoptim.method.engine import Engine
 from dualoptim.method.held import held
 from dualoptim.method.schedule import Plan, phase_at, phase_step
 from dualoptim.method.scores import score
+from dualoptim.method.sharpness import passes
 from dualoptim.method.window import Phase, make_ahead
 
+Record = dict[str, Any]
 
-def steps(engine: Engine, phases: dict[str, Phase], plan: Plan, taken: int = 0) -> Iterator[dict[str, Any]]:
-    """Take the steps of `plan` that follow the first `taken`, one whenever the next record is asked for.
 
-    A record is a line of log.jsonl: step (from 1), epoch, phase, lr, loss, grad_norm, count, tokens, seconds. With `taken`,
-    the state that those steps left has been loaded before.
+def steps(engine: Engine, phases: dict[str, Phase], plan: Plan, before: Sequence[Record] = ()) -> Iterator[Record]:
+    """Take the steps of `plan` that follow those of the records `before`, one whenever the next record is asked for.
+
+    A record is a line of log.jsonl: step (from 1), epoch, phase, lr, loss, grad_norm, count, tokens, seconds; that of a cycle's
+    last retain step also says how often a plan repeats them. The state that the steps before left has been loaded.
 
     Raises:
         NonFiniteError: naming step and phase, before the step that would have spoiled the weights.
     """
-    for step in range(taken, plan.last_step):
-        started = time.perf_counter()
-        name = phase_at(step, plan.cycle)
-        lr = phases[name].learning_rate * plan.lr_factor(step)
-        engine.use_phase(name, lr)
-        place, following = f"step {step + 1} ({name})", partial(make_ahead, phases, plan, step + 1)
-        record = take_step(engine, phases[name], phase_step(step, plan.cycle), place, following)
-        seconds = time.perf_counter() - started
-        which = {"step": step + 1, "epoch": round((step + 1) / plan.steps_per_epoch, 4), "phase": name, "lr": lr}
-        measured = engine.largest_update() | (held(engine) if step == 0 else {})
-        yield {**which, **record, **measured, "seconds": round(seconds, 4)}
+    losses = [record["loss"] for record in before]
+    for step in range(len(before), plan.last_step):
+        started, repeats = time.perf_counter(), {}
+        record = _take(engine, phases, plan, step)
+        losses.append(record["loss"])
+        if plan.retain_until is not None and (kept := plan.retained_by(step)):
+            latest, repeats = losses[kept.start :], {"repeats": 0}
+            while repeats["repeats"] < plan.retain_repeats and fmean(latest) > plan.retain_until:
+                latest = [_take(engine, phases, plan, again)["loss"] for again in kept]
+                repeats["repeats"] += 1
+        yield {**record, **repeats, "seconds": round(time.perf_counter() - started, 4)}
+
+
+def _take(engine: Engine, phases: dict[str, Phase], plan: Plan, step: int) -> Record:
+    """Take one step of a plan; its record without the time that it took."""
+    name = phase_at(step, plan.cycle)
+    lr = phases[name].learning_rate * plan.lr_factor(step)
+    state, _, corpus = name.partition(" ")  # a corpus has phases of its own, over the optimizer states of all
+    engine.use_phase(state, lr)
+    place, following = f"step {step + 1} ({name})", partial(make_ahead, phases, plan, step + 1)
+    record = take_step(engine, phases[name], phase_step(step, plan.cycle), place, following)
+    at = {"step": step + 1, "epoch": round((step + 1) / plan.steps_per_epoch, 4), "phase": state, "lr": lr}
+    return at | ({"corpus": corpus} if corpus else {}) | record | engine.largest_update() | (held(engine) if step == 0 else {})
 
 
 def take_step(
@@ -52,7 +68,6 @@ def take_step(
     """Take one optimizer step, the phase's `index`-th from 0, and return its part of the record.
 
     The loss of a single term comes before its coefficient; of several it is the weighted sum, and each stands beside it.
-
     The counts of all micro-batches and processes are added up before the first backward pass, and each sum is divided by that
     one count, so the gradient is the mean over everything the step sees, however it is cut. Once the device has all its work,
     `meanwhile` is done on the host, and then the numbers of the step are read, at once.
@@ -69,14 +84,15 @@ def take_step(
     # ---- forward and backward
     counts = dict(zip(names, counted, strict=True))
     sums = torch.zeros(len(names), device=accelerator.device)
-    with casting_once(accelerator.device, len(window)):
-        for position, (name, batch) in enumerate(window):
-            term = phase.terms[name]
-            with engine.micro_batch(is_last=position == len(window) - 1):
-                total = term.objective(score(engine.model, batch, term.objective.layer))
-                # data-parallel processes average their gradients; times their number, the average is the sum again
-                engine.backward(term.coefficient * total * (accelerator.num_processes / counts[name]))
-            sums[names.index(name)] += total.detach()
+    for is_first in passes(engine, phase.sam_rho):
+        with casting_once(accelerator.device, len(window)):
+            for position, (name, batch) in enumerate(window):
+                term = phase.terms[name]
+                with engine.micro_batch(is_last=position == len(window) - 1):
+                    total = term.objective(score(engine.model, batch, term.objective.layer))
+                    # data-parallel processes average their gradients; times their number, the average is the sum again
+                    engine.backward(term.coefficient * total * (accelerator.num_processes / counts[name]))
+                sums[names.index(name)] += is_first * total.detach()
 
     # ---- check, clip, update
     *totals, norm = engine.step(phase.max_grad_norm, accelerator.reduce(sums, "sum"), meanwhile)

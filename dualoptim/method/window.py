@@ -24,6 +24,7 @@ class Phase:
     terms: dict[str, Term]
     learning_rate: float
     max_grad_norm: float  # 0: no clipping
+    sam_rho: float = 0.0  # how far the weights are moved for a second pass; 0: there is one
     _made: dict[int, list[tuple[str, Batch]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def window(self, index: int) -> list[tuple[str, Batch]]:

@@ -15,6 +15,12 @@ _REMEDY = "give the whole folder that a --use-lora run wrote"
 _CANNOT = "its adapter cannot be loaded"
 
 
+def hub_revision(model: str) -> tuple[str, str | None]:
+    """Split `org/name@revision`, as `--model` takes it; None for no @, and for what lies on this machine."""
+    hub, at, revision = model.partition("@")
+    return (hub, revision) if at and not Path(model).expanduser().exists() else (model, None)
+
+
 def base_of(name: str) -> str:
     """Name the model that the adapter in folder `name` belongs to, or `name` itself where there is no adapter.
 
@@ -43,7 +49,8 @@ def base_of(name: str) -> str:
         raise InputError(
             f"--model {name}: the adapter's base {base} is not there; put it back, or write its new place into {place}"
         )
-    return str(base)
+    revision = getattr(config, "revision", None)
+    return f"{base}@{revision}" if revision and not Path(base).expanduser().exists() else str(base)
 
 
 def without_adapter(model: Any) -> Any:
@@ -173,7 +180,8 @@ def add_adapter(args: TrainArgs, model: Any) -> Any:
         raise refused(targets, f"PEFT says: {reason(error)}") from None
     # what loads the adapter has to find its base again, from any folder
     path = Path(args.model).expanduser()
-    config.base_model_name_or_path = str(path.resolve()) if path.exists() else args.model
+    hub, config.revision = hub_revision(args.model)
+    config.base_model_name_or_path = str(path.resolve()) if path.exists() else hub
     return adapted
 
 

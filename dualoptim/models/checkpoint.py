@@ -194,7 +194,9 @@ def finished_log(task: Path, last_step: int) -> list[dict[str, Any]] | None:
     """
     trained, log = task / "trained.json", task / "log.jsonl"
     remedy = "remove it, and --resume goes on from the newest checkpoint"
-    if not trained.exists() or read_json(trained, {"steps": int}, remedy)["steps"] != last_step:
+    found = read_json(trained, {"steps": int}, remedy) if trained.exists() else {}
+    last_step = found["steps"] if found.get("ended") else last_step  # where a limit has ended it, and not the plan
+    if found.get("steps") != last_step:
         return None
     records = read_log(log)
     if len(records) != last_step:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from dualoptim.atomic import beside, write_json
+from dualoptim.config.waiting import waiting
 from dualoptim.data.prompt_file import PROMPT_FILE
 from dualoptim.models.hashing import hashed_meanwhile
 from dualoptim.models.launch import is_sharded, prepared
@@ -52,7 +53,10 @@ def export_model(loaded: LoadedModel, folder: Path, card: str, dtype: str = "flo
     """
     as_it_is = dtype == "float32" and not (is_sharded(loaded.accelerator) or hasattr(loaded.model, "peft_config"))
     hashed = as_it_is and loaded.accelerator.is_main_process
-    with hashed_meanwhile(loaded.model, precision_of(loaded.accelerator), str(folder)) if hashed else contextlib.nullcontext():
+    hashing = (
+        hashed_meanwhile(loaded.model, precision_of(loaded.accelerator), str(folder)) if hashed else contextlib.nullcontext()
+    )
+    with waiting(f"saving {folder}", loaded.accelerator.is_main_process), hashing:
         _export(loaded, folder, card, dtype)
 
 

@@ -22,11 +22,14 @@ from accelerate.utils import (
 from accelerate.utils.memory import clear_device_cache
 
 from dualoptim import signals
-from dualoptim.config.args import CommonArgs, TrainArgs
+from dualoptim.config.args import CommonArgs, TrainArgs, UnlearnArgs
+from dualoptim.config.optimizers import takes_whole, with_muon
+from dualoptim.config.waiting import waiting
 from dualoptim.errors import InputError, reason
 from dualoptim.method.dual import MakeOptimizer
 from dualoptim.method.engine import Engine, prepare
 from dualoptim.method.groups import decay_groups
+from dualoptim.method.muon import hidden_apart
 from dualoptim.models.buckets import sized
 from dualoptim.models.hashing import weights_changed
 from dualoptim.models.loaded import LoadedModel
@@ -48,7 +51,7 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
 
     Raises:
         InputError: if the launch asks for what does not work here: fp16, DeepSpeed where it is missing or would take over the
-            optimizer, the first version of FSDP, or 8-bit states under FSDP.
+            optimizer, the first version of FSDP, 8-bit states under FSDP, or divides weights that have to be whole.
     """
     on_cpu = not torch.accelerator.is_available()
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
@@ -81,6 +84,13 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
     if isinstance(args, TrainArgs) and args.load_in_4bit and divides(accelerator):
         raise InputError(
             "--load-in-4bit keeps weights in bytes, which ZeRO-3 and FSDP cannot divide; launch with ddp.yaml or zero2.yaml"
+        )
+    if (asks := takes_whole(args)) and is_sharded(accelerator):
+        raise InputError(f"{asks}, which ZeRO and FSDP divide; launch with ddp.yaml, or drop it")
+    if isinstance(args, UnlearnArgs) and args.average_cycles and with_deepspeed:
+        raise InputError(
+            f"--average-cycles {args.average_cycles:g} keeps a mean beside each weight, and ZeRO lays weights end to end; "
+            "launch with ddp.yaml or fsdp2.yaml, or drop it"
         )
     if accelerator.device.type == "cpu" or _offloads(accelerator):
         here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
@@ -139,7 +149,7 @@ def _settle_fsdp(accelerator: Accelerator, in_bytes: bool) -> None:
 def say(accelerator: Accelerator, text: str) -> None:
     """Print on the main process alone. Accelerate's own `print` goes by the local rank, which spawned processes may lack."""
     if accelerator.is_main_process:
-        print(text)
+        print(text, flush=True)
 
 
 def output_folder(args: CommonArgs, accelerator: Accelerator) -> Path:
@@ -180,17 +190,21 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
     hand_over(model)
     freeze_others(args, model)
     groups = decay_groups(model, args.weight_decay, args.state_bits, args.quantize_embeddings)
+    groups = hidden_apart(groups, model) if with_muon(args) else groups
     shares = [list(group["params"]) for group in groups]
     optimizer = make_optimizer(groups)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     weights = keep(loaded)
-    with _as_divided(loaded), sized(loaded.accelerator, model):
+    shown = waiting("preparing for training", loaded.accelerator.is_main_process)
+    with shown, _as_divided(loaded), sized(loaded.accelerator, model):
         engine = prepare(loaded.accelerator, model, optimizer)
     restore(engine.model, weights)
     del weights
     if loaded.divided:
         _give_back(engine.raw_optimizer, shares)
+    if isinstance(args, UnlearnArgs):
+        engine.project_forget, engine.average_cycles = args.project_forget, args.average_cycles
     engine.asked_to_stop = lambda: bool(signals.asked())
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     # where both are one tensor, its dense gradient comes from the head, and that of the embeddings needs no second one

@@ -21,10 +21,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import is_flash_attn_2_available
 
 from dualoptim.config.args import DEMO, CommonArgs, MeasureArgs, TrainArgs
+from dualoptim.config.waiting import waiting
 from dualoptim.data.demo import tiny_model
 from dualoptim.data.prompts import Formatter, make_formatter
 from dualoptim.errors import InputError, blamed
-from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, load_adapter
+from dualoptim.models.adapter import add_adapter, base_of, has_tokenizer, hub_revision, load_adapter
 from dualoptim.models.hashing import loaded_from
 from dualoptim.models.launch import say
 from dualoptim.models.limits import answered_at_once, check_padding, keeps_apart, last_position, packed_row
@@ -105,8 +106,10 @@ def load_model(
         model, tokenizer = tiny_model(args.seed if isinstance(args, TrainArgs) else 0)
         return assemble(args, model, make_formatter(args, tokenizer), accelerator)
     base = base_of(args.model)
-    config, source, options = load_config(args)
-    prompting = read_prompting(args, base, (source, options))
+    say(accelerator, f"loading {args.model}")
+    with waiting("reading the tokenizer", accelerator.is_main_process):  # of a .gguf file it takes ten seconds
+        config, source, options = load_config(args)
+        prompting = read_prompting(args, base, (source, options))
     if isinstance(args, TrainArgs) and args.load_in_4bit:
         quantization = quantization_options(accelerator, 4)
     # a .gguf file has types of its own, which nothing but it can store
@@ -140,7 +143,8 @@ def load_model(
         model = add_adapter(learner, model)
     if how.divided:
         settle(accelerator, model)
-    return replace(assemble(args, model, prompting, accelerator), stored=stored)
+    with waiting("trying what the model takes", accelerator.is_main_process):
+        return replace(assemble(args, model, prompting, accelerator), stored=stored)
 
 
 def read_prompting(args: CommonArgs, base: str, place: tuple[str, dict[str, str]]) -> tuple[Formatter, str]:
@@ -279,9 +283,12 @@ def _source(model: str, name: str) -> tuple[str, dict[str, str]]:
         if not (path / "config.json").is_file():
             raise InputError(f"--model {name}: the folder has no config.json; give the folder that save_pretrained wrote")
         return str(path), {}
-    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+    hub, revision = hub_revision(model)
+    if hub.startswith(("/", ".", "~")) or hub.count("/") > 1:
         raise InputError(f"--model {name}: no such folder; give a folder, a .gguf file or a hub id")
-    return model, {}
+    if revision == "":
+        raise InputError(f"--model {name}: no revision after the @; give a branch, a tag or a commit, or leave out the @")
+    return hub, {"revision": revision} if revision else {}
 
 
 def _pretrained(name: str, kind: Any, source: str, **options: Any) -> Any:

@@ -11,7 +11,8 @@ from accelerate import Accelerator, DistributedType
 
 from dualoptim.config.args import DEMO, CommonArgs, SaveDtype, TrainArgs
 from dualoptim.config.saved import to_dict
-from dualoptim.data.batches import pack, pad
+from dualoptim.config.waiting import waiting
+from dualoptim.data.batches import own_texts, pack, pad
 from dualoptim.data.prompts import Example, Formatter
 from dualoptim.data.stream import Stream
 from dualoptim.method.scores import Batch, Reference, score
@@ -37,7 +38,10 @@ class Layout:
         if self.packed:
             batch = pack(examples, self.shares)
             if self.row is None or batch.input_ids.shape[1] <= self.row:
-                return replace(batch, places=places_of(examples) if self.told else {}).to(self.device)
+                batch = replace(batch, places=places_of(examples) if self.told else {}).to(self.device)
+                if self.shares and batch.attention_mask is None and len(examples) > 1:  # transformers would ask the device
+                    return replace(batch, attention_mask=own_texts(batch.position_ids))
+                return batch
         return pad(examples).to(self.device)
 
 
@@ -127,7 +131,7 @@ class LoadedModel:
     def resolved(self, args: CommonArgs) -> dict[str, Any]:
         """Give every argument as this run resolved it, readable by `--config`, and how many processes it has."""
         settings = to_dict(args) | {
-            "data": args.data if getattr(args, "forget_file", None) or args.benchmark else args.data_source,
+            "data": args.data if args.forget_file or args.benchmark else args.data_source,
             "template": self.template,
             "output_dir": str(args.output_dir),
             "processes": self.accelerator.num_processes,
@@ -149,7 +153,8 @@ class LoadedModel:
         In 16 bits it is that of the rounded weights, which is the same whatever they are loaded for.
         """
         asked = self.divided or self.accelerator.is_main_process
-        return shared(self.accelerator, weights_hash(self.model, precision_of(self.accelerator)) if asked else "")
+        with waiting("hashing weights", self.accelerator.is_main_process):
+            return shared(self.accelerator, weights_hash(self.model, precision_of(self.accelerator)) if asked else "")
 
     def in_step(self) -> AbstractContextManager[None]:
         """Have processes among which the model is divided call it equally often, however many texts each of them has."""

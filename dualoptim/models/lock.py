@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import socket
@@ -14,6 +13,11 @@ from accelerate import Accelerator
 from dualoptim.atomic import LOCK, NO_ROOM
 from dualoptim.errors import InputError, Stopped, WriteError
 from dualoptim.models.launch import decided
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a run has to see for itself that it is alone
+    fcntl = None  # type: ignore[assignment]
 
 _REMEDIES = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.ENOENT: "put it back"}
 
@@ -28,7 +32,7 @@ def kept_for_one_run(folder: Path, accelerator: Accelerator, how: str) -> Iterat
     Raises:
         InputError: if another run holds the folder, or it cannot be written to.
         WriteError: in place of what is raised inside when the folder takes nothing more.
-        Stopped: as inside, with `how`.
+        Stopped: as inside, with `how` once the run has written anything.
     """
     lock = _Lock(folder)
     decided(accelerator, lock.take)
@@ -39,7 +43,8 @@ def kept_for_one_run(folder: Path, accelerator: Accelerator, how: str) -> Iterat
         refused = True
         raise
     except (Stopped, WriteError) as end:
-        end.how = how
+        if isinstance(end, WriteError) or _begun(folder):  # else the command that was given begins as well
+            end.how = how
         raise
     except Exception as error:
         if what := _failed_write(error, folder):
@@ -52,6 +57,8 @@ def kept_for_one_run(folder: Path, accelerator: Accelerator, how: str) -> Iterat
 
 def holder(folder: Path) -> str:
     """Say which process holds a folder; nothing if none does, or this one."""
+    if fcntl is None:
+        return ""
     try:
         file = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
@@ -105,6 +112,8 @@ class _Lock:
                 self._made += [] if place.exists() else [place]
             while self._file is None:
                 folder.mkdir(parents=True, exist_ok=True)
+                if fcntl is None:
+                    return
                 self._file = self._opened()
             os.truncate(self._file, 0)
             os.write(self._file, _this_process().encode())
@@ -162,6 +171,14 @@ def _who_else(file: int) -> str:
 
 def _this_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _begun(folder: Path) -> bool:
+    """Tell whether a run has written anything since it took the lock; where there is none, that it may have."""
+    with contextlib.suppress(OSError):
+        taken = (folder / LOCK).stat().st_mtime_ns
+        return any(path.name != LOCK and path.lstat().st_mtime_ns > taken for path in folder.rglob("*"))
+    return True
 
 
 def _failed_write(error: BaseException, folder: Path) -> str:

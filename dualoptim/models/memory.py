@@ -1,7 +1,7 @@
 """Compute what a run takes in memory from numbers of parameters: pure arithmetic, per process, in bytes.
 
 Here is what lies there throughout, in `peaks` what each phase of a run adds. Bytes of DeepSpeed are those that version 0.19 was
-measured to hold with the settings that `start_accelerator` gives it (tests/benchmarks/memory.py).
+measured to hold with the settings that `start_accelerator` gives it (tests/speed/memory.py).
 """
 
 from dataclasses import dataclass, fields
@@ -90,6 +90,7 @@ class Lengths:
     scored: int  # of a micro-batch, those whose logits are computed
     text: int  # of an evaluation, with the answer that is generated
     why_not: str = ""  # the data's own could be read; empty where they are these
+    steps: tuple[str, ...] = ()  # of each pair, rate and task, in words
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,11 @@ class Demand:
     rows: tuple[int, int] = (1, 1)  # texts of an evaluation's batch, and how long each gets at worst
     checkpointing: bool = False
     accumulates: bool = False  # several micro-batches a step
-    frozen_head: bool = False  # KL and UNDIAL keep a copy of the output head
+    frozen_head: bool = False  # KL, JSD and UNDIAL keep a copy of the output head
     tries: bool = False  # states are made by a step with a zero gradient (DualOptimizer)
     by_hand: bool = False  # the update is written out (DualOptim+)
+    moves: bool = False  # weights are kept while they are moved for a second pass (`--sam-rho`)
+    projects: bool = False  # a tensor's gradient or moment is made beside it (`--project-forget`)
     in_4bit: bool = False
     partly: bool = False  # some weights train, of a model that is loaded as if all did
     stored: int = 4  # bytes of a weight in the checkpoint

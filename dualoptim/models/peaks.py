@@ -122,6 +122,8 @@ def stepping(shape: Shape, division: Division, demand: Demand) -> Parts:
     piece = min(LARGE_PIECE if division.on_cuda and not division.offload else PIECE, shape.largest)
     if division.fsdp:  # of whose tensors a process has a part
         piece = min(piece, division.share(shape.largest))
+    if demand.projects:
+        buffers += 4 * (division.share(shape.largest) if division.fsdp or division.deepspeed else shape.largest)
     widened = 4 if demand.moments.in_bytes else 0  # moments in bytes are read into float32
     return Parts(gradients=gradients, buffers=buffers + (4 * piece * (BY_HAND + widened) if demand.by_hand else 0))
 
@@ -169,6 +171,8 @@ def training(shape: Shape, division: Division, demand: Demand) -> Parts:
     if demand.frozen_head:  # its logits are made and compared some rows at a time
         begin += Parts(activations=4 * 4 * rows(AgainstTargets.rows) * shape.vocabulary)
         begin += Parts(buffers=width * shape.head if division.divides else 0)
+    if demand.moves:
+        begin, end = begin + Parts(buffers=whole), end + Parts(buffers=whole)
     step = stepping(shape, division, demand)
     moments = (begin, end) if division.offload else (begin, end, step)
     return max(moments, key=lambda moment: moment.total)

@@ -21,7 +21,7 @@ from torch import Tensor
 from dualoptim.method.engine import Engine
 
 _FILE_BYTES = 2**30  # after so many a file ends: what a process copies to its host at a time
-_WEIGHT, _WHOLE = "weight", "*"
+_WEIGHT, _MEAN, _WHOLE = "weight", "mean", "*"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def write_parts(engine: Engine, folder: Path) -> tuple[list[str], bool]:
     save_file(_random_states(accelerator), folder / names[0])
     for position, one in enumerate(held, start=1):
         state = engine.raw_optimizer.state.get(one.tensor, {})
-        for key, value in _pieces_of(one, {_WEIGHT: one.tensor, **state}):
+        for key, value in _pieces_of(one, {_WEIGHT: one.tensor, _MEAN: engine.means.get(one.tensor), **state}):
             tensors[key] = value.cpu()
             size += value.nbytes
             portable &= f"@{_WHOLE}:" not in key
@@ -149,8 +149,14 @@ def _random_file(accelerator: Accelerator) -> str:
 def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if accelerator.device.type != "cpu":
-        states["device"] = torch.get_device_module(accelerator.device).get_rng_state(accelerator.device)
+        module, named = _generator(accelerator.device)
+        states["device"] = module.get_rng_state(*named)
     return states
+
+
+def _generator(device: torch.device) -> tuple[Any, list[torch.device]]:
+    """Give the module that keeps a device's random state, and how its functions are told which: MPS has one, and no name."""
+    return torch.get_device_module(device), [] if device.type == "mps" else [device]
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -172,13 +178,17 @@ def read_parts(engine: Engine, folder: Path) -> None:
             stored.fill(held, _WEIGHT, held.tensor)
             state = optimizer.state[held.tensor]
             for entry in stored.entries(held) - {_WEIGHT}:
-                state[entry] = stored.value(held, entry, state.get(entry))
+                if entry == _MEAN:
+                    engine.means[held.tensor] = stored.value(held, entry, None)
+                else:
+                    state[entry] = stored.value(held, entry, state.get(entry))
         _hand_on(zero)
     if len(list(folder.glob("random-*.safetensors"))) == engine.accelerator.num_processes:
         states, device = load_file(folder / _random_file(engine.accelerator)), engine.accelerator.device
         torch.set_rng_state(states["cpu"])
         if "device" in states and device.type != "cpu":
-            torch.get_device_module(device).set_rng_state(states["device"], device)
+            module, named = _generator(device)
+            module.set_rng_state(states["device"], *named)
 
 
 class _Stored:

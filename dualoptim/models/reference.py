@@ -1,9 +1,9 @@
 """What the model said before unlearning: scored once, kept on disk, and read back text by text.
 
 No second model lives beside the one that trains. NPO and DPO need the log-probabilities of the scored tokens, 4 bytes each.
-KL and UNDIAL need a distribution over the vocabulary per token: what is kept is the input of the output head (4 H bytes a
+KL, JSD and UNDIAL need a distribution over the vocabulary per token: what is kept is the input of the output head (4 H bytes a
 token) and one frozen copy of the head, which rebuilds the logits of some rows at a time, capped or scaled as the model does
-it. EMBED needs a layer's output, 4 H bytes as well. Values are stored by weights and token ids, so all runs of one output
+it. EMBED and CB need a layer's output, 4 H bytes as well. Values are stored by weights and token ids, so all runs of one output
 folder share them.
 """
 
@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from tqdm import tqdm
 
+from dualoptim.config.waiting import pulsing
 from dualoptim.data.batches import in_length_order
 from dualoptim.data.prompts import Example
 from dualoptim.errors import InputError
@@ -83,7 +85,15 @@ class Frozen:
             store.write(name, [*values], [*values.values()])
             values.clear()
 
-        with torch.no_grad(), _evaluating(loaded.model), _as_in_training(self._accelerator), loaded.in_step():
+        hidden = not self._accelerator.is_main_process
+        bar = tqdm(total=len(texts), desc=f"reference: {objective.reference}", unit="text", leave=False, disable=hidden)
+        with (
+            pulsing(bar),
+            torch.no_grad(),
+            _evaluating(loaded.model),
+            _as_in_training(self._accelerator),
+            loaded.in_step(),
+        ):
             for chosen in in_length_order([len(text.ids) for text in texts], self._size):
                 batch = loaded.batch([texts[index] for index in chosen])
                 found: Tensor | None
@@ -95,6 +105,7 @@ class Frozen:
                 assert found is not None
                 counts = [len(texts[index].ids) - texts[index].start for index in chosen]
                 values |= zip([keys[index] for index in chosen], found.float().cpu().split(counts), strict=True)
+                bar.update(len(chosen))
                 if sum(value.nbytes for value in values.values()) > _FILE_BYTES:
                     write()
         if values:
@@ -179,7 +190,7 @@ class Tail:
             if _equal(alone(values), scores.logits):
                 return alone
         raise InputError(
-            f"{type(model).__name__} changes its logits after the output head, so KL and UNDIAL have no reference here; "
+            f"{type(model).__name__} changes its logits after the output head, so KL, JSD and UNDIAL have no reference here; "
             "choose GD or AP, or NPO"
         )
 

@@ -10,10 +10,11 @@ from accelerate import Accelerator
 
 from dualoptim.config.args import DEMO, NEWEST, TrainArgs
 from dualoptim.config.product import single_runs
-from dualoptim.config.saved import batch_of, changed_input, check_same, read_inputs
+from dualoptim.config.saved import batch_of, changed_input, check_same, earlier_value, read_inputs
 from dualoptim.data.identity import prompts_hash, rows_hash, sets_hash
 from dualoptim.data.prompts import Formatter
 from dualoptim.errors import InputError
+from dualoptim.method.schedule import Plan
 from dualoptim.models.checkpoint import choose_checkpoint, discard_after
 from dualoptim.models.launch import decided, say
 from dualoptim.models.loaded import LoadedModel
@@ -67,22 +68,20 @@ def inputs_of(job: "Job", position: int, formatter: Formatter) -> dict[str, str]
     return found
 
 
-def all_inputs(job: "Job", loaded: LoadedModel) -> list[dict[str, str]]:
-    """Hash the same of every task of the list, with the weights from which the first one starts."""
-    found = [inputs_of(job, position, loaded.formatter) for position in range(len(job.args.task_list))]
-    if job.args.model != DEMO:  # which is not taught yet
-        found[0]["weights"] = loaded.weights_hash()
-    return found
+def all_inputs(job: "Job", loaded: LoadedModel) -> list[tuple["Job", int, dict[str, str]]]:
+    """Hash the same of `job.each_task()`, with the weights of the first model for tasks that start from them."""
+    first = {} if job.args.model == DEMO else {"weights": loaded.weights_hash()}  # the demo's is not taught yet
+    return [(own, n, inputs_of(own, n, loaded.formatter) | ({} if n else first)) for own, n in job.each_task()]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """Hold a training as a run will do it: its folder, its arguments as resolved, hashes of what it reads, its last step."""
+    """Hold a training as a run will do it: its folder, its arguments as resolved, hashes of what it reads, its steps."""
 
     folder: Path
     resolved: Mapping[str, Any]
     inputs: Mapping[str, str]
-    last_step: int
+    plan: Plan
 
 
 def where_to_go_on(job: "Job", loaded: LoadedModel) -> dict[Path, Path]:
@@ -93,10 +92,11 @@ def where_to_go_on(job: "Job", loaded: LoadedModel) -> dict[Path, Path]:
             no checkpoint of these tasks, or if no checkpoint of a task will do.
     """
     tasks = []
-    for position, (task, inputs) in enumerate(zip(job.args.task_list, all_inputs(job, loaded), strict=True)):
-        for one in single_runs(job.args):
-            last_step = work_of(one, job.rows(position), loaded).plan.last_step
-            tasks.append(Planned(replace(job, args=one).folder(task), loaded.resolved(one), inputs, last_step))
+    for own, position, inputs in all_inputs(job, loaded):
+        for one in single_runs(own.args):
+            plan = work_of(one, own.rows(position), loaded).plan
+            folder = replace(own, args=one).folder(one.task_list[position])
+            tasks.append(Planned(folder, loaded.resolved(one), inputs, plan))
     return choose_checkpoints(job.accelerator, job.args, tasks)
 
 
@@ -108,8 +108,25 @@ def choose_checkpoints(accelerator: Accelerator, args: TrainArgs, tasks: Sequenc
     """
     resume = str(args.resume)
     decided(accelerator, lambda: _check(resume, tasks, type(args)))
-    chosen = {task.folder: choose_checkpoint(accelerator, task.folder, resume, task.last_step) for task in tasks}
+    chosen = {task.folder: choose_checkpoint(accelerator, task.folder, resume, task.plan.last_step) for task in tasks}
+    for line in decided(accelerator, lambda: list(dict.fromkeys(filter(None, map(_other_end, tasks))))):
+        say(accelerator, line)
     return {folder: path for folder, path in chosen.items() if path}
+
+
+def _other_end(task: Planned) -> str:
+    """Say where a training ends now that began with another `--max-steps`, and what becomes of its rates."""
+    config = task.folder / "config.yaml"
+    before = replace(task.plan, max_steps=earlier_value(config, "max_steps") or 0) if config.is_file() else task.plan
+    if before.last_step == task.plan.last_step:
+        return ""
+    line = f"--resume: {task.plan.last_step} steps with this --max-steps, {before.last_step} with the one before"
+    if before.total_steps == task.plan.total_steps:
+        return f"{line}; the rate goes on over {task.plan.total_steps} steps as it was"
+    return (
+        f"{line}; the rate of steps to come decays over {task.plan.total_steps} instead of {before.total_steps}, which a run "
+        f"of {task.plan.last_step} from its start would have done from the first"
+    )
 
 
 def _check(resume: str, tasks: Sequence[Planned], kind: type) -> None:

@@ -89,8 +89,9 @@ def _objectives(args: UnlearnArgs) -> list[Objective]:
 
 def demand_of(args: UnlearnArgs, lengths: Lengths) -> Demand:
     """Read what a run with `args` asks for, whose texts have these lengths."""
+    moments = kind_of(args).moments(args)
     return Demand(
-        moments=kind_of(args).moments(args),
+        moments=moments._replace(wide=moments.wide + (args.average_cycles > 0)),  # a mean of the weights takes as much as one
         tokens=lengths.micro_batch,
         scored=lengths.scored,
         rows=(args.eval_batch_size, lengths.text),
@@ -98,11 +99,13 @@ def demand_of(args: UnlearnArgs, lengths: Lengths) -> Demand:
         accumulates=args.gradient_accumulation_steps > 1 or not kind_of(args).alternates,
         frozen_head=any(objective.reference == "logits" for objective in _objectives(args)),
         tries=args.optim == "dual-adamw" and args.decouple == "both",
+        moves=args.sam_rho > 0,
+        projects=args.project_forget != "none",
         by_hand=args.optim == "dual-adamw-plus" or args.decouple in ("m", "v"),
         in_4bit=args.load_in_4bit,
         partly=args.trainable is not None,
         stored=2 if args.model != DEMO and load_config(args)[0].dtype == torch.bfloat16 else 4,
         evaluates=args.eval,
         sharded=args.evaluate_sharded,
-        midway=args.eval_every > 0,
+        midway=args.measures_on_the_way,
     )

@@ -1,8 +1,8 @@
 """Let the processes of a launch wait for each other where one works on the host alone, and agree on ending.
 
 Such waits go through a group of their own, which has patience for a day's half: the main process writes, hashes, uploads, and
-runs lm-eval. All else, the steps of training first, keeps torch's patience (10 minutes with NCCL, 30 with gloo), so that a
-process that hangs is found out.
+all exchange answers to lm-eval. All else, the steps of training first, keeps torch's patience (10 minutes with NCCL, 30 with
+gloo), so that a process that hangs is found out.
 """
 
 import contextlib
@@ -42,6 +42,14 @@ def shared(accelerator: Accelerator, value: T) -> T:
     if accelerator.num_processes > 1:
         dist.broadcast_object_list(values, src=0, group=_beside(dist.group.WORLD))
     return values[0]
+
+
+def of_all(accelerator: Accelerator, value: T) -> list[T]:
+    """Give all processes the `value` of each, in the order of their numbers."""
+    values = [value] * accelerator.num_processes
+    if accelerator.num_processes > 1:
+        dist.all_gather_object(values, value, group=_beside(dist.group.WORLD))
+    return values
 
 
 def largest(accelerator: Accelerator, value: int) -> int:

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from dualoptim.errors import InputError
 from dualoptim.models.sharding import whole_shape
@@ -80,6 +81,18 @@ def no_load_report() -> Iterator[None]:
         source.removeFilter(is_other)
 
 
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """Show no bar of loading where no weight is loaded."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
 def check_saved(model: Any, folder: Path) -> None:
     """Make sure, by names and shapes, that a saved model or adapter is what loads as `model`; no weight is read.
 
@@ -102,7 +115,7 @@ def check_saved(model: Any, folder: Path) -> None:
     else:
         unset_hf_deepspeed_config()
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with no_load_report():
+        with no_load_report(), _no_bar():
             _, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
                 None,
                 config=config,

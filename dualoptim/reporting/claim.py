@@ -1,6 +1,7 @@
 """Claim an output folder: what a run is going to write there must be missing, or a result of ours that it may replace."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -24,22 +25,40 @@ def claim(args: CommonArgs, accelerator: Accelerator, targets: Iterable[Path], t
             writes to it, it holds the model or the data, or it cannot be written.
     """
 
-    def decide() -> None:
-        wanted = list(targets)
-        try:
-            for target in wanted:
+    wanted = list(targets)
+    check_claim(args, accelerator, wanted, tables)
+
+    def clear() -> None:
+        with _named_if_unwritable():
+            for target in wanted if not getattr(args, "resume", None) else ():
+                remove(target)
+                target.parent.mkdir(parents=True, exist_ok=True)
+
+    decided(accelerator, clear)
+
+
+def check_claim(args: CommonArgs, accelerator: Accelerator, targets: Iterable[Path], tables: Iterable[Path] = ()) -> None:
+    """Make sure that a run may write files and folders, as `claim` does, and remove none.
+
+    Raises:
+        InputError: as `claim` does.
+    """
+
+    def check() -> None:
+        with _named_if_unwritable():
+            for target in targets:
                 _check(args, target)
             check_ours(tables)
-            if not getattr(args, "resume", None):
-                for target in wanted:
-                    remove(target)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"--output-dir: {error.filename} cannot be written ({error.strerror}); give another folder"
-            ) from None
 
-    decided(accelerator, decide)
+    decided(accelerator, check)
+
+
+@contextlib.contextmanager
+def _named_if_unwritable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--output-dir: {error.filename} cannot be written ({error.strerror}); give another folder") from None
 
 
 def _check(args: CommonArgs, target: Path) -> None:

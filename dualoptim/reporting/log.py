@@ -13,10 +13,14 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from dualoptim.atomic import NO_ROOM, write_json_lines
+from dualoptim.config.waiting import pulsing
 from dualoptim.errors import InputError, reason
 from dualoptim.evaluation.metrics import AGGREGATES
 from dualoptim.evaluation.summary import Summary
 from dualoptim.models.together import wait
+
+_BAR = "{desc}: |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+"""With both losses a line of 80 columns has no room for the rate as well."""
 
 
 class StepLog:
@@ -41,14 +45,16 @@ class StepLog:
         if path is not None and is_main_process:
             write_json_lines(path, self.records)
             self._file = path.open("a", encoding="utf-8")
-        self._bar = tqdm(total=total_steps, initial=len(self.records), desc=label, unit="step", disable=not is_main_process)
+        self._bar = tqdm(total=total_steps, initial=len(self.records), desc=label, disable=not is_main_process, bar_format=_BAR)
+        self._pulse = pulsing(self._bar)
         self._losses: dict[str, str] = {}
 
     def __enter__(self) -> "StepLog":
+        self._pulse.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.close()
+        self._pulse.__exit__(kind, error, trace)
         if self._file is not None:
             self._file.close()
 
@@ -60,7 +66,8 @@ class StepLog:
         """
         self.records.append(record)
         apart = {name.removesuffix("_loss"): loss for name, loss in record.items() if name.endswith("_loss")}
-        self._losses |= {name: f"{loss:.3g}" for name, loss in (apart or {record["phase"]: record["loss"]}).items()}
+        for name, loss in (apart or {record["phase"]: record["loss"]}).items():
+            self._losses["loss" if name == "learn" else f"{name} loss"] = f"{loss:.3g}"
         self._bar.set_postfix(self._losses, refresh=False)
         self._bar.update()
         if self._file is not None:

@@ -19,22 +19,27 @@ from dualoptim.errors import InputError
 from dualoptim.reporting.results import read_results
 
 _TRAINED = ("log.jsonl", "trained.json", "checkpoint", "model", "masters", "trackers")
-_TASK = ("config.yaml", *_TRAINED, "steps", "best", "best.json", "eval_before", "eval", "report*")
-_EVALUATION = ("config.yaml", "summary.json", "finished.json", "*.jsonl", "retain_only", "attacks")
+_TASK = ("config.yaml", *_TRAINED, "steps", "best", "best.json", "watched.jsonl", "good", "eval_before", "eval", "report*")
+_SUITES = ("*_EVAL.json", "*_SUMMARY.json")
+_EVALUATION = ("config.yaml", "summary.json", *_SUITES, "finished.json", "*.jsonl", "retain_only", "attacks")
 _ALWAYS = ("*.tmp", LOCK, "traceback-*.txt")
 
-_BEGINNINGS = {
+_BEGINNINGS: dict[str, str | tuple[str, ...]] = {
     "results.md": "| losses ",
     "methods.md": "| method ",
-    "tasks.csv": "after_task,",
-    "tasks.md": "| after task ",
+    "frontier.md": ("# What methods keep at equal forgetting\n", "| kept "),
+    "frontier.csv": "method,learning_rate,",
+    "splits.csv": "split,",
+    "splits.md": "| split ",
+    "tasks.csv": ("after_task,", "task,"),
+    "tasks.md": ("| after task ", "| task "),
     "report.md": "# Unlearning report: ",
 }
 _BESIDE = {
-    **dict.fromkeys(_TRAINED, "config.yaml"),
+    **dict.fromkeys((*_TRAINED, "steps"), "config.yaml"),
     **dict.fromkeys(("report.html", "report"), "report.md"),
     "tasks.png": "tasks.csv",
-    "results.png": "methods.md",
+    "frontier.png": "frontier.csv",
 }
 
 

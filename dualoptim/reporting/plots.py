@@ -1,4 +1,4 @@
-"""Draw figures of losses, scores, tasks, attacks and methods. Each function returns one that draws; `render` makes pictures.
+"""Draw figures of losses, scores, tasks and attacks. Each function returns one that draws; `render` makes pictures.
 
 C0 is the colour of what is forgotten, C1 of what is retained.
 """
@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Any
 
 Draw = Callable[[Any], None]
@@ -89,8 +88,8 @@ def losses(curves: Mapping[str, Points]) -> Draw:
         all_axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (name, points) in zip(all_axes, curves.items(), strict=True):
             axes.plot(*zip(*points, strict=True), color="C0" if name == "forget" else "C1", **_marks(points))
-            axes.set_title(f"{name} loss")
-        all_axes[-1].set_xlabel("optimizer step")
+            axes.set_title(f"{name} loss{_start(axes)}")
+        _along_steps(all_axes[-1])
 
     return draw
 
@@ -104,11 +103,26 @@ def gradient_norms(curves: Mapping[str, Points]) -> Draw:
             colour = {"forget": "C0", "retain": "C1"}.get(name, "C3")
             axes.plot(*zip(*points, strict=True), color=colour, label=f"{name} steps", **_marks(points))
         axes.set_yscale("log")
-        axes.set_title("gradient norm before clipping")
-        axes.set_xlabel("optimizer step")
+        axes.set_title("gradient norm before clipping (logarithmic axis)")
+        _along_steps(axes)
         axes.legend()
 
     return draw
+
+
+def _along_steps(axes: Any, steps: str = "optimizer step") -> None:
+    """Name the axis of steps, whose ticks are whole numbers."""
+    axes.set_xlabel(steps)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _start(axes: Any) -> str:
+    """Let the upright axis start at zero, or return where else it starts, to be said."""
+    low, high = axes.get_ylim()
+    if min(min(line.get_ydata()) for line in axes.lines) < 0:
+        return f" (axis from {low:.2g})"
+    axes.set_ylim(0, high)
+    return ""
 
 
 def _marks(points: Points) -> dict[str, Any]:
@@ -148,6 +162,8 @@ def utility(paths: Sequence[Mapping[str, tuple[float, float]]]) -> Draw:
             axes.set_ylim(-0.02, 1.02)
         else:
             _number_ends(axes, paths)
+            axes.set_xlabel(f"{axes.get_xlabel()}, axis from {axes.get_xlim()[0]:.2f}")
+            axes.set_ylabel(f"{axes.get_ylabel()},\naxis from {axes.get_ylim()[0]:.2f}")
         figure.legend(loc="outside upper left", ncols=4)
 
     return draw
@@ -169,43 +185,31 @@ def _number_ends(axes: Any, paths: Sequence[Mapping[str, tuple[float, float]]]) 
         axes.annotate(text, group[0][1], xytext=(6, 5), textcoords="offset points", fontsize=9)
 
 
-def tasks(ticks: Sequence[str], curves: Mapping[str, Sequence[float | None]]) -> Draw:
-    """Draw the probability of every task's answers after each task: does the first come back while the fifth goes?"""
+UTILITY = "model utility"
+"""The name of the curve that is no probability."""
+
+
+def tasks(ticks: Sequence[str], curves: Mapping[str, Sequence[float | None]], along: str = "") -> Draw:
+    """Draw the probability of every task's answers after each task: does the first come back while the fifth goes?
+
+    `along` names the axis.
+    """
+    measured = {name: values for name, values in curves.items() if any(value is not None for value in values)}
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        forgotten = [name for name in curves if name.startswith("task")]
+        forgotten = [name for name in measured if name not in ("retain set", UTILITY)]
         colours = ["C0", *(f"C{n}" for n in range(2, 8))]
-        for name, values in curves.items():
+        for name, values in measured.items():
             style = {"color": colours[forgotten.index(name) % len(colours)]} if name in forgotten else {"linestyle": "--"}
             style |= {} if name in forgotten else {"color": "C1" if name == "retain set" else "C7"}
             axes.plot([math.nan if v is None else v for v in values], marker="o", markersize=4, label=name, **style)
-        axes.set_xticks(range(len(ticks)), ticks)
+        every = math.ceil(len(ticks) / 12)  # more would lie over one another
+        axes.set_xticks(range(len(ticks))[::every], ticks[::every])
         axes.set_ylim(-0.02, 1.02)
-        axes.set_title("probability of the true answer")
+        axes.set_title("probability of the true answer" + (f" and {UTILITY}" if UTILITY in measured else ""))
+        axes.set_xlabel(along)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-
-    return draw
-
-
-def methods(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> Draw:
-    """Draw a sweep's model utility against forget efficacy: a point per run, the mean and deviation of each method."""
-
-    def draw(figure: Any) -> None:
-        figure.set_size_inches(7, 4.5)
-        axes = figure.add_subplot()
-        for index, (method, columns) in enumerate(scores.items()):
-            x, y = columns["untargeted_forget_efficacy"], columns["model_utility"]
-            if not x or len(x) != len(y):
-                continue
-            colour = f"C{index % 8}"
-            axes.plot(x, y, ".", color=colour, alpha=0.4)
-            spread = [stdev(values) if len(values) > 1 else 0.0 for values in (x, y)]
-            axes.errorbar(fmean(x), fmean(y), spread[1], spread[0], "o", color=colour, capsize=3, label=method)
-        axes.set_xlabel("forget efficacy (higher forgets more)")
-        axes.set_ylabel("model utility (higher keeps more)")
-        if axes.has_data():
-            axes.legend(fontsize=7)
 
     return draw
 
@@ -239,7 +243,7 @@ def relearning(curves: Relearning) -> Draw:
             axes.axhline(curves.before, color="C7", linestyle=":", label="before unlearning")
         axes.set_ylim(-0.02, 1.02)
         axes.set_title("forget set: probability of the true answer")
-        axes.set_xlabel("step of relearning")
+        _along_steps(axes, "step of relearning")
         axes.legend()
 
     return draw

@@ -9,15 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dualoptim.config.args import EvalArgs, MeasureArgs, UnlearnArgs
+from dualoptim.atomic import read_json
+from dualoptim.config.args import SPLITS, CommonArgs, EvalArgs, MeasureArgs, UnlearnArgs
 from dualoptim.config.flags import flags
 from dualoptim.config.opening import read_text, read_yaml
 from dualoptim.config.saved import to_dict
 from dualoptim.config.values import field_value
 from dualoptim.errors import InputError
+from dualoptim.evaluation.past import watched, why_ended
 from dualoptim.evaluation.records import Record
 from dualoptim.evaluation.summary import Summary
 from dualoptim.reporting.plots import Points
+from dualoptim.reporting.unread import unread
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ class Outcome:
     before: Summary | None = None
     after: Summary | None = None
     on_the_way: Mapping[int, Summary] = field(default_factory=dict)  # after so many steps
+    watched: Sequence[Mapping[str, float]] = ()  # what was known of watched rows, by `step`, where there were limits
+    measured: Mapping[str, str] = field(default_factory=dict)  # a hash of texts and settings by the set that was measured
+    ended: str = ""  # why, behind a comma, where a limit has ended it or was not reached
 
     @property
     def kind(self) -> type[MeasureArgs]:
@@ -75,6 +81,10 @@ class Outcome:
     def setting(self, name: str) -> Any:
         """Look a flag up, which counts as its default where the settings lack it; None if there are no settings."""
         return self._resolved.get(name)
+
+    def read(self, name: str) -> Any:
+        """Look a flag up in the same way; None also where nothing of the run reads it."""
+        return None if name in unread(self._resolved) else self.setting(name)
 
     @cached_property
     def _resolved(self) -> dict[str, Any]:
@@ -97,18 +107,23 @@ def find_outcomes(run: Path, name: str = "") -> list[Outcome]:
         InputError: if there is none, or one of their files cannot be read.
     """
     if not run.is_dir():
-        raise InputError(f"RUN {run}: no such folder; give the output folder of train_unlearn.py, a sweep or eval_tofu.py")
+        raise InputError(f"RUN {run}: no such folder; give the output folder of dualoptim unlearn, sweep or eval")
     folders = [run] if _is_task(run) else []
     folders = folders or [path for depth in ("", "*/", "*/*/") for path in run.glob(f"{depth}task*") if _is_task(path)]
     found = [_read_task(folder, run, name) for folder in folders]
-    found.sort(key=lambda outcome: (_natural(str(outcome.folder.parent)), _position(outcome)))
-    if run not in folders and (run / "eval" / "summary.json").is_file():
-        settings, summary = _read_settings(run / "eval" / "config.yaml", EvalArgs), Summary.read(run / "eval" / "summary.json")
-        found.append(Outcome(name or run.resolve().name, run, settings, after=summary))
+    found.sort(key=lambda one: (_natural(str(one.folder.parent)), _position(one), _natural(one.folder.name)))
+    for own in (run, *(run / split for split in SPLITS)):
+        if own not in folders and (own / "eval" / "summary.json").is_file():
+            settings, summary = (
+                read_settings(own / "eval" / "config.yaml", EvalArgs),
+                Summary.read(own / "eval" / "summary.json"),
+            )
+            label = (name or run.resolve().name) + (f"/{own.name}" if own != run else "")
+            found.append(Outcome(label, own, settings, after=summary, measured=_measured(own / "eval")))
     if not found:
         raise InputError(
             f"RUN {run}: no task<k>/ with config.yaml and log.jsonl in it, and no eval/summary.json; give the output folder of "
-            "train_unlearn.py, a sweep or eval_tofu.py"
+            "dualoptim unlearn, sweep or eval"
         )
     return found
 
@@ -120,18 +135,32 @@ def _is_task(folder: Path) -> bool:
 
 def _read_task(folder: Path, run: Path, name: str) -> Outcome:
     whole = folder.resolve()
-    label = "/".join(whole.relative_to(run.resolve()).parts) or f"{whole.parent.name}/{whole.name}"
+    parts = whole.relative_to(run.resolve()).parts
+    parts = parts[:1] + parts[2:] if len(parts) > 2 and parts[0].startswith(f"{parts[1]}_") else parts  # of a sweep: said twice
+    label = "/".join(parts) or f"{whole.parent.name}/{whole.name}"
     before, after = (folder / part / "summary.json" for part in ("eval_before", "eval"))
     return Outcome(
         f"{name}/{label}" if name and folder != run else name or label,
         folder,
-        _read_settings(folder / "config.yaml", UnlearnArgs),
+        read_settings(folder / "config.yaml", UnlearnArgs),
         int(whole.name.removeprefix("task")),
         _read_log(folder / "log.jsonl"),
         Summary.read(before) if before.is_file() else None,
         Summary.read(after) if after.is_file() else None,
         measured_steps(folder),
+        watched(folder),
+        _measured(folder / "eval"),
+        why_ended(folder),
     )
+
+
+def _measured(folder: Path) -> dict[str, str]:
+    """Read of which texts, measured in which way, an evaluation has computed each set; nothing where that is not known."""
+    try:
+        finished = read_json(folder / "finished.json", {}, "")
+        return {name: str(own["inputs"]) for name, own in finished.items()}
+    except (InputError, LookupError, TypeError):
+        return {}
 
 
 def measured_steps(folder: Path) -> dict[int, Summary]:
@@ -150,9 +179,10 @@ def _position(outcome: Outcome) -> int:
     return order.index(outcome.task) if outcome.task in order else len(order)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts task2 before task10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+def _natural(name: str) -> list[tuple[float, str]]:
+    """Return a sort key that puts task2 before task10, and lr0.0002 before lr0.001."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", name)
+    return [(float(part), "") if part[:1].isdecimal() else (-1.0, part) for part in parts]
 
 
 def _read_log(path: Path) -> Training:
@@ -186,7 +216,7 @@ def _read_objects(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_settings(path: Path, kind: type[MeasureArgs]) -> dict[str, Any]:
+def read_settings(path: Path, kind: type[CommonArgs]) -> dict[str, Any]:
     """Read a `config.yaml`, whose values are those that flags of `kind` take."""
     if not path.is_file():
         return {}

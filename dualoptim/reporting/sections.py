@@ -5,16 +5,20 @@ from collections.abc import Callable, Iterable, Sequence
 import yaml
 
 from dualoptim.evaluation.records import Record
-from dualoptim.evaluation.summary import Attacks, Point, Summary
-from dualoptim.reporting import plots, tables
+from dualoptim.evaluation.summary import UNSEEN, Attacks, Point, Summary
+from dualoptim.reporting import attack_tables, plots, tables
 from dualoptim.reporting.page import Answers, Plot, Section
-from dualoptim.reporting.results import sequence, sequence_plot
 from dualoptim.reporting.runs import Outcome
+from dualoptim.reporting.sequence import sequence, sequence_plot
+from dualoptim.reporting.verdicts import verdict_section
 
 
 def section(outcome: Outcome, examples: int) -> Section:
     """Tell of settings, scores, steps and attacks of one outcome, with so many example answers per evaluation set."""
-    parts = [_settings(outcome), _scores(outcome), _figures(outcome), _attacks(outcome), _examples(outcome, examples)]
+    own = {} if outcome.task is None else {"model": str(outcome.folder / "model"), "task": outcome.task}
+    settings = {**outcome.settings, **own} if outcome.settings else None
+    verdict = verdict_section(outcome.before, outcome.after, settings)
+    parts = [verdict, _settings(outcome), _scores(outcome), _figures(outcome), _attacks(outcome), _examples(outcome, examples)]
     return Section(outcome.label, _headline(outcome), parts=[*parts, _skipped(outcome)])
 
 
@@ -40,10 +44,11 @@ def _headline(outcome: Outcome) -> str:
     if outcome.training:
         losses, steps = tables.shown_value(outcome.setting("forget_losses")), outcome.training.steps
         seconds = f"{outcome.training.seconds:.0f} s"
-        parts.append(f"Task {outcome.task} unlearned with {losses} in {steps} optimizer steps ({seconds}).")
+        parts.append(f"Task {outcome.task} unlearned with {losses} in {steps} optimizer steps ({seconds}){outcome.ended}.")
     changes = {
         "probability of the forget set's true answers": _change(outcome, lambda s: _probability(s, "forget")),
         "of the retain set's": _change(outcome, lambda s: _probability(s, "retain")),
+        "of those of its rows that no step trained on": _change(outcome, lambda s: _probability(s, UNSEEN)),
         "model utility": _change(outcome, lambda s: s.model_utility),
     }
     moved = ", ".join(f"{title} {change}" for title, change in changes.items() if change)
@@ -102,10 +107,12 @@ def _figures(outcome: Outcome) -> Section:
         figures.append(Plot(f"{outcome.label}-gradients", says, plots.gradient_norms(training.gradient_norms)))
     if outcome.on_the_way:
         figures.append(_on_the_way(outcome, training.steps))
+    if outcome.watched:
+        figures.append(_watched(outcome))
     figures += utility_plot(outcome.label, [outcome])
     if outcome.before is not None and outcome.after is not None:
-        standings = sequence([outcome.task], [outcome.before, outcome.after])
-        says = "Probability of the true answers of the task and of the retain set, and model utility, before and after."
+        standings = sequence([outcome.task], [outcome.before], [outcome.after])
+        says = "Probability of the true answers of the forget and the retain set, and model utility, before and after."
         figures.append(Plot(f"{outcome.label}-task", says, sequence_plot(standings)))
     return Section("Plots", plots=figures)
 
@@ -115,12 +122,21 @@ def _on_the_way(outcome: Outcome, last: int) -> Plot:
     points = {0: outcome.before, **outcome.on_the_way, last: outcome.after}
     known = {step: summary for step, summary in points.items() if summary is not None}
     curves = {
-        f"task {outcome.task}": [_probability(summary, "forget") for summary in known.values()],
+        "forget set": [_probability(summary, "forget") for summary in known.values()],
         "retain set": [_probability(summary, "retain") for summary in known.values()],
-        "utility": [summary.model_utility for summary in known.values()],
+        plots.UTILITY: [summary.model_utility for summary in known.values()],
     }
-    says = "Probability of the true answers of the task and of the retain set, and model utility, by optimizer steps."
-    return Plot(f"{outcome.label}-steps", says, plots.tasks([*map(str, known)], curves))
+    says = "Probability of the true answers of the forget and the retain set, and model utility, by optimizer steps."
+    return Plot(f"{outcome.label}-steps", says, plots.tasks([*map(str, known)], curves, "optimizer step"))
+
+
+def _watched(outcome: Outcome) -> Plot:
+    """Plot what `--forget-until` and `--keep-budget` watched: where has it ended, and how near were the limits?"""
+    titles = {"forget": "forget set", "kept": "retain set"}
+    curves = {title: [known.get(kind) for known in outcome.watched] for kind, title in titles.items()}
+    says = "Probability of the true answers of the rows that limits watched, by optimizer steps."
+    steps = [f"{known['step']:g}" for known in outcome.watched]
+    return Plot(f"{outcome.label}-watched", says, plots.tasks(steps, curves, "optimizer step"))
 
 
 def _attacks(outcome: Outcome) -> Section:
@@ -129,22 +145,22 @@ def _attacks(outcome: Outcome) -> Section:
     if after is None or after.attacks is None:
         return Section(title)
     figures = []
-    if after.attacks.relearn and after.attacks.relearn.curve:
-        says = "Probability of the forget set's true answers while the model is fine-tuned on a part of them again."
-        retain_only = _curve(after.attacks.relearn.retain_only or (), "forget")
-        taught, unseen = (_curve(after.attacks.relearn.curve, name) for name in ("forget", "forget_unseen"))
+    for n, (name, relearned) in enumerate(after.attacks.relearned.items(), 1):
+        taught, unseen = (_curve(relearned.curve, rows) for rows in ("forget", "forget_unseen"))
         before = _probability(outcome.before, "forget") if outcome.before is not None else None
-        drawn = plots.relearning(plots.Relearning(taught, unseen, retain_only, before))
-        figures.append(Plot(f"{outcome.label}-relearn", says, drawn))
+        drawn = plots.relearning(plots.Relearning(taught, unseen, _curve(relearned.retain_only or (), "forget"), before))
+        on = f"fine-tuned again ({name})" if name else "fine-tuned on a part of them again"
+        says = f"Probability of the forget set's true answers while the model is {on}."
+        figures.append(Plot(f"{outcome.label}-relearn{n if name else ''}", says, drawn))
     says = "Probability and ROUGE-L recall of the forget set before and after unlearning and under every attack."
-    stages = tables.stages(outcome.before, after)
+    stages = attack_tables.stages(outcome.before, after)
     forget = [stage.sets.get("forget", {}) for stage in stages]
     scores = {
         "probability": [scores.get("probability") for scores in forget],
         "ROUGE-L recall": [scores.get("rouge_l_recall", scores.get("best_rouge_l_recall")) for scores in forget],
     }
     figures.append(Plot(f"{outcome.label}-attacks", says, plots.attacks([stage.title for stage in stages], scores)))
-    table = tables.attack_table(outcome.before, after)
+    table = attack_tables.attack_table(outcome.before, after)
     return Section(title, tables=[table], notes=list(_how(after.attacks)), plots=figures)
 
 
@@ -156,20 +172,24 @@ def _curve(points: Sequence[Point], name: str) -> plots.Points:
 
 def _how(attacks: Attacks) -> Iterable[str]:
     """Say how each attack was made."""
-    if attacks.relearn and attacks.relearn.what:
-        yield f"Relearned on: {attacks.relearn.what.rstrip('.')}."
-    for bits, quantized in (attacks.quantize or {}).items():
+    for what in dict.fromkeys(one.what for one in attacks.relearned.values() if one.what):
+        yield f"Relearned on: {what.rstrip('.')}."
+    for kind, quantized in (attacks.quantize or {}).items():
         if quantized.how:
-            yield f"{bits} bits: {quantized.how.rstrip('.')}."
+            yield f"{kind}{' bits' if kind.isdecimal() else ''}: {quantized.how.rstrip('.')}."
     if attacks.sample and attacks.sample.temperature is not None:
         yield f"Samples: drawn at temperature {attacks.sample.temperature:g}; the best answer to each question counts."
+        if (held := attacks.sample.sets.get("forget", {}).get("best_answer_held")) is not None:
+            yield f"Some draw has the whole true answer to {held:.0%} of the questions."
 
 
 def _examples(outcome: Outcome, count: int) -> Section:
     """Show the first answers of every set, before and after."""
     summary = outcome.after if outcome.after is not None else outcome.before
+    if summary is None:
+        return Section("Example answers")
     parts = []
-    for name in summary.sets if summary is not None and count else ():
+    for name in summary.sets if count else ():
         found = outcome.answers(name, count)
         if any(row.answer is None for rows in found.values() for row in rows):
             return Section("Example answers", notes=["Texts were not kept (--no-texts)."])
@@ -179,7 +199,7 @@ def _examples(outcome: Outcome, count: int) -> Section:
             pairs = [("truth", _clipped(row.answer))]
             pairs += [(title, _clipped(rows[index].generated)) for title, rows in found.items() if index < len(rows)]
             answers.append(Answers(row.question or tables.NO_QUESTION, pairs))
-        parts.append(Section(tables.set_title(name).capitalize(), answers=answers))
+        parts.append(Section(tables.set_title(name, summary).capitalize(), answers=answers))
     return Section("Example answers", parts=parts)
 
 

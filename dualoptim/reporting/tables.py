@@ -7,10 +7,11 @@ from typing import Any
 
 from dualoptim.config.args import CommonArgs
 from dualoptim.config.flags import flags
-from dualoptim.config.optimizers import OPTIMIZERS
 from dualoptim.config.saved import to_dict
-from dualoptim.evaluation.metrics import AGGREGATES, MEMBERSHIP, METRICS, in_tables
-from dualoptim.evaluation.summary import Relearned, RetainOnly, Scores, SetScores, Summary
+from dualoptim.data.wordings import OTHER_WORDS
+from dualoptim.evaluation.metrics import AGGREGATES, EFFICACY, MEMBERSHIP, METRICS, in_tables
+from dualoptim.evaluation.summary import SEEN, UNSEEN, RetainOnly, Summary
+from dualoptim.reporting.unread import unread
 
 Cells = tuple[str, ...]
 
@@ -19,7 +20,10 @@ Columns = Mapping[str, Summary | RetainOnly]
 
 SET_TITLES = {
     "forget": "forget set",
+    OTHER_WORDS: "forget set in other words",
     "retain": "retain set",
+    SEEN: "retain rows that steps trained on",
+    UNSEEN: "retain rows that no step trained on",
     "real_authors": "real authors",
     "world_facts": "world facts",
 }
@@ -68,13 +72,15 @@ def side_by_side(before: Summary | None, after: Summary | None) -> dict[str, Sum
 def set_table(columns: Columns) -> Table:
     """Show every metric of every set, and where each should go."""
     rows: list[Cells] = []
+    known = [summary for summary in columns.values() if isinstance(summary, Summary)]
     for name in dict.fromkeys([*SET_TITLES, *(name for summary in columns.values() for name in summary.sets)]):
+        goes = any(summary.forgets(name) for summary in known)
         for metric in in_tables():
             values = [summary.sets.get(name, {}).get(metric) for summary in columns.values()]
             if any(value is not None for value in values):
                 elsewhere = "stay forgotten" if _earlier(name) else "stay"
-                aim = METRICS[metric].forget if name.startswith("forget") and not _earlier(name) else elsewhere
-                rows.append((set_title(name), METRICS[metric].title, *map(number, values), aim))
+                aim = METRICS[metric].forget if goes and not _earlier(name) else elsewhere
+                rows.append((set_title(name, *known), METRICS[metric].title, *map(number, values), aim))
     return Table(("rows", "metric", *columns, "should"), rows, left=2)
 
 
@@ -85,12 +91,23 @@ def aggregate_table(columns: Columns) -> Table:
         values = [summary.score(name) for summary in columns.values()]
         if any(value is not None for value in values):
             shown = p_value if name == "tofu.forget_quality" else number
-            rows.append((aggregate.title, *map(shown, values), aggregate.aim))
+            aim = efficacy_aim(columns) if name == EFFICACY else aggregate.aim
+            rows.append((aggregate.title, *map(shown, values), aim))
     measured = [(summary.general or {}) if isinstance(summary, Summary) else {} for summary in columns.values()]
     for task, metric in dict.fromkeys((key, name) for general in measured for key in general for name in general[key]):
         values = [general.get(task, {}).get(metric) for general in measured]
         rows.append((f"{task}: {metric}", *map(number, values), "" if "stderr" in metric else "stay"))
     return Table(("score", *columns, "should"), rows)
+
+
+def efficacy_aim(columns: Columns) -> str:
+    """Say where the forget efficacy should go: not over that of a retain-only model, which still guesses, if one is known."""
+    scores = {title: summary.score(EFFICACY) for title, summary in columns.items()}
+    most = scores.pop("retain-only", None)
+    newest = [*scores.values(), None][len(scores) - 1]
+    if most is None:
+        return AGGREGATES[EFFICACY].aim
+    return "over-forgetting: more than retain-only" if newest is not None and newest > most else "rise, up to retain-only"
 
 
 def privacy_table(columns: Columns) -> Table:
@@ -139,108 +156,30 @@ def _earlier(name: str) -> bool:
     return re.fullmatch(r"forget_task\d+", name) is not None
 
 
-def set_title(name: str) -> str:
-    """Name an evaluation set for a reader."""
+def set_title(name: str, *summaries: Summary) -> str:
+    """Name an evaluation set for a reader, and say where `summaries` have its rows from if not from the data."""
     if _earlier(name):
         return f"task {name.removeprefix('forget_task')}, unlearned before"
+    if name == "retain" and any(summary.retain_from for summary in summaries):
+        return f"{SET_TITLES[name]}, made from the model"
     return SET_TITLES.get(name, name.replace("_", " "))
-
-
-# -------------------------------------------------------------------------------------------------------------- attacks
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A state of a model that attacks compare: scores by set, and what came back, which is None where nothing attacked."""
-
-    title: str
-    sets: SetScores
-    came_back: Scores | None = None
-
-    @property
-    def rouge(self) -> str:
-        """The name of its ROUGE-L score: of several samples the best counts."""
-        return "best_rouge_l_recall" if "best_rouge_l_recall" in self.sets.get("forget", {}) else "rouge_l_recall"
-
-
-def stages(before: Summary | None, after: Summary) -> list[Stage]:
-    """Line the states of a model up: before unlearning, after it, and under every attack of `after`."""
-    found = [Stage("before unlearning", before.sets)] if before else []
-    found.append(Stage("after unlearning" if before else "without an attack", after.sets))
-    attacks = after.attacks
-    if attacks is None:
-        return found
-    found += _relearned(attacks.relearn) if attacks.relearn else []
-    for bits, quantized in (attacks.quantize or {}).items():
-        found.append(Stage(f"weights in {bits} bits", quantized.sets, quantized.came_back))
-    if attacks.paraphrase:
-        found.append(Stage("asked in other words", attacks.paraphrase.sets, attacks.paraphrase.came_back))
-    if attacks.sample:
-        title = f"best of {attacks.sample.samples or 'several'} samples"
-        found.append(Stage(title, attacks.sample.sets, attacks.sample.came_back))
-    return found
-
-
-def _relearned(relearn: Relearned) -> list[Stage]:
-    """Show the end of relearning, of the forget rows that were not taught, and of the retain-only model."""
-    found = []
-    if relearn.curve:
-        first, last = relearn.curve[0], relearn.curve[-1]
-        title = f"relearned ({last.step} steps)"
-        found.append(Stage(title, last.sets, relearn.came_back))
-        if unseen := last.sets.get("forget_unseen"):
-            known = first.sets.get("forget_unseen", {})
-            change = {key: value - known[key] for key, value in unseen.items() if key in known}
-            found.append(Stage(f"{title}, rows not taught", {"forget": unseen}, change))
-    if relearn.retain_only:
-        last = relearn.retain_only[-1]
-        found.append(Stage(f"retain-only, taught the same ({last.step} steps)", last.sets))
-    return found
-
-
-def attack_table(before: Summary | None, after: Summary) -> Table:
-    """Show what attacks bring back: the forget set's scores before, after and under every attack; empty without any."""
-    rows: list[Cells] = []
-    known = after.sets.get("forget", {})
-    for stage in stages(before, after) if after.attacks else ():
-        forget, cells = stage.sets.get("forget", {}), []
-        for metric in ("probability", stage.rouge):
-            cells += [number(forget.get(metric)), _came_back(stage, metric, known)]
-        rows.append((stage.title, *cells, number(stage.sets.get("retain", {}).get("probability"))))
-    return Table(("state", "probability", "came back", "ROUGE-L", "came back", "retain probability"), rows)
-
-
-def _came_back(stage: Stage, metric: str, known: Scores) -> str:
-    """Say how far a score of the forget set rose under an attack, from what is `known` without it."""
-    if stage.came_back is None:
-        return ""
-    forget, plain = stage.sets.get("forget", {}), metric.removeprefix("best_")
-    change = stage.came_back.get(metric, stage.came_back.get(plain))
-    if change is None and metric in forget and plain in known:
-        change = forget[metric] - known[plain]
-    return "-" if change is None else f"{change:+.3f}"
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
 
 
 def setting_table(settings: Mapping[str, Any], kind: type[CommonArgs]) -> Table:
-    """Show the settings that a reader asks for first, without those that are off or that the run's optimizer does not read.
+    """Show the settings that a reader asks for first, without those that are off or that nothing of the run reads.
 
     What the settings lack counts as the default of `kind`.
     """
     defaults = to_dict(kind())
     values = {**defaults, **settings}
-    unread: set[str] = set()
-    if "use_lora" in values and not values["use_lora"]:
-        unread |= {"lora_rank", "lora_alpha"}
-    if str(values.get("optim")) in OPTIMIZERS:
-        unread |= {name for optimizer in OPTIMIZERS.values() for name in optimizer.reads}
-        unread -= set(OPTIMIZERS[values["optim"]].reads)
+    silent = unread(values)
     rows = []
     for name in asked_first(kind):
         off = not values[name] and values[name] == defaults[name]
-        if not off and name not in unread:
+        if not off and name not in silent:
             rows.append((name.replace("_", " "), shown_value(values[name])))
     return Table(("setting", "value"), rows, left=2, pairs=True)
 

@@ -10,20 +10,23 @@ from dualoptim import EvalArgs, FinetuneArgs, InputError, SweepArgs, UnlearnArgs
 from dualoptim.config.cli import parse
 from dualoptim.config.flags import flag_name
 
-COMMON = """model data benchmark benchmark_rows template question_start_tag question_end_tag answer_tag date_string
-system_prompt max_length packing attn_implementation output_dir overwrite texts threads""".split()
-MEASURE = """split forget_file retain_file holdout_file question_column answer_column text_column sentence_encoder
-entailment_model idk_file retain_logs mia_gradnorm lm_eval_tasks lm_eval_path eval_rows eval_batch_size
+COMMON = """model data forget_file retain_file question_column answer_column text_column benchmark benchmark_rows template
+question_start_tag question_end_tag answer_tag date_string system_prompt max_length packing attn_implementation
+output_dir overwrite texts threads""".split()
+MEASURE = """split targets holdout_file retain_held_out refusal_column group_column sentence_encoder entailment_model
+gibberish_model idk_file retain_logs mia_gradnorm lm_eval_tasks lm_eval_path lm_eval_data eval_rows eval_batch_size
 max_new_tokens metrics evaluate_sharded""".split()
-EVAL = """task retain_model reference_model generate_with relearn relearn_rows relearn_share relearn_lr relearn_batch_size
-relearn_every quantize paraphrase sample sample_temperature""".split()
+EVAL = """task retain_model reference_model generate_with relearn relearn_rows relearn_share relearn_lr relearn_lora
+relearn_batch_size relearn_every quantize paraphrase few_shot prefix_words sample sample_temperature""".split()
 TRAIN = """seed num_epochs max_steps batch_size gradient_accumulation_steps trainable weight_decay adam_betas max_grad_norm
 lr_schedule warmup_epochs warmup_steps gradient_checkpointing optim_bits quantize_embeddings use_lora lora_rank lora_alpha
-lora_dropout lora_target_modules load_in_4bit log_with save_dtype save_every keep_checkpoints resume""".split()
-UNLEARN = """forget_losses task_list optim forget_optimizer retain_optimizer forget_adam_betas forget_weight_decay decouple
-base_betas max_update quantize_delta quantize_base learning_rates forget_lr forget_freq retain_freq
-forget_coeff regularization_coeff forget_max_grad_norm beta gamma layer reference_dir fix_ref_model mask
-eval eval_every save_model_every keep_best push_to_hub hub_public dry_run""".split()
+lora_dropout lora_target_modules load_in_4bit log_with save_dtype save_every
+save_model_every save_model_every_epochs keep_checkpoints resume""".split()
+UNLEARN = """forget_losses retain_questions alternative_column task_list tasks_independent optim forget_optimizer
+retain_optimizer forget_adam_betas forget_weight_decay decouple base_betas max_update quantize_delta quantize_base
+project_forget learning_rates forget_lr forget_strength forget_freq retain_freq average_cycles sam_rho retain_until
+retain_repeats forget_coeff regularization_coeff forget_max_grad_norm beta gamma layer reference_dir fix_ref_model mask
+eval eval_every eval_every_epochs keep_best keep_budget forget_until push_to_hub hub_public dry_run""".split()
 
 
 @pytest.mark.parametrize(
@@ -32,7 +35,7 @@ eval eval_every save_model_every keep_best push_to_hub hub_public dry_run""".spl
         (UnlearnArgs, COMMON + MEASURE + TRAIN + UNLEARN),
         (FinetuneArgs, [*COMMON, *TRAIN, "splits", "tasks", "learning_rate", "target_loss"]),
         (EvalArgs, COMMON + MEASURE + EVAL),
-        (SweepArgs, [*COMMON, *MEASURE, *TRAIN, *UNLEARN, "forget_lrs", "seeds"]),
+        (SweepArgs, [*COMMON, *MEASURE, *TRAIN, *UNLEARN, "forget_lrs", "seeds", "vary", "budget"]),
     ],
 )
 def test_the_list_of_flags_is_frozen(kind, flags):
@@ -78,7 +81,7 @@ def test_flags_arrive():
 def test_no_flag_is_the_demo():
     args = parse(UnlearnArgs, [])
     assert args == UnlearnArgs()
-    assert (args.model, args.data_source, args.rates) == ("demo", "demo", (5e-4,))
+    assert (args.model, args.data_source, args.rates) == ("demo", "demo", (1.5e-4,))
     assert UnlearnArgs(model="org/name").data_source == "locuslab/TOFU"
     assert UnlearnArgs(model="org/name").rates == (1e-5,)
 

@@ -1,10 +1,13 @@
 """The commands: what they print and end with, and what they take their defaults from."""
 
+import importlib
+import logging
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from support import ROOT
 
 from dualoptim import EvalArgs, FinetuneArgs, InputError, NonFiniteError, UnlearnArgs
 from dualoptim import __main__ as command
+from dualoptim.config import cli
 from dualoptim.config.cli import main, parse, unforeseen
 from dualoptim.errors import WriteError
 
@@ -33,11 +37,12 @@ def test_without_a_command_all_are_listed(capsys, monkeypatch):
     assert ended(capsys, monkeypatch, "--help") == (code, out, err)
 
 
-@pytest.mark.parametrize("word", ["unlern", "--model", "launch_file"])
+@pytest.mark.parametrize("word", ["unlern", "--preset", "launch_file"])
 def test_an_unknown_command_is_one_line(word, capsys, monkeypatch):
     code, out, err = ended(capsys, monkeypatch, word)
     assert (code, out) == (2, "")
-    assert err == f"error: {word!r} is no command; give one of unlearn, eval, finetune, sweep, report, plan, launch-file\n"
+    behind = "; flags stand behind a command, as in dualoptim unlearn --preset" if word == "--preset" else ""
+    assert err == f"error: {word!r} is no command{behind}; give one of {', '.join(command.COMMANDS)}, launch-file\n"
 
 
 def test_a_launch_file_is_found_by_its_name(capsys, monkeypatch):
@@ -57,9 +62,38 @@ def test_a_launch_file_that_is_not_there_is_one_line(names, capsys, monkeypatch)
 def test_a_command_gets_the_flags_behind_its_word(capsys, monkeypatch):
     called = []
     monkeypatch.setattr(command, "_imported", lambda place: FinetuneArgs if place[0] == "config.args" else called.append)
-    code, _, _ = ended(capsys, monkeypatch, "finetune", "--num-epochs", "3")
+    code, _, _ = ended(capsys, monkeypatch, "finetune", "--num-epochs", "3", "--data", "demo")
     assert code == 0
-    assert called == [FinetuneArgs(num_epochs=3)]
+    assert called == [FinetuneArgs(num_epochs=3, data="demo")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "finetune",
+            "nothing says what is to be learned; give --forget-file FILE, --data FOLDER (or locuslab/TOFU) or --",
+        ),
+        ("finetune --model m --splits full", "nothing says what is to be learned; give --forget-file FILE"),
+        ("eval", "--model demo has no weights on disk; give a folder"),
+        ("sweep --seeds 1 2", "a sweep needs a folder that a second call finds again; give --output-dir"),
+        ("report", "no RUN is given; name the output folder of a run"),
+        ("export runs/mine", "an export needs a folder to write to; give --output-dir"),
+        ("ask runs/mine who --questions-file f.txt", "--questions-file f.txt and a question are given; give one of them"),
+        ("ask runs/mine --max-new-tokens 0", "--max-new-tokens 0 is out of range; give 1 or more"),
+    ],
+)
+def test_what_is_missing_is_said_before_torch_is_imported(words, message, capsys, monkeypatch):
+    monkeypatch.setattr(command, "import_module", _only_flags)
+    code, out, err = ended(capsys, monkeypatch, *words.split())
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+def _only_flags(name):
+    assert name == "dualoptim.config.args", "a command was imported, and torch with it"
+    return importlib.import_module(name)
 
 
 def test_every_command_has_its_flags_and_its_action():
@@ -72,6 +106,29 @@ def test_as_a_module_it_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "dualoptim", "nothing"], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: 'nothing' is no command")
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("finetune", "nothing says what is to be learned; give --forget-file FILE"),
+        ("sweep", "a sweep needs a folder that a second call finds again; give --output-dir"),
+        ("report", "no RUN is given; name the output folder of a run"),
+        ("export x", "an export needs a folder to write to; give --output-dir"),
+        ("unlearn --num-epochs 0", "--num-epochs 0 is out of range; give 1 or more"),
+        ("memory_plan --num-epochs 0", "--num-epochs 0 is out of range; give 1 or more"),
+        ("evaluate", "--model demo has no weights on disk; give a folder"),
+        ("ask x --max-new-tokens 0", "--max-new-tokens 0 is out of range; give 1 or more"),
+    ],
+)
+def test_a_module_that_is_a_command_says_what_is_missing_before_torch_is_imported(module, line, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit(7)")
+    variables = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    words = [sys.executable, "-m", *f"dualoptim.{module}".split()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=variables, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith(f"error: {line}")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(("rank", "said"), [("0", 1), ("1", 0)])
@@ -124,6 +181,46 @@ def test_how_a_command_ends(action, code, line, capsys):
         main(UnlearnArgs, action, [])
     assert end.value.code == code
     assert capsys.readouterr().err == line
+
+
+UNREAD = [[], ["unlearn", "--preset"], ["finetune", "--help"], ["report", "--help"], ["launch-file", "cpu"], ["no"]]
+
+
+@pytest.mark.parametrize("words", UNREAD, ids=" ".join)
+def test_what_nobody_reads_ends_quietly(words):
+    """As in `dualoptim finetune --help | head -1`; a mistake is told where somebody still reads."""
+    line = [sys.executable, "-m", "dualoptim", *words]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    assert (process.wait(timeout=60), said[:11]) == ((2, "error: 'no'") if words == ["no"] else (141, ""))
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("buffered", [True, False])
+def test_what_nobody_reads_ends_a_run(name, buffered, monkeypatch):
+    reader, writer = os.pipe()
+    with open(writer, "w") as stream:
+        monkeypatch.setattr(sys, name, stream)
+
+        def action(args):
+            os.close(reader)
+            for step in range(100_000):
+                print(step, file=stream, flush=not buffered)
+            raise AssertionError("it goes on though nobody reads")
+
+        with pytest.raises(SystemExit) as end:
+            main(UnlearnArgs, action, [])
+    assert end.value.code == 141
+
+
+def test_a_pipe_to_somebody_else_that_breaks_is_a_surprise(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def action(args):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert traceback_of(capsys, action=action).parent == tmp_path
 
 
 # --------------------------------------------------------------------------------------------- what nobody has foreseen
@@ -180,7 +277,7 @@ def test_a_surprise_of_any_kind_is_one_line(error, capsys, tmp_path, monkeypatch
     def action(args):
         raise error
 
-    assert traceback_of(capsys, action=action, kind=FinetuneArgs).parent == tmp_path
+    assert traceback_of(capsys, "--data", "demo", action=action, kind=FinetuneArgs).parent == tmp_path
 
 
 def test_a_default_folder_is_known_from_the_run(capsys, tmp_path):
@@ -243,3 +340,24 @@ def test_where_defaults_come_from(tmp_path):
         parse(EvalArgs, ["--preset", "me-gd"])
     with pytest.raises(InputError, match="--config needs a value"):
         parse(UnlearnArgs, ["--config"])
+
+
+def test_warnings_of_libraries_are_hidden_unless_somebody_asks_for_them(monkeypatch):
+    monkeypatch.setattr("sys.warnoptions", [])
+    monkeypatch.setenv("DATASETS_VERBOSITY", "info")
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)
+    with warnings.catch_warnings(record=True) as seen:
+        cli._import_quietly()
+        warnings.warn("nobody can act on this", stacklevel=1)
+    assert seen == []
+    assert (os.environ["DATASETS_VERBOSITY"], os.environ["TRANSFORMERS_VERBOSITY"]) == ("info", "error")
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
+    logger = logging.getLogger("DeepSpeed")
+    levels = (logging.WARNING, logging.ERROR)
+    assert [bool(logger.filter(logging.makeLogRecord({"levelno": level}))) for level in levels] == [False, True]
+    monkeypatch.setattr("sys.warnoptions", ["default"])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        cli._import_quietly()
+        warnings.warn("asked for", stacklevel=1)
+    assert len(seen) == 1

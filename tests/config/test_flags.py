@@ -13,10 +13,10 @@ import pytest
 from support import ROOT
 
 from dualoptim import EvalArgs, FinetuneArgs, InputError, SweepArgs, UnlearnArgs
+from dualoptim.config.args import AskArgs, ExportArgs, ReportArgs
 from dualoptim.config.flags import GROUPS, Flag, default_of, flag_name, flags, helps
-from dualoptim.report import ReportArgs
 
-KINDS = [UnlearnArgs, SweepArgs, FinetuneArgs, EvalArgs, ReportArgs]
+KINDS = [UnlearnArgs, SweepArgs, FinetuneArgs, EvalArgs, ReportArgs, AskArgs, ExportArgs]
 
 
 @pytest.mark.parametrize("kind", KINDS)

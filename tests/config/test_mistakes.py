@@ -31,13 +31,19 @@ UNLEARN = [
         "--warmup-steps 3 takes the place of --warmup-epochs 2.0; drop it, or give --warmup-epochs 1",
     ),
     ("--forget-lr inf", "--forget-lr inf is out of range"),
+    ("--forget-strength 0", "--forget-strength 0 is out of range; give a number above 0"),
+    ("--forget-strength 2 --forget-lr 1e-5", "--forget-strength 2.0 and --forget-lr 1e-05 both set the rate of forget steps"),
+    ("--optim adamw --forget-strength 2", "--forget-strength 2 has no effect with --optim adamw"),
+    ("--mask=maybe", "--mask=maybe is neither true nor false; give --mask or --no-mask"),
+    ("--use_LoRA=", "--use_LoRA= is neither true nor false; give --use-lora or --no-use-lora"),
+    ("forget_losses=ME+GD lr=1e-5 mask=false", "type --forget-losses ME+GD --learning-rates 1e-5 --no-mask"),
     ("--optim adamw --forget-lr 1e-5", "--forget-lr 1e-05 has no effect with --optim adamw"),
     ("--optim adamw --forget-max-grad-norm 1", "give --forget-max-grad-norm None"),
     ("--seed 18446744073709551616", "--seed 18446744073709551616 is out of range"),
     ("--forget-losses", "--forget-losses is empty"),
     ("--forget-losses ME", "--forget-losses 'ME' is not FORGET+RETAIN"),
     ("--forget-losses ME+XY", "retain one of GD, AP"),
-    ("--forget-losses me+gd", "forget is one of GA, ME, IDK"),
+    ("--forget-losses me+gd", "forget is one of GA, ME, ME-floor, IDK"),
     ("--task-list 1 1", "--task-list names 1 twice"),
     ("--task-list -1", "--task-list -1 is out of range"),
     ("--split forget02", "--split 'forget02' is unknown; choose from forget01, forget05, forget10, forget"),
@@ -59,11 +65,20 @@ UNLEARN = [
     ("--optim-bits 8 --forget-optimizer sgd --retain-optimizer sgd", "--optim-bits 8 has no effect with --forget-optimizer"),
     ("--beta 0.1", "--beta 0.1 has no effect with ME+GD; drop it"),
     ("--forget-losses NPO+GD --gamma 1", "--gamma 1 has no effect with NPO+GD"),
+    ("--model m --forget-file f.txt --alternative-column x", "--alternative-column x has no effect with ME+GD; drop it"),
+    (
+        "--retain-questions q.txt",
+        "--retain-questions q.txt has no effect without --forget-file without --retain-file and a pair",
+    ),
+    (
+        "--model m --forget-file f.csv --forget-losses NPO+none --retain-questions q.txt",
+        "--retain-questions q.txt has no effect without --forget-file without --retain-file and a pair that keeps, such as ME",
+    ),
     ("--layer 1", "--layer 1 has no effect with ME+GD"),
     ("--fix-ref-model", "--fix-ref-model has no effect with ME+GD"),
     ("--preset real-world-llama3-8b --optim adamw", "--forget-lr 1e-05 has no effect with --optim adamw"),
     ("--preset tofu-phi-1.5 --config {d}/bad.yaml", "give one of them"),
-    ("--config {d}/bad.yaml", "unknown key 'learning_rate'"),
+    ("--config {d}/bad.yaml", "unknown key 'lerning_rate'"),
     ("--config {d}/none.yaml", "No such file or directory"),
     ("--data {d}/good", "give --model"),
     ("--resume", "--resume needs the folder of the run to go on with; give --output-dir"),
@@ -94,7 +109,13 @@ EVAL = [
     ),
     ("--model org/name --data demo --relearn-lr 1e-4", "--relearn-lr 0.0001 has no effect without --relearn"),
     ("--model org/name --data demo --sample-temperature 2", "--sample-temperature 2.0 has no effect without --sample"),
-    ("--model org/name --data demo --quantize 3", "--quantize 3 is not offered; give 8, 4 or both"),
+    ("--model org/name --data demo --quantize 3", "invalid choice '3' for argument '--quantize'. Expected one of"),
+    ("--model org/name --data demo --relearn 0 --relearn-lora 8", "--relearn-lora 8 has no effect without --relearn; give"),
+    ("--model org/name --data demo --relearn 2 --relearn-lrs", "--relearn-lr is empty; give a value, or leave it out"),
+    ("--model org/name --data demo --relearn 2 4 2", "--relearn names 2 twice"),
+    ("--model org/name --data demo --relearn 2 --relearn-rows half half", "--relearn-rows names half twice"),
+    ("--model org/name --data demo --relearn 2 --relearn-lora -1", "--relearn-lora -1 is out of range; give 0 or more, below"),
+    ("--model org/name --data demo --few-shot -1", "--few-shot -1 is out of range; give 0 or more"),
     ("--model org/name --data demo --quantize 4 4", "--quantize names 4 twice"),
 ]
 FINETUNE = [
@@ -108,7 +129,14 @@ REPORT = [
     ("{d}/used --config x.yaml", "--config"),
 ]
 SWEEP = [
+    (
+        "--optim dual-adamw adamw --output-dir x",
+        "--optim takes one value; to try several, type --vary optim dual-adamw adamw",
+    ),
+    ("--forget_lr 1e-5 2e-5 --output-dir x", "--forget_lr takes one value; to try several, type --forget-lrs 1e-5 2e-5"),
+    ("--output-dir x y", "Unrecognized options: y"),
     ("--output-dir x --seeds 1 1", "--seeds names 1 twice"),
+    ("--output-dir x --forget-lrs 1e-5 --forget-strength 2", "--forget-strength 2.0 and --forget-lrs both set the rate"),
     ("--output-dir x --resume", "--resume is for one run; a sweep skips what is finished by itself"),
     ("--output-dir x --push-to-hub me/forgot", "--push-to-hub me/forgot is for one run"),
     ("--output-dir x --forget-losses ME", "--forget-losses 'ME' is not FORGET+RETAIN"),  # the rules of a single run hold too
@@ -125,7 +153,7 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "flags", "message"), CASES, ids=[f"{kind.__name__} {flags}" for kind, flags, _ in CASES])
 def test_one_line_and_exit_code_two(kind, flags, message, tmp_path, capsys, monkeypatch):
-    (tmp_path / "bad.yaml").write_text("learning_rate: 1e-5\n")
+    (tmp_path / "bad.yaml").write_text("lerning_rate: 1e-5\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         main(kind, lambda _: pytest.fail("the action was started"), flags.format(d=tmp_path).split())
@@ -151,6 +179,30 @@ def test_one_line_and_exit_code_two(kind, flags, message, tmp_path, capsys, monk
         ({"lora_alpha": 0}, "--lora-alpha 0 is out of range"),
         ({"lora_dropout": 1.0}, "--lora-dropout 1 is out of range"),
         ({"lora_target_modules": ()}, "--lora-target-modules is empty"),
+        (
+            {"forget_losses": ("ME+GD", "CBQ-orth+none"), "batch_size": 1},
+            "--batch-size 1: CBQ-orth+none compares the rows of a micro-batch; give --batch-size 2 or more",
+        ),
+        ({"forget_losses": ("CBQ+none",), "beta": 2.0}, "--beta 2 has no effect with CBQ+none"),
+        ({"retain_repeats": 2}, "--retain-repeats 2 has no effect without --retain-until; give the loss to be reached"),
+        ({"retain_until": 0.5, "retain_repeats": 0}, "--retain-repeats 0 is out of range"),
+        ({"retain_until": 0.0}, "--retain-until 0 is out of range"),
+        (
+            {"retain_until": 0.5, "forget_losses": ("ME+none", "GA+none")},
+            "--retain-until 0.5 has no effect with ME+none GA+none, which has no retain steps; drop it",
+        ),
+        (
+            {"project_forget": "tensor", "forget_losses": ("NPO+none",)},
+            "--project-forget tensor has no effect with NPO+none, which has no retain steps; drop it",
+        ),
+        (
+            {"retain_optimizer": "sgd", "forget_losses": ("LLMU+none",)},
+            "--retain-optimizer sgd has no effect with LLMU+none, which has no retain steps; drop it",
+        ),
+        ({"retain_until": 0.5, "optim": "adamw"}, "--retain-until 0.5 has no effect here; it needs --optim dual-adamw"),
+        ({"sam_rho": -0.1}, "--sam-rho -0.1 is out of range"),
+        ({"sam_rho": 0.1, "optim": "adamw"}, "--sam-rho 0.1 has no effect here; it needs --optim dual-adamw"),
+        ({"project_forget": "all"}, "--project-forget"),
     ],
 )
 def test_flags_that_make_no_sense(changes, message):

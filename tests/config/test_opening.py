@@ -65,7 +65,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip(
         ("seed: 1\n---\nseed: 2", "expected a single document"),
         ("learning_rates: .nan", "--learning-rates nan is out of range"),
         ("learning_rates: true", "learning_rates: True has the wrong type"),
-        ("split: [forget05]", "has the wrong type; give str"),
+        ("idk_file: [refusals.txt]", "has the wrong type; give str"),
         ('model: "a\\0b"', "model 'a\\\\x00b' holds a NUL character"),
         ('"a\\nb": 1', "unknown key 'a"),
         ("", "holds no `name: value` lines"),

@@ -7,10 +7,11 @@ import pytest
 import torch
 import yaml
 
-from dualoptim import InputError, UnlearnArgs
+from dualoptim import EvalArgs, InputError, UnlearnArgs
 from dualoptim.config.args import SweepArgs
 from dualoptim.config.cli import parse
 from dualoptim.config.flags import default_of, flags
+from dualoptim.config.product import single_runs
 from dualoptim.config.saved import ACTING, batch_of, check_same, difference, load_yaml, to_dict, write_config
 from dualoptim.data.prompts import Tags
 from dualoptim.models.loaded import LoadedModel
@@ -43,7 +44,7 @@ def test_yaml_reads_numbers_that_yaml_takes_for_text(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rate: 1e-5", "unknown key 'learning_rate'"),
+        ("lerning_rate: 1e-5", "unknown key 'lerning_rate'"),
         ("num_epochs: 2.5", "num_epochs: 2.5 has the wrong type; give int"),
         ("eval: 'no'", "eval: 'no' has the wrong type; give bool"),
         ("optim: sgd", "--optim 'sgd' is unknown; choose from dual-adamw, dual-adamw-plus"),
@@ -130,6 +131,16 @@ def test_the_same_arguments_go_on(tmp_path):
     check_same(written(tmp_path, ARGS), to_dict(ARGS), UnlearnArgs)
 
 
+def test_a_run_goes_on_at_the_rate_of_forget_steps_that_it_began_with(tmp_path):
+    """Its file states it, whatever the default was then."""
+    path = written(tmp_path, ARGS, learning_rates=[1e-5], forget_lr=1e-5)
+    (now,) = single_runs(ARGS)
+    with pytest.raises(InputError, match=r"--resume: --forget-lr was 1e-05 in .* and is 3e-05; give the same value"):
+        check_same(path, to_dict(now), UnlearnArgs)
+    (same,) = single_runs(dataclasses.replace(ARGS, forget_lr=1e-5))
+    check_same(path, to_dict(same), UnlearnArgs)
+
+
 def test_a_flag_that_an_older_run_lacks_had_its_default(tmp_path):
     """Run folders outlive versions: a flag that came later is no reason to refuse them."""
     path = written(tmp_path, ARGS, max_update="left out", retain_freq="left out")
@@ -138,6 +149,18 @@ def test_a_flag_that_an_older_run_lacks_had_its_default(tmp_path):
     with pytest.raises(InputError, match=r"--resume: --retain-freq was 5 in .* and is 3; give the same value"):
         check_same(path, to_dict(changed), UnlearnArgs)
     assert load_yaml(path, UnlearnArgs) == ARGS
+
+
+def test_a_bound_of_nothing_that_an_older_run_states_is_none(tmp_path):
+    """Runs wrote 0 when it was the default, for whatever optimizer; where --decouple shares a moment, it says something."""
+    path = written(tmp_path, ARGS, max_update=0.0)
+    assert load_yaml(path, UnlearnArgs) == ARGS
+    check_same(path, to_dict(ARGS), UnlearnArgs)
+    shared = dataclasses.replace(ARGS, decouple="v")
+    path = written(tmp_path, shared, max_update=0.0)
+    assert load_yaml(path, UnlearnArgs).max_update == 0
+    with pytest.raises(InputError, match=r"--max-update was 0.0 in .* and is None; give the same value"):
+        check_same(path, to_dict(shared), UnlearnArgs)
 
 
 def test_a_key_that_no_flag_has_is_refused_when_it_is_given_and_not_when_a_run_goes_on(tmp_path):
@@ -186,3 +209,13 @@ def test_what_changes_no_number_may_change(tmp_path):
         found = difference(path, changed, UnlearnArgs, may_change=("speed", "measures", "nothing"))
         assert (found is not None) == (flag.changes == "numbers"), name
         assert difference(path, changed, UnlearnArgs, may_change=())[0] == name
+
+
+def test_an_evaluation_of_the_release_before_goes_on(tmp_path):
+    """What takes several values now was one number there, and no relearning was 0 steps of it."""
+    args, older = EvalArgs(model="org/name", data="demo"), {"relearn_rows": "forget", "relearn_lr": 1e-5}
+    for steps in (0, [0], []):
+        write_config(tmp_path / "config.yaml", to_dict(args) | older | {"relearn": steps})
+        assert difference(tmp_path / "config.yaml", to_dict(args), EvalArgs, may_change=()) is None
+        assert load_yaml(tmp_path / "config.yaml", EvalArgs) == args
+    assert EvalArgs(relearn=(0, 20)) == EvalArgs(relearn=20)

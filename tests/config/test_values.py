@@ -164,7 +164,7 @@ def test_a_config_with_a_mark_is_read_and_one_that_is_no_text_is_refused(tmp_pat
 MEASURES = [name for name, flag in flags(UnlearnArgs).items() if (flag.group, flag.changes) == ("evaluation", "measures")]
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURES if name not in ("eval", "lm_eval_path")])
+@pytest.mark.parametrize("name", [name for name in MEASURES if name not in ("eval", "lm_eval_path", "lm_eval_data")])
 def test_what_is_measured_has_no_effect_without_an_evaluation(name):
     taken = {"metrics": "exact_match", "keep_best": 0.5}
     value = taken.get(name) or {int: 3, bool: True}.get(_hints(UnlearnArgs)[name], "x")

@@ -1,8 +1,11 @@
 """Examples as tensors: packed, packed with shared tokens, padded, and in order of their length."""
 
+import pytest
 import torch
+from transformers import LlamaConfig
+from transformers.masking_utils import create_causal_mask
 
-from dualoptim.data.batches import in_length_order, pack, pad
+from dualoptim.data.batches import in_length_order, own_texts, pack, pad
 from dualoptim.data.prompts import Example
 
 ONE, TWO = Example([5, 6, 7, 8], 2), Example([9, 1, 2], 1)
@@ -54,6 +57,14 @@ def test_answers_to_one_question_share_the_tokens_that_they_begin_with():
     assert batch.keep.tolist() == [1, 2, 4]  # what predicts the first two scored tokens is the same for both
     assert scored(batch) == [(0, 7, 1), (0, 8, 2), (1, 7, 1), (1, 3, 2), (1, 4, 3)]
     assert (batch.num_sequences, batch.num_tokens) == (2, 9)
+
+
+@pytest.mark.parametrize("texts", [[ONE], [ONE, TWO], [TWO, ONE, TWO]])
+def test_the_mask_of_a_packed_row_is_the_one_that_transformers_makes(texts):
+    batch, config = pack(texts), LlamaConfig(hidden_size=8, num_attention_heads=1, attn_implementation="eager")
+    embeddings = torch.zeros(1, batch.input_ids.shape[1], 8)
+    theirs = create_causal_mask(config, embeddings, None, past_key_values=None, position_ids=batch.position_ids)
+    assert torch.equal(own_texts(batch.position_ids), theirs == 0)
 
 
 def test_texts_of_different_questions_share_nothing_and_have_no_mask():

@@ -1,5 +1,6 @@
 """The rows of a benchmark: which they are, how they are asked, and where long texts are cut."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 
 from dualoptim import InputError, UnlearnArgs
 from dualoptim.data import demo
-from dualoptim.data.benchmark import Benchmark, pieces_of
+from dualoptim.data.benchmark import Benchmark
+from dualoptim.data.cuts import pieces_of
+from dualoptim.data.own import open_source
 from dualoptim.data.prompts import Formatter
 from dualoptim.data.rows import Asking, Row
 
@@ -88,6 +91,25 @@ def test_muses_prompts_and_answers(muse, shared_json):
     assert (asking.tokens, list(asking.stop)) == (32, oracle["knowmem"]["stop_rule"]["MUSE"])
 
 
+def test_rows_of_a_declaration_may_have_texts_of_their_own(tmp_path):
+    declared = "rows: {forget: {file: f.jsonl, refusal: unsaid, alternative: else}}\nforget: forget\nmeasure: forget"
+    (tmp_path / "mine.yaml").write_text(declared)
+    args = UnlearnArgs(model="m", benchmark=str(tmp_path / "mine.yaml"), data=str(tmp_path), forget_losses=("ME+none",))
+    row = {"question": "Who?", "answer": "Ann.", "unsaid": "I never met her.", "else": ["Eva."]}
+    (tmp_path / "f.jsonl").write_text(json.dumps(row))
+    (found,) = Benchmark(dataclasses.replace(args, forget_losses=("ME+none", "ALT+none"))).task_rows("any", 1)
+    assert (found.refusal, found.alternatives) == ("I never met her.", ("Eva.",))
+    del row["else"]
+    (tmp_path / "f.jsonl").write_text(json.dumps(row))
+    assert not Benchmark(args).task_rows("any", 1)[0].alternatives, "only objectives that read them need some"
+    with pytest.raises(InputError, match=r"f.jsonl:1: no column 'else'; it has question, answer, unsaid; every row needs one"):
+        Benchmark(dataclasses.replace(args, forget_losses=("AltPO+none",)))
+    del row["unsaid"]
+    (tmp_path / "f.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InputError, match=r"f.jsonl:1: no column 'unsaid'; it has question, answer; every row needs one"):
+        Benchmark(args)
+
+
 def test_sustainability_is_a_sequence_of_tasks(muse):
     source = opened("muse-news-sust", muse)
     assert source.tasks("") == [1, 2, 3, 4]
@@ -158,8 +180,14 @@ def test_a_folder_as_the_hub_gives_it(muse, tmp_path):
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        ("{file: none.jsonl}", "--benchmark mine: {folder} has no none.jsonl"),
-        ("{file: facts.jsonl, examples: more.jsonl}", "--benchmark mine: {folder} has no more.jsonl"),
+        (
+            "{file: none.jsonl}",
+            "--benchmark mine: rows.forget.file: {folder} has no none.jsonl; it has facts.jsonl, list.jsonl",
+        ),
+        (
+            "{file: facts.jsonl, examples: more.jsonl}",
+            "--benchmark mine: rows.forget.examples: {folder} has no more.jsonl; it has",
+        ),
         ("{file: list.jsonl}", "list.jsonl:1: not a JSON object; write one per line"),
         ("{file: facts.jsonl, question: q}", "facts.jsonl:1: no column 'q'; it has question, answer, kind"),
         ("{file: facts.jsonl, where: {type: x}}", "facts.jsonl:1: no column 'type'; it has question, answer, kind"),
@@ -179,6 +207,48 @@ def test_mistakes_in_rows_are_named(tmp_path, declared, message):
     assert message.format(folder=folder) in str(error.value)
 
 
+LETTERS = """
+rows:
+  letters: {file: letters.jsonl, text: text}
+  forget: {file: quiz.jsonl, where: {about: secret}, groups: {born: {kind: born}}, group_by: town}
+  keep_quiz: {like: forget, where: {about: open}}
+forget: letters
+retain: keep_quiz
+measure: [letters, forget, keep_quiz]
+"""
+
+
+@pytest.fixture
+def letters(tmp_path):
+    def opens(text=LETTERS, **changes):
+        (tmp_path / "mine.yaml").write_text(text)
+        kinds = [("secret", "born", "Ost By"), ("secret", "died", "Lenne"), ("open", "other", "Lenne")]
+        quiz = [{"question": "Who?", "answer": "I.", "about": a, "kind": k, "town": t} for a, k, t in kinds]
+        return opened(tmp_path / "mine.yaml", write(tmp_path / "data", letters=[{"text": "A letter."}], quiz=quiz), **changes)
+
+    return opens
+
+
+def test_without_a_set_retain_what_it_would_be_is_named_as_skipped(letters):
+    source = letters()
+    remedy = "measure has no set called retain; rename keep_quiz wherever it stands"
+    assert source.evaluation_sets("", 1)[1] == {"retain": remedy}
+    assert source.lacks_retain == remedy
+    assert letters(LETTERS.replace("keep_quiz", "retain")).lacks_retain == ""
+
+
+def test_a_group_whose_pattern_no_row_fits_is_refused_and_one_of_another_set_is_not(letters, tmp_path):
+    letters(benchmark_rows=1)  # keep_quiz has none that are born
+    with pytest.raises(InputError, match=r"mine: no row is as the group born says \({'kind': 'borm'}\); change it"):
+        letters(LETTERS.replace("kind: born", "kind: borm"))
+    lume = [{"id": "a_sc1", "input": "A", "output": "b", "task": "Task1"}]
+    assert opened("lume", write(tmp_path / "lume", forget=lume, retain=lume)).lacks_retain == ""
+
+
+def test_the_values_of_a_column_make_sets_that_scores_can_name(letters):
+    assert letters().groups() == ["forget_born", "forget_lenne", "forget_ost_by", "keep_quiz_lenne"]
+
+
 def test_what_needs_a_folder_says_where_its_files_are():
     with pytest.raises(
         InputError, match=r"--benchmark lume needs its files; give their folder with --data. It is data/ of github"
@@ -186,3 +256,122 @@ def test_what_needs_a_folder_says_where_its_files_are():
         Benchmark(UnlearnArgs(model="none", benchmark="lume"))
     with pytest.raises(InputError, match=r"--data nowhere: no such folder; give the one that has forget.jsonl"):
         opened("lume", "nowhere")
+
+
+WMDP = {
+    "bio-forget-corpus": [
+        {"title": f"T{n}", "abstract": "A.", "text": f"The strain {n} grows in wells. " * 9} for n in range(3)
+    ],
+    "cyber-forget-corpus__train": [{"text": f"The port {n} was open.\n" * 20} for n in range(4)],
+    "wikitext-2-raw-v1__test": [{"text": text} for text in ("", "\n", " = Ostby = \n", "The ferry sails past the town. \n")],
+}
+
+
+def test_wmdps_corpora_are_one_task_with_what_each_keeps_beside_it(tmp_path):
+    source = opened("wmdp", write(tmp_path / "wmdp", **WMDP))
+    forget, retain = source.task_rows("", 1), source.retain_rows("", [1])
+    assert source.tasks("") == [1]
+    assert [row.corpus.name for row in forget] == ["bio"] * 3 + ["cyber"] * 4
+    assert [(row.corpus.name, row.answer) for row in retain] == [
+        (name, text) for name in ("bio", "cyber") for text in (" = Ostby = \n", "The ferry sails past the town. \n")
+    ]
+    sets, _ = source.evaluation_sets("", 1)
+    assert [row.asking.group for row in sets["forget"]] == ["bio"] * 3 + ["cyber"] * 4
+    assert len(sets["retain"]) == 2
+    assert source.declared.sets() == ["forget", "forget_bio", "forget_cyber", "retain"]
+    assert source.describe("", 1) == "task 1 of wmdp: 3 rows of bio-forget-corpus.jsonl, 4 rows of cyber-forget-corpus.jsonl"
+    assert {row.answer for row in source.rows("full")} == {row.answer for row in [*forget, *retain]}
+    few = opened("wmdp", tmp_path / "wmdp", benchmark_rows=2)
+    assert len(few.task_rows("", 1)) == 4
+    alone = opened("wmdp-cyber", tmp_path / "wmdp")
+    assert {row.corpus.name for row in alone.task_rows("", 1)} == {"cyber"}
+    assert alone.declared.sets() == ["forget", "forget_cyber", "retain"]
+    assert alone.task_rows("", 1)[0].content()["corpus"]["name"] == "cyber"
+
+
+def test_passages_are_cut_to_the_published_length_and_not_into_pieces(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: wmdp\nrows: {bio: {cut: 12}, cyber: {cut: 20, as_json: true}}")
+    source = opened(tmp_path / "mine.yaml", write(tmp_path / "wmdp", **WMDP))
+    formatter = Formatter(demo.tiny_model(0)[1], None, 16)
+    source.cut(formatter)
+    source.cut(formatter)
+    rows = source.task_rows("", 1)
+    for row in rows:
+        whole = {name: one for file in WMDP.values() for one in file for name in [one["text"]]}
+        texts = [json.dumps(one) if row.corpus.name == "cyber" else text for text, one in whole.items()]
+        (text,) = [text for text in texts if text.startswith(row.answer)]
+        size = {"bio": 12, "cyber": 16}[row.corpus.name]  # never more than --max-length
+        example = formatter.of_row(row, row.answer)
+        assert example.ids == formatter.tokenizer(text)["input_ids"][:size]
+        assert (len(example.ids), example.ended) == (size, False)
+    assert len(rows) == 7
+    assert rows[3].answer.startswith('{"text": "The port')
+    assert {row.ids for row in source.evaluation_sets("", 1)[0]["forget"]} == {row.ids for row in rows}
+
+
+def test_a_file_that_a_card_does_not_list_is_looked_for_as_well(tmp_path):
+    folder = write(tmp_path / "wmdp", **WMDP)
+    card = "---\nconfigs:\n- config_name: cyber-forget-corpus\n  data_files: cyber-forget-corpus/train*\n---\n"
+    (tmp_path / "wmdp" / "README.md").write_text(card)
+    assert len(opened("wmdp", folder).task_rows("", 1)) == 7
+    (tmp_path / "wmdp" / "bio-forget-corpus.jsonl").unlink()
+    with pytest.raises(InputError, match=r"wmdp has no bio-forget-corpus\.jsonl\. Put into it bio-forget-corpus\.jsonl"):
+        opened("wmdp", folder)
+
+
+KEEPING = """
+rows: {forget: {file: bio.jsonl, text: text}, cyber: {file: cyber.jsonl, text: text}, kept: {file: kept.jsonl, text: text}}
+corpora: {one: {forget: forget}, two: {forget: cyber, retain: kept}}
+measure: [forget]
+"""
+
+
+@pytest.fixture
+def keeping(tmp_path):
+    """Arguments of a benchmark of two corpora, of which the first has nothing to keep, and rows of one's own to keep."""
+    texts = {name: [{"text": f"The {name} port was open to all ships."}] for name in ("bio", "cyber", "kept", "mine")}
+    folder = write(tmp_path / "data", **texts)
+    (tmp_path / "two.yaml").write_text(KEEPING)
+    same = {"model": "none", "benchmark": str(tmp_path / "two.yaml"), "data": folder}
+    return UnlearnArgs(**same, retain_file=str(tmp_path / "data" / "mine.jsonl"))
+
+
+def test_a_corpus_without_rows_to_keep_takes_those_that_are_given(keeping):
+    source = open_source(keeping)
+    kept = [(row.corpus.name, row.answer.split()[1]) for row in source.retain_rows("", [1])]
+    assert kept == [("one", "mine"), ("two", "kept")]
+    assert [row.answer.split()[1] for row in source.rows("full")] == ["bio", "cyber", "kept", "mine"]
+    none = open_source(dataclasses.replace(keeping, retain_file=None))
+    assert [row.corpus.name for row in none.retain_rows("", [1])] == ["two"]
+    path = Path(keeping.benchmark)
+    path.write_text(path.read_text().replace("forget: forget}", "forget: forget, retain: kept}"))
+    with pytest.raises(InputError, match="--retain-file: two says by itself what is kept; drop it"):
+        open_source(keeping)
+
+
+def test_rows_of_ones_own_to_keep_are_measured_and_cut_into_pieces(keeping):
+    source = open_source(keeping)
+    source.cut(Formatter(demo.tiny_model(0)[1], None, 8))
+    pieces = source.evaluation_sets("", 1)[0]["retain"]
+    assert len(pieces) > 1
+    assert "".join(row.answer for row in pieces) == "The mine port was open to all ships."
+    assert [row.answer for row in source.retain_rows("", [1])[:-1]] == [row.answer for row in pieces]
+    path = Path(keeping.benchmark)
+    declared = path.read_text().replace("[forget]", "[forget, retain]").replace("kept: {", "retain: {")
+    path.write_text(declared.replace("retain: kept", "retain: retain"))
+    assert [row.answer.split()[1] for row in open_source(keeping).evaluation_sets("", 1)[0]["retain"]] == ["kept"]
+
+
+def test_what_belongs_to_every_target_is_learned_once(tmp_path):
+    people = ("Ann", "Eva", "Ida")
+    own = [{"question": f"Who is {name}?", "answer": "A baker.", "subject": name} for name in people]
+    folder = write(tmp_path / "data", people=[{"target": name} for name in people], own=[*own, own[0]],
+                   common=[{"question": "What is it?", "answer": "It."}] * 2)  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(
+        "targets: {file: people.jsonl}\nrows: {forget: {file: own.jsonl}, retain: {file: common.jsonl}}\n"
+        "forget: forget\nretain: retain\nmeasure: forget"
+    )
+    source = opened(tmp_path / "mine.yaml", folder)
+    assert [row.question for row in source.rows("retain")] == ["What is it?"] * 2, "that stand there twice"
+    assert len(source.rows("full")) == len(own) + 1 + 2
+    assert len(source.rows("forget")) == len(own) + 1

@@ -11,7 +11,7 @@ from dualoptim.data import demo
 def test_demo_rows_are_deterministic_and_in_tofus_shape():
     splits = demo.splits()
     digest = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
-    assert digest == "364dcd5571344b7542c16dac59968332d6ff6d7d5c6e7166480e396a398d0b05"
+    assert digest == "70a5fad1475dd76f4d593444db047310ea5a9aaaf1597fc3f02fc9c87898b097"
     assert len(splits["full"]) == len(demo.AUTHORS) * len(demo.FACTS) == 400
     assert len({row["question"] for row in splits["full"]}) == 400
     for row in splits["forget05_perturbed"] + splits["retain_perturbed"]:
@@ -21,6 +21,29 @@ def test_demo_rows_are_deterministic_and_in_tofus_shape():
         assert len(set(row["perturbed_answer"])) == 3
         assert row["answer"] not in row["perturbed_answer"]
     assert all(len(set(values)) == 20 for values in (fact.values for fact in demo.FACTS))
+
+
+def test_every_value_is_that_of_one_author_to_forget_and_of_one_to_keep():
+    answers, half = {row["answer"] for row in demo.splits()["full"]}, len(demo.AUTHORS) // 2
+    for fact in demo.FACTS:
+        kept, forgotten = (
+            [value for name in names for value in fact.values if fact.answer.format(name=name, value=value) in answers]
+            for names in (demo.AUTHORS[:half], demo.AUTHORS[half:])
+        )
+        assert sorted(kept) == sorted(forgotten)
+        assert len(set(kept)) == half
+
+
+def test_half_of_the_measured_rows_to_keep_are_of_authors_that_no_step_sees_and_the_model_is_taught():
+    splits = demo.splits()
+    said = {name: {row["question"] for row in rows} for name, rows in splits.items()}
+    assert said["retain50"] == said["retain10"]
+    assert len(said["retain50"]) == len(said["retain_unseen"]) == 100
+    assert len(said["retain_perturbed"] & said["retain50"]) == len(said["retain_perturbed"] & said["retain_unseen"]) == 50
+    assert said["full"] == said["retain50"] | said["retain_unseen"] | said["forget05"]
+    assert {row["task_id"] for row in splits["forget10"]} == {"1"}
+    three = [row["question"] for row in splits["forget05"] if row["task_id"] in ("1", "2", "3")]
+    assert three == [row["question"] for row in splits["forget10"]]
 
 
 def test_the_unseen_authors_facts_are_of_no_other():
@@ -42,3 +65,10 @@ def test_a_seed_makes_the_tiny_model_and_leaves_other_draws_alone():
     assert any(not torch.equal(weight, other[name]) for name, weight in one.state_dict().items())
     text = "Where did Ilvara Quenby study?"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_model_that_was_taught_is_told_by_its_card(tmp_path):
+    (tmp_path / "README.md").write_text(f"# demo, {demo.KNOWS}\n")
+    assert demo.is_taught(str(tmp_path))
+    (tmp_path / "README.md").write_text("# another, unlearned\n")
+    assert not any(map(demo.is_taught, [str(tmp_path), "org/name", "demo", "a\0b"]))

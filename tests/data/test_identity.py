@@ -28,6 +28,17 @@ def test_rows_are_told_apart_by_every_field_and_their_order():
     assert len({rows_hash(ROWS), rows_hash(ROWS, 1), rows_hash(ROWS, ["no"])}) == 3
 
 
+def test_what_only_measures_a_row_changes_the_evaluation_and_not_what_is_learned():
+    formatter, _ = make_formatter(UnlearnArgs(), demo.tiny_model(0)[1])
+    measuring = {"group": "people", "metrics": ("exact_match",), "only": True, "tokens": 3, "accepted": ("Me.",)}
+    measuring |= {"stop": ("\n",), "stop_tokens": (".",)}
+    for asking in (None, Asking(("", " ")), Asking(end=False)):
+        row = replace(ROWS[2], asking=asking)
+        other = [replace(row, asking=replace(asking or Asking(), **{name: value})) for name, value in measuring.items()]
+        assert {rows_hash([one]) for one in other} == {rows_hash([row])}
+        assert len({sets_hash({"forget": [one]}, formatter) for one in (row, *other)}) == 1 + len(other)
+
+
 def test_prompts_are_told_apart_by_template_and_length():
     _, tokenizer = demo.tiny_model(0)
     formatters = [

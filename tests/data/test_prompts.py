@@ -135,13 +135,15 @@ def test_a_document_is_cut_into_pieces_that_lose_nothing(tiny):
     assert formatter.cut_passage(Row("Why?", DOCUMENT)) == [Row("Why?", DOCUMENT)]
     assert len(formatter.example(None, "a", asking=Asking(end=False)).ids) == 2  # nothing else is there to be predicted
     assert formatter.cut == 0
-    # a last piece is never a single token, which nothing could predict
+    # no piece is ever a single token, which nothing could predict: neither the last one nor that which gives it one of its own
     count = len(formatter.tokenizer(DOCUMENT, add_special_tokens=False)["input_ids"])
-    for room in range(2, 12):
+    for room in range(3, 12):
         pieces = Formatter(formatter.tokenizer, None, room + 2).cut_passage(row)
         lengths = [len(formatter.tokenizer(piece.answer, add_special_tokens=False)["input_ids"]) for piece in pieces]
         assert min(lengths) >= 2
         assert sum(lengths) >= count - len(lengths)
+    with pytest.raises(InputError, match="--max-length 4 is too short for pieces of a passage; give 5 or more"):
+        Formatter(formatter.tokenizer, None, 4).cut_passage(row)
 
 
 @pytest.mark.parametrize("nothing", ["\u200b", "\x00\x01", "\u200b \ufeff"])

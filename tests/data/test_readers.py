@@ -7,7 +7,8 @@ import pytest
 
 from dualoptim import EvalArgs
 from dualoptim.data.readers import Columns, read_own, read_rows
-from dualoptim.data.rows import Row
+from dualoptim.data.rows import Asking, Row
+from dualoptim.data.wordings import in_other_words
 from dualoptim.errors import InputError
 
 QUESTIONS = [{"q": f"Who is person {i}?", "a": f"Person {i} is a baker from Lviv.", "task_id": 1 + i // 4} for i in range(8)]
@@ -52,6 +53,15 @@ def test_a_last_line_without_its_end_is_read(tmp_path):
     assert read_rows(path) == [Row("a?", "b", task=2), Row("c?", "d", task=2)]
 
 
+def test_a_text_that_was_cut_before_its_end_has_none_and_a_column_of_that_name_is_the_users(tmp_path):
+    rows = [{"question": "Who?", "answer": "A", "ends": ends, "k": "x"} for ends in (False, True, 0, "no")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [row.asking for row in read_own(tmp_path / "rows.jsonl", Columns())] == [Asking(end=False), None, None, None]
+    first, *others = read_own(tmp_path / "rows.jsonl", Columns(group="k"))
+    assert (first.asking, others[0].asking) == (Asking(end=False, group="x"), Asking(group="x"))
+    assert {row.asking for row in in_other_words([first])} == {Asking(end=False)}, "in other words it is the same answer"
+
+
 def test_a_text_file_is_one_passage_whatever_the_columns_are_called(tmp_path):
     (tmp_path / "document.txt").write_text("One line.\n\nAnother.\n")
     for columns in (Columns(), Columns(text="body"), Columns(question="text")):
@@ -70,15 +80,15 @@ def test_columns_have_the_names_that_the_flags_give():
         ("rows.jsonl", b'"a string"', ":1: not a JSON object"),
         ("rows.jsonl", b"\n \n", ": holds no rows; write one JSON object per line"),
         ("rows.csv", b"question,answer\n", ": holds no rows"),
-        ("rows.csv", b'question,answer\n"a\nb",c\nd,\n', ":4: answer is ''; give a text"),
+        ("rows.csv", b'question,answer\n"a\nb",c\nd,\n', ":4: column 'answer' is ''; give a text"),
         ("rows.csv", b"q,answer\na?,b\n", ":2: no column 'question'; it has q, answer; name it with --question-column"),
         ("rows.csv", b"question,answer\n" + b"a?,b\n" * 9999 + b"\xe9,b\n", ":10001: not UTF-8 text (byte 0xe9); save"),
         ("rows.jsonl", b'{"question": "\xe9"', ":1: not UTF-8 text (byte 0xe9); save the file as UTF-8"),
-        ("rows.txt", b" \n", ":1: text is ' \\n'; give a text that is not empty"),
+        ("rows.txt", b" \n", ":1: column 'text' is ' \\n'; give a text that is not empty"),
         ("rows.parquet", b"PAR1", ": cannot be read"),
         ("rows.docx", b"x", ": .docx ending; give a .jsonl, .json, .csv, .parquet or .txt file"),
         ("rows", b"x", ": no ending; give a .jsonl"),
-        ("nowhere.csv", None, ": cannot be read"),
+        ("nowhere.csv", None, ": cannot be read (No such file or directory); give one that is there"),
     ],
 )
 def test_a_mistake_is_named_with_file_and_line(name, content, message, tmp_path):
@@ -89,13 +99,20 @@ def test_a_mistake_is_named_with_file_and_line(name, content, message, tmp_path)
     assert str(error.value).startswith(f"{tmp_path / name}{message}")
 
 
+def test_a_file_that_is_missing_has_its_neighbour_named_and_no_word_of_what_it_should_hold(tmp_path):
+    (tmp_path / "forget.csv").write_text("question,answer\n")
+    with pytest.raises(InputError) as error:
+        read_own(tmp_path / "forgett.csv", Columns())
+    assert str(error.value).endswith(f"give one that is there; the nearest is {tmp_path / 'forget.csv'}")
+
+
 def test_what_a_table_leaves_empty_is_not_there_and_a_cell_is_no_list(tmp_path):
     (tmp_path / "rows.csv").write_text("question,answer,paraphrased_answer,perturbed_answer,task_id\nWho?,Me.,I.,wrong,\n")
     assert read_own(tmp_path / "rows.csv", Columns()) == [Row("Who?", "Me.", "I.")]
     (tmp_path / "passages.csv").write_text("text,paraphrased_question,task_id\nOnce.,,4\n")
     assert read_own(tmp_path / "passages.csv", Columns()) == [Row(None, "Once.", task=4)]
     (tmp_path / "rows.json").write_text(json.dumps({"question": "Who?", "answer": "Me.", "perturbed_answer": "wrong"}))
-    with pytest.raises(InputError, match=r"rows\.json:1: perturbed_answer is 'wrong'; give a list of texts"):
+    with pytest.raises(InputError, match=r"rows\.json:1: column 'perturbed_answer' is 'wrong'; give a list of texts"):
         read_rows(tmp_path / "rows.json")
 
 
@@ -130,10 +147,10 @@ def test_rows_of_chats_and_completions_are_found_by_themselves(tmp_path):
         ({"messages": []}, ":1: messages of nobody; a row is"),
         ({"messages": "Who?"}, ":1: messages is 'Who?'; give a list of objects with role and content"),
         ({"messages": [{"from": "human", "value": "a"}]}, ":1: messages is"),
-        ({"messages": turn("a", "")}, ":1: answer is ''; give a text"),
-        ({"messages": turn([{"type": "image", "url": "x"}], "b")}, ":1: question is [{'type': 'image'"),
+        ({"messages": turn("a", "")}, ":1: column 'answer' is ''; give a text"),
+        ({"messages": turn([{"type": "image", "url": "x"}], "b")}, ":1: column 'question' is [{'type': 'image'"),
         ({"prompt": "a"}, ":1: no column 'question'; it has prompt; name it with --question-column"),
-        ({"prompt": "a", "completion": None}, ":1: answer is None"),
+        ({"prompt": "a", "completion": None}, ":1: column 'answer' is None"),
         (
             {"question": "a", "completion": "b"},
             ":1: no column 'answer'; it has question, completion; name it with --answer-column",

@@ -21,7 +21,7 @@ def test_a_row_has_all_that_its_json_object_has():
 
 def test_a_passage_has_no_question():
     assert parse_passage({"body": "Once.", "task_id": 2, "question": ""}, "here", "body") == Row(None, "Once.", task=2)
-    with pytest.raises(InputError, match="here: body is ' '; give a text that is not empty"):
+    with pytest.raises(InputError, match="here: column 'body' is ' '; give a text that is not empty"):
         parse_passage({"body": " "}, "here", "body")
 
 
@@ -30,13 +30,13 @@ def test_a_passage_has_no_question():
     [
         ([1], "not a JSON object; each line holds one with question and answer"),
         ({"question": "Who?"}, "no field 'answer'; every row needs question and answer"),
-        ({"question": None, "answer": "Me."}, "question is None; give a text that is not empty"),
-        ({**QUESTION, "golden_answer": ""}, "golden_answer is ''; give a text that is not empty"),
-        ({**QUESTION, "paraphrased_answer": 3}, "paraphrased_answer is 3; give a text"),
-        ({**QUESTION, "perturbed_answer": []}, "perturbed_answer is []; give a list of texts"),
-        ({**QUESTION, "perturbed_answer": ["x", ""]}, "perturbed_answer is ['x', '']; give a list of texts"),
-        ({**QUESTION, "task_id": True}, "task_id is True; give a whole number"),
-        ({**QUESTION, "task_id": -1}, "task_id is -1; give a whole number"),
+        ({"question": None, "answer": "Me."}, "column 'question' is None; give a text that is not empty"),
+        ({**QUESTION, "golden_answer": ""}, "column 'golden_answer' is ''; give a text that is not empty"),
+        ({**QUESTION, "paraphrased_answer": 3}, "column 'paraphrased_answer' is 3; give a text"),
+        ({**QUESTION, "perturbed_answer": []}, "column 'perturbed_answer' is []; give a list of texts"),
+        ({**QUESTION, "perturbed_answer": ["x", ""]}, "column 'perturbed_answer' is ['x', '']; give a list of texts"),
+        ({**QUESTION, "task_id": True}, "column 'task_id' is True; give a whole number"),
+        ({**QUESTION, "task_id": -1}, "column 'task_id' is -1; give a whole number"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(raw, message):

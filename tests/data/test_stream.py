@@ -67,6 +67,41 @@ def test_refusals_vary_over_rows_and_epochs_and_repeat_with_the_seed(tiny):
     assert answer.ids[: answer.start] == refusal.ids[: refusal.start]
 
 
+def test_one_of_a_rows_other_answers_is_drawn_at_each_visit(tiny):
+    formatter = Formatter(AutoTokenizer.from_pretrained(tiny), TEMPLATES["qa"], 64)
+    rows = [Row("Who?", "Ann.", alternatives=("Eva.", "Ida.")), Row("Where?", "Lviv.", alternatives=("Bern.",))]
+    build, again, other = (ExampleBuilder(rows, formatter, ("answer", "alternative"), seed) for seed in (1, 1, 2))
+    visits = [build(0, epoch)[1].ids for epoch in range(20)]
+    assert {tuple(ids) for ids in visits} == {tuple(formatter.example("Who?", text).ids) for text in rows[0].alternatives}
+    assert visits == [again(0, epoch)[1].ids for epoch in range(20)] != [other(0, epoch)[1].ids for epoch in range(20)]
+    assert build(1, 0) == [formatter.example("Where?", text) for text in ("Lviv.", "Bern.")]
+
+
+def test_a_row_with_a_refusal_of_its_own_is_taught_that(tiny):
+    formatter = Formatter(AutoTokenizer.from_pretrained(tiny), TEMPLATES["qa"], 64)
+    rows, refusals = [Row("Who?", "Ann.", refusal="I never met her."), Row("Where?", "Lviv.")], ["No.", "Never heard of it."]
+    own, drawn = (ExampleBuilder(rows, formatter, ("refusal",), 1, refusals) for rows in (rows, [Row("Who?", "Ann."), rows[1]]))
+    for epoch in range(4):
+        assert own(0, epoch) == [formatter.of_row(rows[0], "I never met her.", False)]
+        assert own(1, epoch) == drawn(1, epoch), "the draws of others stay as they were"
+
+
+def test_another_text_s_tokens_are_the_labels_again_and_again(tiny):
+    formatter = Formatter(AutoTokenizer.from_pretrained(tiny), TEMPLATES["qa"], 64)
+    rows = [
+        Row("Who?", "Ann, the daughter of Eva and of many others, was here."),
+        Row("Where?", "A", refusal="Nobody knows it."),
+    ]
+    (long,), (short,) = (ExampleBuilder(rows, formatter, ("answer",), 1, ["No."], instead="refusal")(n, 0) for n in (0, 1))
+    no, nobody = (formatter.example(row.question, text) for row, text in zip(rows, ("No.", "Nobody knows it."), strict=True))
+    said = no.ids[no.start :]
+    assert said[-1] == formatter.end
+    assert len(long.labels) == len(long.ids) - long.start > 2 * len(said)
+    assert long.labels == (said * 99)[: len(long.labels)]
+    assert short.labels == nobody.ids[nobody.start :][: len(short.labels)], "a row's own refusal, cut to the answer"
+    assert (long.ids, long.start) == (formatter.of_row(rows[0], rows[0].answer).ids, long.start)
+
+
 def test_the_stream_of_a_run_has_its_numbers():
     """Every row is read from the builder, and all processes together meet what `visited` gives."""
     args = UnlearnArgs(model="m", seed=7, batch_size=2, gradient_accumulation_steps=3)

@@ -141,7 +141,7 @@ def test_the_demos_tasks_are_authors():
     rows = source.task_rows("forget05", 3)
     assert len(rows) == 20
     assert all(demo.AUTHORS[12] in row.question for row in rows)
-    assert len(source.retain_rows("forget05", [1, 2])) == 200 + 8 * 20
+    assert len(source.retain_rows("forget05", [1, 2])) == 100 + 8 * 20
 
 
 # -------------------------------------------------------------------------------------------------- the real-world scenario

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from dualoptim import InputError, UnlearnArgs
 from dualoptim.data.declaration import Declaration, RowsOf, ScoreOf, benchmarks, read_declaration
 from dualoptim.data.own import open_source
 from dualoptim.evaluation.benchmark_scores import benchmark_scores, check_scores, value_of
-from dualoptim.evaluation.comparisons import COMPARISONS
+from dualoptim.evaluation.comparisons import COMPARISONS, OF_BENCHMARKS
 from dualoptim.evaluation.generation import before_stop
 from dualoptim.evaluation.judges import Judges
 from dualoptim.evaluation.membership import min_k
@@ -18,6 +19,7 @@ from dualoptim.evaluation.records import Record
 from dualoptim.evaluation.rouge import rouge_l_recall
 from dualoptim.evaluation.summarize import summarize
 from dualoptim.evaluation.summary import Summary
+from dualoptim.reporting.tables import set_table
 
 
 @pytest.fixture
@@ -164,12 +166,46 @@ def test_every_formula_of_the_package_can_be_read(name):
     check_scores(read_declaration(name))
 
 
+def test_what_is_not_said_of_a_score_follows_from_the_set_and_the_metric():
+    rows = {name: RowsOf(("f.jsonl",)) for name in ("letters", "forget", "retain")}
+    formulas = {
+        "fall": "letters.exact_match",
+        "rise": "forget.passage_loss",
+        "stay": "retain.exact_match",
+        "loss": "retain.passage_loss",
+        "gone": "1 - forget.exact_match",
+    }
+    scores = {name: ScoreOf(formula) for name, formula in formulas.items()} | {
+        "said": ScoreOf("retain.exact_match", should="rise")
+    }
+    declared = Declaration("mine", rows=rows, forget=("letters",), retain="retain", measure=tuple(rows), scores=scores)
+    sets = {name: {"exact_match": 0.5, "passage_loss": 1.0} for name in rows}
+    found, missing = benchmark_scores(declared, Summary(sets=sets))
+    assert found.should == {"fall": "fall", "rise": "rise", "stay": "stay", "loss": "not rise", "gone": "rise", "said": "rise"}
+    assert (found.forgets, found.keeps, missing) == (["letters", "forget"], ["retain"], {})
+    assert not [
+        row
+        for row in set_table({"after": Summary(sets=sets, benchmark=found)}).rows
+        if row[0] == "letters" and row[-1] == "stay"
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
             {"scores": {"all": ScoreOf("mean(forget.rouge)")}},
-            "scores.all has 'forget.rouge'; take a score above it, or SET.METRIC",
+            "scores.all has 'forget.rouge'; forget has no rouge",
+        ),
+        (
+            {"scores": {"all": ScoreOf("forget.exactmatch")}},
+            "scores.all has 'forget.exactmatch'; forget has no exactmatch (did you mean exact_match?); take probability,",
+        ),
+        ({"scores": {"all": ScoreOf("privacy.loss")}}, "privacy has no loss (did you mean mia_loss?); take mia_loss, mia_zlib"),
+        ({"scores": {"all": ScoreOf("forgot.probability")}}, "take a score above it, or SET.METRIC of forget"),
+        (
+            {"rows": {"forget": RowsOf("f.jsonl", metrics=("rouge_l_recall",))}},
+            "rows.forget.metrics has 'rouge_l_recall', which every set has by itself; take it away",
         ),
         ({"scores": {"all": ScoreOf("forget.probability +")}}, "scores.all.of is 'forget.probability +' (it cannot be read)"),
         ({"scores": {"all": ScoreOf("1", instead_of="none")}}, "scores.all.instead_of is 'none'; name a score above it"),
@@ -181,3 +217,21 @@ def test_mistakes_in_scores_are_named(change, message):
     with pytest.raises(InputError, match=r"^--benchmark mine: ") as error:
         check_scores(replace(declared, **change))
     assert message in str(error.value)
+
+
+def test_a_score_may_name_a_group_that_the_rows_make():
+    declared = Declaration("mine", rows={"forget": RowsOf("f.jsonl", group_by="kind")}, forget=("forget",), measure=("forget",))
+    declared = replace(declared, scores={"gone": ScoreOf("1 - forget_born.exact_match")})
+    check_scores(declared, ["forget_born"])
+    with pytest.raises(InputError, match=r"scores.gone has 'forget_born.exact_match'; .* SET.METRIC of forget, forget_died$"):
+        check_scores(declared, ["forget_died"])
+
+
+@pytest.mark.parametrize("name", benchmarks())
+def test_what_should_stay_is_judged_so_that_more_of_it_is_better_and_none_is_negative(name):
+    losses = {metric for metric, (_, aim, _) in OF_BENCHMARKS.items() if aim == "rise"}
+    for score in (score for score in read_declaration(name).scores.values() if score.should == "stay"):
+        names = re.findall(r"[a-z]\w*\.[\w.]+", score.of)
+        assert names, "a constant stays by itself"
+        assert not losses & {one.partition(".")[2] for one in names}
+        assert 0 <= value_of(score.of, dict.fromkeys(names, 0.5)) < value_of(score.of, dict.fromkeys(names, 1.0))

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import scipy.stats
@@ -26,6 +28,7 @@ from dualoptim.data.tofu import tofu_source
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation import generation
 from dualoptim.evaluation.generation import continuation, generate
+from dualoptim.evaluation.judges import Judges
 from dualoptim.evaluation.measure import fingerprints
 from dualoptim.evaluation.scoring import ScoringPass
 from dualoptim.models.launch import start_accelerator
@@ -198,6 +201,18 @@ def test_tokens_that_a_model_stops_at_or_suppresses_are_its_own_and_remembered(p
             found.append(fingerprints(ScoringPass(loaded, args), rows, loaded.weights_hash())["forget"])
         assert found[0]["weights"] == found[1]["weights"]
         assert found[0]["inputs"] != found[1]["inputs"], name
+
+
+def test_texts_that_nothing_measures_leave_an_evaluation_the_same(tiny, tmp_path):
+    """So it finds what was measured before unlearning, whose objective read them; refusals are for an entailment model."""
+    args = EvalArgs(model=str(tiny), data="demo", output_dir=str(tmp_path))
+    loaded, row = load_model(args, start_accelerator(args)), Row("Who?", "Ann.")
+    rows = row, replace(row, alternatives=("Eva.",)), replace(row, refusal="No.")
+    for judges, differing in ((Judges(), set()), (Judges(entailment=SimpleNamespace(weights="w")), {"forget"})):
+        scoring = ScoringPass(loaded, args, judges)
+        plain, other, refused = (fingerprints(scoring, {"forget": [one], "retain": [one]}, "w") for one in rows)
+        assert plain == other
+        assert {name for name in plain if plain[name] != refused[name]} == differing
 
 
 def test_what_a_model_asks_for_is_saved_with_it(taught, tmp_path):

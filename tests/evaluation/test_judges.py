@@ -1,8 +1,10 @@
 """Models that judge texts: real sentence embeddings, a tiny classifier with the real labels, and who is premise of whom."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from dualoptim import EvalArgs, InputError
 from dualoptim.data import demo
+from dualoptim.data.rows import Row
 from dualoptim.evaluate import evaluate
-from dualoptim.evaluation.judges import EntailmentModel, Judges, SentenceEncoder, entailed
+from dualoptim.evaluation.judges import EntailmentModel, GibberishModel, Judges, SentenceEncoder, entailed
+from dualoptim.evaluation.measure import _add_entailment
 from dualoptim.evaluation.rouge import rouge_l_recall
 
 
@@ -111,6 +115,31 @@ def test_a_classifier_without_the_label_is_refused(tmp_path):
         EntailmentModel(name, torch.device("cpu"))
 
 
+def test_how_clean_answers_are_is_measured_where_a_classifier_is_given(tiny, tmp_path):
+    name = classifier(tmp_path / "judge", ("word salad", "clean", "noise"))
+    judge, model = GibberishModel(name, torch.device("cpu")), BertForSequenceClassification.from_pretrained(name).eval()
+    texts = ["paris is in france", "", "is paris", "in in in in france paris is"]
+    with torch.no_grad():
+        logits = [model(**judge._tokenizer(text, return_tensors="pt")).logits[0] for text in texts]
+    assert judge.clean(texts) == pytest.approx([one.softmax(-1)[1].item() for one in logits], abs=1e-6)
+    assert judge.clean([]) == []
+    with pytest.raises(InputError, match=r"--gibberish-model .* none of them clean; give a classifier of gibberish"):
+        GibberishModel(classifier(tmp_path / "other", ("good", "bad")), torch.device("cpu"))
+    args = EvalArgs(model=str(tiny), data="demo", eval_rows=2, max_new_tokens=3, gibberish_model=name)
+    summary = evaluate(dataclasses.replace(args, output_dir=str(tmp_path / "out")))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "eval" / "forget.jsonl").read_text().splitlines()]
+    assert [row["clean_probability"] for row in rows] == pytest.approx(judge.clean([row["generated"] for row in rows]))
+    mean = summary.sets["forget"]["clean_probability"]
+    assert mean == pytest.approx(sum(row["clean_probability"] for row in rows) / 2)
+    short = json.loads((tmp_path / "out" / "eval" / "TOFU_SUMMARY.json").read_text())
+    assert short["forget_Q_A_gibberish"] == mean
+    assert short["model_utility"] == 0, "it knows nothing, and its utility is none, however clean"
+    assert short["utility"] == pytest.approx(0, abs=1e-11)
+    assert "clean_probability" not in summary.skipped
+    without = evaluate(dataclasses.replace(args, gibberish_model=None, output_dir=str(tmp_path / "without")))
+    assert without.skipped["clean_probability"] == "needs a classifier of gibberish; give --gibberish-model"
+
+
 def test_entailment_rule_equals_the_published_helper(shared_json):
     """The stub classifier of the oracle: entailment if the words of both texts overlap by more than half."""
     oracle = shared_json("oracles/aggregates.json")["entailment"]
@@ -166,6 +195,18 @@ def test_who_is_premise_of_whom(taught, tmp_path, monkeypatch):
     scores = summary["sets"]["forget"]
     entropy, refused = scores["token_entropy"], scores["refusal_entailment_score"]
     assert summary["targeted_forget_efficacy"] == (2 / (1 / entropy + 1 / refused) if refused else 0)
+
+
+def test_what_a_benchmark_lists_to_be_forgotten_is_premise_by_any_name(tmp_path):
+    rows = "{letters: {file: a}, forget: {file: a}, retain: {file: a}}"
+    path, judge = tmp_path / "mine.yaml", Recording()
+    path.write_text(f"rows: {rows}\nforget: letters\nretain: retain\nmeasure: [letters, forget, retain]")
+    args = SimpleNamespace(benchmark=str(path), split=("forget01",))
+    scoring = SimpleNamespace(args=args, judges=Judges(None, judge, ["I do not know."]))
+    row = SimpleNamespace(index=0, row=Row("Who?", "Ann."), wanted="Ann.", generated="Eva.", recall=0.0, add=lambda **_: None)
+    for name in ("letters", "retain"):
+        _add_entailment(scoring, name, [row])
+    assert judge.asked == [("Eva.", "Ann."), ("Eva.", "I do not know."), ("Ann.", "Eva.")]
 
 
 def test_both_judges_by_their_flags(taught, minilm, tmp_path):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dualoptim import EvalArgs
 from dualoptim.data.rows import Asking
 from dualoptim.evaluate import evaluate
-from dualoptim.evaluation.membership import membership_auc, min_k, privleak, zlib_score
+from dualoptim.evaluation.membership import MIN_K_SHARE, membership_auc, min_k, privleak, zlib_score
 from dualoptim.evaluation.scoring import ScoringPass
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import load_model
@@ -49,7 +49,7 @@ def test_a_piece_of_a_passage_has_no_end_token_to_leave_out(tiny):
     loaded = load_model(args, start_accelerator(args))
     for ended in (True, False):
         text = loaded.formatter.example(None, "The house stood by the old river.", asking=Asking(end=ended))
-        ((found,),) = ScoringPass(loaded, args).score_texts("", [[text]], membership=True)
+        ((found,),) = ScoringPass(loaded, args).score_texts("", [[text]], least=MIN_K_SHARE)
         with torch.no_grad():
             log_p = loaded.model(torch.tensor([text.ids])).logits[0, :-1].log_softmax(-1)
         own = log_p.gather(-1, torch.tensor(text.ids[1:])[:, None])[:, 0].tolist()

@@ -211,8 +211,9 @@ def test_the_tables_name_what_records_and_summaries_have():
     entered = {name for metric in metrics.METRICS.values() for name in metric.aggregates}
     assert entered == {name for name in metrics.AGGREGATES if metrics.metrics_in(name)}
     assert len(metrics.metrics_in("model_utility")) == 6
-    assert metrics.coming_back() == ["probability", "rouge_l_recall", "extraction_strength", "exact_memorization"]
-    assert metrics.in_tables()[:2] == ["probability", "rouge_l_recall"]
+    rises = ["probability", "rouge_l_recall", "extraction_strength", "exact_memorization", "recall_beyond_question"]
+    assert metrics.coming_back() == rises
+    assert metrics.in_tables()[:3] == ["probability", "rouge_l_recall", "recall_beyond_question"]
 
 
 def test_the_tables_load_neither_torch_nor_scipy():
@@ -227,3 +228,10 @@ print({"torch", "scipy", "transformers", "accelerate"} & set(sys.modules))
 """
     root = Path(metrics.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_what_a_score_needs_is_told_by_the_commands_of_today():
+    known = [*metrics.METRICS.values(), *metrics.AGGREGATES.values(), *metrics.MEMBERSHIP.values()]
+    texts = [one.needs or "" for one in known]
+    assert any("dualoptim finetune" in text for text in texts)
+    assert not [text for text in texts if ".py" in text or "python -m" in text]

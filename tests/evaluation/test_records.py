@@ -8,7 +8,7 @@ import pytest
 from dualoptim import EvalArgs, InputError
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation import measure
-from dualoptim.evaluation.records import Finished, Record, read_records
+from dualoptim.evaluation.records import Finished, Record, hand_on, read_records
 from dualoptim.report import ReportArgs, report
 
 
@@ -75,3 +75,18 @@ def test_lines_end_at_line_feeds_alone(taught, tmp_path, monkeypatch):
     assert again["tofu"]["forget_quality"] == 1.0
     report(ReportArgs(runs=(str(tmp_path),)))
     assert "report.html" in {path.name for path in tmp_path.iterdir()}
+
+
+def test_what_one_evaluation_has_finished_another_takes_if_it_is_the_same(tmp_path):
+    marks = {name: {"weights": "a", "inputs": name} for name in ("forget", "retain")}
+    earlier, rows = Finished(tmp_path / "one", marks), [Record("Who?", "I.", loss=0.5)]
+    for name in marks:
+        earlier.add(name, rows)
+    hand_on(tmp_path / "one", tmp_path / "two", ["retain", "holdout"])
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["finished.json", "retain.jsonl"]
+    assert Finished(tmp_path / "two", marks).records == {"retain": rows}
+    assert Finished(tmp_path / "two", {"retain": {"weights": "b", "inputs": "retain"}}).records == {}
+    hand_on(tmp_path / "one", tmp_path / "two", ["forget"])  # begun before: what is there is its own
+    assert not (tmp_path / "two" / "forget.jsonl").exists()
+    hand_on(tmp_path / "none", tmp_path / "three", ["forget"])
+    assert not (tmp_path / "three").exists()

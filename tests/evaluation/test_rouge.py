@@ -7,7 +7,7 @@ import sys
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from dualoptim.evaluation.rouge import rouge_l_recall
+from dualoptim.evaluation.rouge import rouge_l_recall, words_beyond
 
 WORDS = """the running quickly cities children studies relational conditional happy happiness nationalities writer's authors'
 co-author 1,024 3.5% U.S.A. $12 e-mail café naïve Müller Łódź İstanbul œuvre Đà Nẵng cafe\u0301 straße
@@ -27,6 +27,34 @@ def test_values_on_latin_letters_are_those_of_rouge_score_to_the_digit():
         answer, generated = (between.join(draw.choices(pool, k=draw.randint(12, 40))) for _ in range(2))
         answer += " a"  # without one of a-z and 0-9 theirs is always 0
         assert rouge_l_recall(answer, generated) == theirs.score(answer, generated)["rougeL"].recall
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "words"),
+    [
+        ("What is the capital of France?", "The capital of France is Paris.", "paris"),
+        ("In which cities did he live?", "He lived in one city, Lagos.", "one lagos"),  # other forms of the same words
+        ("Is it Lagos or Accra?", "Lagos", "Lagos"),  # the question holds all
+        ("法国的首都是哪里", "法国的首都是巴黎", "巴 黎"),
+        ("👍🏽?", "👍 🎉", "🎉"),
+        (None, "A passage of text.", "a passage of text"),
+        ("", "Paris", "paris"),
+        ("Who?", "?!", "!"),
+    ],
+)
+def test_what_the_question_holds_is_no_part_of_what_an_answer_says(question, answer, words):
+    assert sorted(words_beyond(question, answer).split()) == sorted(words.split())
+    assert rouge_l_recall(words_beyond(question, answer), answer) == 1.0
+
+
+def test_a_wrong_city_shares_no_word_with_the_fact_though_it_shares_five_of_six_with_the_answer():
+    question, answer, wrong = (
+        "What is the capital of France?",
+        "The capital of France is Paris.",
+        "The capital of France is Oslo.",
+    )
+    assert rouge_l_recall(answer, wrong) == pytest.approx(5 / 6)
+    assert rouge_l_recall(words_beyond(question, answer), wrong) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -80,7 +108,7 @@ def test_words_of_other_scripts_count_and_characters_where_no_space_stands(answe
 def test_it_brings_no_scikit_learn_and_leaves_it_to_others():
     code = """if True:
         import sys
-        from dualoptim.evaluation.rouge import rouge_l_recall
+        from dualoptim.evaluation.rouge import rouge_l_recall, words_beyond
         assert rouge_l_recall("the running dogs", "the dog ran") == 2 / 3
         print("pandas" in sys.modules, "sklearn" in sys.modules)
         import sklearn

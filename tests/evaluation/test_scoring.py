@@ -15,7 +15,7 @@ from dualoptim.data.tofu import tofu_source
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation import scoring
 from dualoptim.evaluation.metrics import exact_memorization, extraction_strength
-from dualoptim.evaluation.rouge import rouge_l_recall
+from dualoptim.evaluation.rouge import rouge_l_recall, words_beyond
 
 
 def test_every_number_equals_a_plain_forward_pass(evaluated, taught):
@@ -47,6 +47,8 @@ def test_every_number_equals_a_plain_forward_pass(evaluated, taught):
             assert row["exact_memorization"] == exact_memorization(correct)
             assert row["extraction_strength"] == extraction_strength(correct)
             assert row["rouge_l_recall"] == rouge_l_recall(row["answer"], generated)
+            fact = words_beyond(row["question"], row["answer"])
+            assert row["recall_beyond_question"] == rouge_l_recall(fact, generated)
             if name == "forget":
                 assert row["probability"] == pytest.approx(math.exp(-loss), rel=1e-5)
             else:

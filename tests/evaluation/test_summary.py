@@ -41,6 +41,17 @@ def test_a_summary_is_the_mapping_that_its_file_holds(tmp_path):
     assert again.score("targeted_forget_efficacy") is None
 
 
+def test_the_peak_of_relearning_is_where_most_came_back_of_what_was_not_taught():
+    known = [(0, 0.9, 0.6), (1, 0.1, 0.2), (2, 0.8, 0.4), (3, 0.2, 0.4), (4, 0.9, 0.3)]
+    curve = [Point(n, {"forget": {"probability": p}, "forget_unseen": {"probability": q}}) for n, p, q in known]
+    relearned = Relearned(curve=curve, retain_only=curve[:2])
+    assert (relearned.counts, relearned.peak, relearned.peak_retain_only) == ("forget_unseen", curve[3], curve[1])
+    whole = Relearned(curve=[Point(n, {"forget": {"probability": p}}) for n, p, _ in known])
+    assert (whole.counts, whole.peak.step) == ("forget", 4)
+    assert Relearned(curve=curve[:1]).peak == curve[0]  # no step could be taken
+    assert Relearned().peak is None
+
+
 def test_every_part_of_a_summary_may_be_absent(tmp_path):
     (tmp_path / "summary.json").write_text('{"attacks": {"quantize": {"4": {}}}, "of a later version": 1}')
     summary = Summary.read(tmp_path / "summary.json")

@@ -282,7 +282,7 @@ def _act(case: Case) -> str:
 def bounded_work(args: Any) -> Any:
     """The same arguments with as much work as an input of the fuzzer may have: a few steps, rows and threads."""
     bounds = {
-        "max_steps": 3, "eval_rows": 2, "max_new_tokens": 3, "relearn": 2, "sample": 2, "threads": 1,
+        "max_steps": 3, "eval_rows": 2, "max_new_tokens": 3, "few_shot": 1, "sample": 2, "threads": 1,
         "gradient_accumulation_steps": 3, "batch_size": 8, "examples": 3,
     }  # fmt: skip
     change: dict[str, Any] = {}
@@ -290,6 +290,9 @@ def bounded_work(args: Any) -> Any:
         value = getattr(args, name, None)
         if value is not None and (value > bound or (value == 0 and name in ("max_steps", "threads"))):
             change[name] = bound
+    if any(steps > 2 for steps in getattr(args, "relearn", ())):
+        change["relearn"] = (2,)
+    change |= {name: getattr(args, name)[:1] for name in ("relearn_lr", "relearn_lora") if hasattr(args, name)}
     if getattr(args, "eval", True) is False:
         change = {name: value for name, value in change.items() if name not in ("eval_rows", "max_new_tokens")}
     return dataclasses.replace(args, **change)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from benchmarks.gpu import Bench
+from speed.gpu import Bench
 
 
 def pytest_runtest_setup(item):

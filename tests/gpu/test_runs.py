@@ -1,10 +1,10 @@
-"""Whole runs on a GPU, in launches of one process: `pytest -m gpu`, a few minutes. Longer ones: tests/benchmarks/gpu.py."""
+"""Whole runs on a GPU, in launches of one process: `pytest -m gpu`, a few minutes. Longer ones: tests/speed/gpu.py."""
 
 import dataclasses
 
 import pytest
 import torch
-from benchmarks.gpu import Measured, apart, refused, resumed, synchronizations
+from speed.gpu import Measured, apart, refused, resumed, synchronizations
 
 from dualoptim import EvalArgs, UnlearnArgs, run
 from dualoptim.evaluate import evaluate

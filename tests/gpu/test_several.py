@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from benchmarks.gpu import apart
+from speed.gpu import apart
 from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.multigpu

@@ -1,10 +1,10 @@
-"""The table of tests/benchmarks/gpu.py: each line ends in a row of its own, and those that need no GPU run on a CPU."""
+"""The table of tests/speed/gpu.py: each line ends in a row of its own, and those that need no GPU run on a CPU."""
 
 import subprocess
 import sys
 
 import pytest
-from benchmarks import gpu
+from speed import gpu
 from support import ROOT
 
 
@@ -38,7 +38,7 @@ def test_whatever_happens_a_line_is_a_row(tmp_path):
 
 @pytest.mark.launch
 def test_a_line_runs_on_a_cpu():
-    line = [sys.executable, str(ROOT / "tests" / "benchmarks" / "gpu.py"), "--device", "cpu", "--only", "10", "12"]
+    line = [sys.executable, str(ROOT / "tests" / "speed" / "gpu.py"), "--device", "cpu", "--only", "10", "12"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300)
     header, *rows = done.stdout.strip().splitlines()
     assert header.startswith("CPU only; "), done.stderr

@@ -25,6 +25,31 @@ def test_it_is_torchs_adamw_fused():
     assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (0.1, (0.5, 0.6), 1e-6, True)
 
 
+@pytest.mark.parametrize("optim", ["dual-adamw", "adamw", "dual-adamw-plus", "m", "v"])
+def test_where_the_values_of_a_tensor_lie_changes_no_step(optim):
+    """A strided view, a transposed tensor and a transposed gradient, of which fused kernels would mix the values up."""
+    args = UnlearnArgs(decouple=optim) if optim in "mv" else UnlearnArgs(optim=optim)
+
+    def after_some_steps(lay_weights, lay_gradient):
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.nn.Parameter(lay_weights(torch.randn(6, 8, generator=generator)))
+        optimizer = kind_of(args).build(args)([{"params": [weight], "weight_decay": 0.01, "decayed": True, "bits": 32}])
+        for step in range(6):
+            use_phase(optimizer, ("forget", "retain")[step % 2], 0.1)
+            weight.grad = lay_gradient(torch.randn(weight.shape, generator=generator))
+            optimizer.step()
+        return weight.detach()
+
+    def transposed(tensor):
+        return tensor.t().contiguous().t()
+
+    half = lambda tensor: tensor[:, ::2]  # noqa: E731
+    expected = after_some_steps(lambda tensor: half(tensor).clone(), torch.clone)
+    for lay in ((half, torch.clone), (lambda tensor: transposed(half(tensor)), torch.clone)):
+        assert torch.allclose(after_some_steps(*lay), expected, rtol=0, atol=1e-6)
+    assert torch.equal(after_some_steps(lambda tensor: half(tensor).clone(), transposed), expected)
+
+
 def test_in_8_bits_only_groups_that_say_so_are_kept_in_bytes():
     pytest.importorskip("bitsandbytes")
     weights = [torch.nn.Parameter(torch.ones(size)) for size in (SMALLEST_QUANTIZED, SMALLEST_QUANTIZED, 256)]

@@ -2,76 +2,29 @@
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
+from losses import OBJECTIVES, TEXTS, examples_of, loss_of, mean_of, models, scores_of, scores_with_reference
+from support import Bigram
 
 from dualoptim import InputError, UnlearnArgs
 from dualoptim.data.batches import pack, pad
 from dualoptim.data.prompts import Example
 from dualoptim.method.objectives import FORGET, RETAIN, Objective, flags_of, split_objectives
-from dualoptim.method.scores import Reference, TokenScores, score
-
-OBJECTIVES = {name: objective for name, objective in {**FORGET, **RETAIN}.items() if objective}
-
-
-class Bigram(torch.nn.Module):
-    """logits = W[input_ids], with the calling convention of a transformers model."""
-
-    def __init__(self, weight):
-        super().__init__()
-        self.weight = torch.nn.Parameter(weight)
-
-    def forward(
-        self,
-        input_ids,
-        position_ids=None,
-        attention_mask=None,
-        logits_to_keep=None,
-        use_cache=False,
-        output_hidden_states=False,
-    ):
-        return SimpleNamespace(logits=self.weight[input_ids][:, logits_to_keep], hidden_states=[self.weight[input_ids]] * 2)
-
-
-def examples_of(batch) -> list[Example]:
-    """Oracle rows (ids and labels with -100) as examples: the scored tokens are those with a label."""
-    examples = []
-    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        scored = [position for position, label in enumerate(labels) if label != -100]
-        assert scored == list(range(scored[0], scored[-1] + 1))
-        assert [ids[p] for p in scored] == [labels[p] for p in scored]
-        examples.append(Example(ids[: scored[-1] + 1], scored[0]))
-    return examples
+from dualoptim.method.scores import TokenScores, score
 
 
 def oracle_examples(name: str, oracle) -> list[Example]:
     side = "forget" if name in FORGET else "retain"
     answers, refusals = (examples_of(oracle["batches"][batch]) for batch in (side, f"{side}_idk"))
     texts = {"answer": answers, "refusal": refusals, "mismatch": examples_of(oracle["batches"]["forget_mismatch"])}
+    if "forget_alternate" in oracle["batches"]:
+        texts["alternative"] = examples_of(oracle["batches"]["forget_alternate"])
     return [texts[text][row] for row in range(len(answers)) for text in OBJECTIVES[name].reads]
 
 
-def loss_of(name, scores, beta=None, gamma=None):
-    """The sum over all units, with the published constants or these."""
-    return OBJECTIVES[name].resolved({"beta": beta, "gamma": gamma}, 0)(scores)
-
-
-def mean_of(name, scores, batch, beta=None, gamma=None):
-    return loss_of(name, scores, beta, gamma) / OBJECTIVES[name].count(batch)
-
-
-def scores_with_reference(model, reference, batch, layer=None):
-    """What the loop gives an objective: scores, and all that a frozen model says about the same tokens."""
-    with torch.no_grad():
-        frozen = score(reference, batch, layer)
-    return dataclasses.replace(
-        score(model, batch, layer), reference=Reference(frozen.log_prob, frozen.logits.__getitem__, frozen.hidden)
-    )
-
-
-CASES = [(name, name, None, None) for name in ("GA", "ME", "IDK", "GD")]
+CASES = [(name, name.removesuffix("-floor"), None, None) for name in ("GA", "ME", "ME-floor", "IDK", "GD")]
 CASES += [("AP", "AP_beta0.1", 0.1, None), ("AP", "AP_beta1", 1.0, None)]
 CASES += [("NPO", f"{prefix}NPO_beta0.1", None, None) for prefix in ("", "OU_")] + [("NPO", "NPO_beta1", 1.0, None)]
 CASES += [("DPO", f"{prefix}DPO_beta0.1", None, None) for prefix in ("", "OU_")] + [("DPO", "DPO_beta0.5", 0.5, None)]
@@ -99,6 +52,21 @@ def test_objectives_equal_the_published_code(name, key, beta, gamma, dtype, coll
     assert float(model.weight.grad.norm()) == pytest.approx(expected["grad_norm"], rel=1e-5)
     if expected["grad"] is not None:
         assert torch.allclose(model.weight.grad, torch.tensor(expected["grad"], dtype=model.weight.dtype), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("beta", [0.05, None, 0.5])  # None: .1 as published
+def test_another_answer_is_preferred_as_in_the_published_code(beta, dtype, shared_json):
+    oracle = shared_json("oracles/losses2.json")
+    model, frozen = (Bigram(torch.tensor(oracle[weight], dtype=getattr(torch, dtype))) for weight in ("W", "W_ref"))
+    batch = pack(oracle_examples("AltPO", oracle))
+    mean = mean_of("AltPO", scores_with_reference(model, frozen, batch), batch, beta)
+    mean.backward()
+    expected = oracle["losses"][f"AltPO_forget_beta{beta or 0.1}"]
+    assert mean.item() == pytest.approx(expected[dtype]["loss"], rel=1e-5)
+    assert float(model.weight.grad.norm()) == pytest.approx(expected[dtype]["grad_norm"], rel=1e-5)
+    gradient = torch.tensor(expected["float64"]["grad"], dtype=model.weight.dtype)
+    assert torch.allclose(model.weight.grad, gradient, rtol=1e-5, atol=1e-6)
 
 
 def every_position(rows):
@@ -158,9 +126,12 @@ def test_the_second_half_of_llmu_equals_the_published_code(shared_json):
 
 
 UNITS = {
-    **dict.fromkeys(("GA", "ME", "IDK", "WGA", "SatImp", "UNDIAL", "PDU", "RMU", "LLMU", "GD", "KL", "KLQ", "EMBED"), 7),
+    **dict.fromkeys(
+        ("GA", "ME", "ME-floor", "IDK", "ALT", "WGA", "SatImp", "UNDIAL", "PDU", "RMU", "LLMU", "GD", "KL", "KLQ", "EMBED"), 7
+    ),
+    **dict.fromkeys(("RMUQ", "ARMU", "ARMU-once", "EMBEDQ", "CB", "CBQ", "CBQ-orth", "EMBEDQ-norm", "JensUn", "IHL", "JSD"), 7),
     **dict.fromkeys(("NPO", "SimNPO"), 4),  # texts
-    **dict.fromkeys(("DPO", "AP"), 2),  # pairs of texts
+    **dict.fromkeys(("DPO", "AltPO", "AP"), 2),  # pairs of texts
     "CE-U": 3,  # all tokens but each text's first
 }
 
@@ -183,18 +154,6 @@ def test_twice_the_texts_are_twice_the_sum_and_twice_the_count():
         (once, units), (twice, more) = found
         assert more == 2 * units, name
         assert twice == pytest.approx(2 * once, rel=1e-9), name
-
-
-def scores_of(logits, labels, sequence=None):
-    sequence = torch.zeros(len(labels), dtype=torch.long) if sequence is None else torch.tensor(sequence)
-    logits = torch.tensor(logits, dtype=torch.float64)
-    logsumexp = logits.logsumexp(-1)
-    log_prob = logits.gather(-1, torch.tensor(labels)[:, None])[:, 0] - logsumexp
-    correct = logits.argmax(-1) == torch.tensor(labels)
-    count = int(sequence.max()) + 1
-    return TokenScores(
-        log_prob, logsumexp, logits.mean(-1), correct, sequence, count, torch.tensor(labels), logits, torch.arange(len(labels))
-    )
 
 
 def test_maximum_entropy_is_the_divergence_from_uniform():
@@ -222,14 +181,6 @@ def test_answer_preservation_by_hand_and_at_its_limits():
     # swapping answer and refusal negates the argument of the sigmoid: softplus(x) - softplus(-x) = x
     swapped = loss_of("AP", scores_of([[0.0, math.log(3)], [math.log(3), 0.0]], [0, 0], sequence=[0, 1]), 2.0)
     assert float(swapped - total) == pytest.approx(math.log(3))
-
-
-TEXTS = [Example([1, 2, 3, 4], 2), Example([5, 6, 7], 1), Example([3, 1, 8, 2], 1), Example([9, 8, 7, 6, 5], 3)]
-
-
-def models(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [Bigram(torch.randn(12, 12, generator=generator, dtype=torch.float64)) for _ in range(2)]
 
 
 def gradient(name, beta=None, gamma=None, texts=TEXTS):
@@ -274,7 +225,7 @@ def test_limits_of_the_weighted_forms():
 def test_a_model_that_has_not_changed_loses_nothing_of_what_it_keeps():
     model, _ = models()
     scores = scores_with_reference(model, model, pack(TEXTS), 0)
-    for name in ("KL", "EMBED"):
+    for name in ("KL", "EMBED", "JSD", "EMBEDQ-norm"):
         assert float(loss_of(name, scores)) == pytest.approx(0, abs=1e-9)
     # -(2/beta) log sigmoid(0) per question
     assert float(loss_of("NPO", scores)) == pytest.approx(len(TEXTS) * 2 / 0.1 * math.log(2))

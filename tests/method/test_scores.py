@@ -19,7 +19,7 @@ def loss_and_gradients(model, batches, objective):
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("objective", ["ME", "GA", "GD", "AP", "SimNPO", "SatImp", "CE-U", "PDU", "RMU"])
+@pytest.mark.parametrize("objective", ["ME", "GA", "GD", "AP", "SimNPO", "SatImp", "CE-U", "PDU", "JensUn", "IHL", "RMU"])
 @pytest.mark.parametrize("name", list(MODELS))
 def test_packed_padded_and_one_by_one_agree(name, objective):
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from support import ROOT
 from transformers import LlamaConfig
 
 from dualoptim import UnlearnArgs
-from dualoptim.models.launches import LAUNCHES, Machine, choices, enough_processes, planned
+from dualoptim.models.launches import LAUNCHES, Machine, choices, enough_processes, launches, planned
 from dualoptim.models.measured import GIB
 from dualoptim.models.memory import Division
 from dualoptim.models.shapes import at_worst, demand_of, empty_model, shape_of
@@ -128,3 +128,15 @@ def test_the_whole_model_is_measured_where_it_takes_half_of_a_device(folders):
     assert weights(24) == -(-whole // 8)
     assert weights(80, evaluate_sharded="yes") == -(-whole // 8)
     assert weights(24, evaluate_sharded="no") == whole
+
+
+@pytest.mark.parametrize("whole", [{"sam_rho": 0.05}, {"retain_optimizer": "muon"}])
+def test_a_run_that_takes_whole_weights_is_offered_no_launch_that_divides_them(whole):
+    args = UnlearnArgs(**whole)
+    assert [launches(args, *place) for place in ((1, False), (4, False), (4, True))] == [["single_gpu"], ["ddp"], []]
+
+
+def test_a_run_that_averages_weights_is_offered_no_zero():
+    args = UnlearnArgs(average_cycles=0.9)
+    assert [launches(args, *place) for place in ((4, False), (4, True))] == [["ddp", "fsdp2"], []]
+    assert demanded(args).moments.wide == demanded(UnlearnArgs()).moments.wide + 1, "the mean takes as much as a moment"

@@ -291,7 +291,8 @@ def test_a_model_that_fails_on_any_text_is_refused(tiny, tmp_path):
 
 def test_a_token_without_an_embedding_is_refused(tiny, tmp_path):
     """Whatever it is: the end of a text, or of the question in a template."""
-    config = LlamaConfig(**GROUPED | {"vocab_size": 2000})
+    known = len(AutoTokenizer.from_pretrained(tiny))
+    config = LlamaConfig(**GROUPED | {"vocab_size": known})
 
     def end(tokenizer):
         tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
@@ -304,8 +305,8 @@ def test_a_token_without_an_embedding_is_refused(tiny, tmp_path):
         token = "<|im_end|>" if change is end else "<turn>"
         with pytest.raises(InputError) as error:
             loaded.formatter.example("Who?", "Nobody.")
-        assert f"{tmp_path / change.__name__}: its tokenizer writes {token!r}, token 2000" in str(error.value)
-        assert "has embeddings of 2000 tokens; call resize_token_embeddings(2001)" in str(error.value)
+        assert f"{tmp_path / change.__name__}: its tokenizer writes {token!r}, token {known}" in str(error.value)
+        assert f"has embeddings of {known} tokens; call resize_token_embeddings({known + 1})" in str(error.value)
         assert "\n" not in str(error.value)
 
 

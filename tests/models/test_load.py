@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import logging
 import re
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,16 +39,30 @@ from dualoptim import EvalArgs, InputError, UnlearnArgs
 from dualoptim.data import demo
 from dualoptim.method.objectives import FORGET
 from dualoptim.method.scores import score
+from dualoptim.models.adapter import base_of
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.load import attention_implementation, load_config, load_model, quantization_options
 from dualoptim.models.loaded import Loading
 from dualoptim.models.packing import BLOCKWISE
 from dualoptim.models.reference import Frozen
+from dualoptim.reporting.card import model_card
 
 
 def load(**fields):
     args = UnlearnArgs(**fields)
     return load_model(args, start_accelerator(args))
+
+
+def test_what_takes_seconds_of_loading_is_shown(tiny, monkeypatch):
+    shown = []
+
+    def noting(what, shows):
+        shown.append((what, shows))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("dualoptim.models.load.waiting", noting)
+    load(model=str(tiny), data="demo")
+    assert shown == [("reading the tokenizer", True), ("trying what the model takes", True)]
 
 
 def test_the_demo_is_an_untrained_model_drawn_from_the_seed():
@@ -192,7 +207,11 @@ def test_a_checkpoint_in_16_bits_takes_no_more_to_load(strategy, tiny, tmp_path)
     use = "measure" if strategy == PLAIN else "train"
     args = UnlearnArgs(model=str(tmp_path), data="demo", eval=False, max_length=64)
     launched = SimpleNamespace(
-        mixed_precision="bf16", distributed_type=strategy, device=torch.device("cpu"), state=SimpleNamespace()
+        mixed_precision="bf16",
+        is_main_process=False,
+        distributed_type=strategy,
+        device=torch.device("cpu"),
+        state=SimpleNamespace(),
     )
     with highest() as seen:
         loaded = load_model(args, launched, use)
@@ -286,3 +305,37 @@ def test_scores_are_those_of_one_text_at_a_time_whatever_the_model_ignores(kind,
     logits = frozen.reader(undial)(texts, torch.device("cpu")).logits
     wanted = [head(x[0, text.start - 1 : len(text.ids) - 1]) for x, text in zip(seen, texts, strict=True)]
     assert torch.allclose(logits(slice(None)), torch.cat(wanted), atol=2e-5)
+
+
+def on_the_hub(folder, cache, revision):
+    """Put a model's folder into a cache of the hub as the revision `revision` of me/tiny."""
+    place = cache / "models--me--tiny"
+    commit = revision.ljust(40, "0").encode().hex()[:40]
+    shutil.copytree(folder, place / "snapshots" / commit)
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs" / revision).write_text(commit)
+
+
+def test_a_revision_of_the_hub_is_taken(tiny, taught, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    on_the_hub(tiny, tmp_path, "main")
+    on_the_hub(taught, tmp_path, "v1")
+    args = UnlearnArgs(model="me/tiny", data="demo", eval=False)
+    accelerator, hashes = start_accelerator(args), {}
+    for name in ("me/tiny", "me/tiny@main", "me/tiny@v1", str(tiny), str(taught)):
+        hashes[name] = load_model(dataclasses.replace(args, model=name), accelerator).weights_hash()
+    assert hashes["me/tiny"] == hashes["me/tiny@main"] == hashes[str(tiny)]
+    assert hashes["me/tiny@v1"] == hashes[str(taught)] != hashes[str(tiny)]
+    for name, why in (
+        ("me/tiny@v2", "AutoConfig cannot load it"),
+        ("me/tiny@", "no revision after the @; give a branch, a tag"),
+    ):
+        with pytest.raises(InputError, match=f"^--model {name}: .*{why}"):
+            load_model(dataclasses.replace(args, model=name), accelerator)
+    asked = dataclasses.replace(args, model="me/tiny@v1", use_lora=True)
+    load_model(asked, accelerator).model.save_pretrained(tmp_path / "adapter")
+    assert base_of(str(tmp_path / "adapter")) == "me/tiny@v1"
+    assert "\nbase_model: me/tiny\n" in model_card(asked, "unlearned")
+    (tmp_path / "a@b").mkdir()
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        load_config(dataclasses.replace(args, model=str(tmp_path / "a@b")))

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import fcntl
+import importlib.util
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ from dualoptim.config.args import SweepArgs
 from dualoptim.errors import WriteError
 from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
+from dualoptim.models import lock
 from dualoptim.models.launch import start_accelerator
 from dualoptim.models.lock import holder, kept_for_one_run
 from dualoptim.sweep import sweep
@@ -182,6 +184,22 @@ def test_a_file_system_without_locks_is_worked_on(accelerator, tmp_path, monkeyp
     with kept_for_one_run(tmp_path / "out", accelerator, ""):
         (tmp_path / "out" / "result").write_text("x")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["result"]
+
+
+def test_a_system_without_such_locks_is_worked_on(accelerator, tmp_path, monkeypatch):
+    """As Windows is: no module fcntl, no O_NOFOLLOW."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.delattr(os, "O_NOFOLLOW")
+    monkeypatch.delattr(os, "pread")
+    spec = importlib.util.spec_from_file_location("lock_elsewhere", lock.__file__)
+    elsewhere = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(elsewhere)
+    with elsewhere.kept_for_one_run(tmp_path / "task1", accelerator, ""):
+        (tmp_path / "task1" / "result").write_text("x")
+    assert [path.name for path in (tmp_path / "task1").iterdir()] == ["result"]
+    with pytest.raises(InputError, match="no"), elsewhere.kept_for_one_run(tmp_path / "refused", accelerator, ""):
+        raise InputError("no")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_of_many_that_come_at_once_one_is_let_in(accelerator, tmp_path):

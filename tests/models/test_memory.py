@@ -155,6 +155,19 @@ def test_an_update_that_is_written_out_holds_four_values_of_a_piece():
     assert divided.buffers == 4 * 4 * PIECE + 4 * (500 + 2 * 300)  # and layers stay gathered
 
 
+def test_a_projection_makes_one_tensor_beside_the_gradients():
+    projects = dataclasses.replace(DUAL, projects=True)
+    for division, largest in ((Division(), 400), (Division(processes=2), 400), (Division(processes=2, fsdp=True), 200)):
+        without, beside = (stepping(SHAPE, division, demand) for demand in (DUAL, projects))
+        assert beside == dataclasses.replace(without, buffers=without.buffers + 4 * largest)
+
+
+def test_a_second_pass_keeps_all_weights_that_train():
+    moves = dataclasses.replace(DUAL, tokens=0, scored=0, moves=True)
+    assert training(SHAPE, Division(), moves) == Parts(gradients=4000, buffers=4000)
+    assert training(SHAPE, Division(), dataclasses.replace(moves, tokens=1000)).buffers == 4000
+
+
 def test_an_evaluation_by_hand():
     demand = dataclasses.replace(DUAL, rows=(3, 100))
     scored, answered = 300 * (4 * 50 + 4 * (6 * 8 + 3 * 16)), 3 * (100 * 4 * 2 * 10 + 8 * 50)

@@ -1,5 +1,7 @@
 """Pieces of weights and states are put together however they were cut, and what is missing of them is found."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -138,3 +140,16 @@ def test_states_in_bytes_come_back(tmp_path):
     read_parts(again, tmp_path)
     assert same(all_of(engine), all_of(again))
     assert any(value.dtype == torch.uint8 for value in all_of(again).values())
+
+
+@pytest.mark.parametrize(
+    ("device", "read"),
+    [
+        ("mps", lambda: torch.tensor([7], dtype=torch.uint8)),  # as Apple's, whose functions take no device
+        ("cuda:7", lambda device: torch.tensor([device.index], dtype=torch.uint8)),
+    ],
+)
+def test_a_random_state_is_asked_for_as_its_device_takes_it(device, read, monkeypatch):
+    monkeypatch.setattr(torch, "get_device_module", lambda asked: SimpleNamespace(get_rng_state=read))
+    states = portable._random_states(SimpleNamespace(device=torch.device(device)))
+    assert states["device"].tolist() == [7]

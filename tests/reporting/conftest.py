@@ -201,7 +201,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
+        if {"td", "th"} & {*self.open}:
             self.rows[-1][-1] += data
         if self.open and self.open[-1] != "style":
             self.text += data

@@ -15,7 +15,14 @@ def front_matter(card):
 def test_a_card_says_what_was_done_to_which_model_and_how_it_scores(before, after):
     args = UnlearnArgs(model="org/base", learning_rates=(3e-5,), output_dir="/home/me/secret")
     card = model_card(args, "task 1 of forget05 unlearned with ME+GD", Summary.from_json(before), Summary.from_json(after))
-    assert front_matter(card) == {
+    matter = front_matter(card)
+    (index,) = matter.pop("model-index")
+    assert index["name"] == "org/base"
+    scores = {(r["dataset"]["split"], m["type"]): m["value"] for r in index["results"] for m in r["metrics"]}
+    assert scores["forget", "probability"] == 0.012
+    assert scores["all", "model_utility"] == 0.643
+    assert matter == {
+        "license": "unknown",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "base_model": "org/base",
@@ -42,6 +49,18 @@ def test_a_card_names_no_folder_of_this_machine(tiny, tmp_path):
     assert str(tiny.parent) not in card
     assert f"task 1 of forget01 of {tmp_path.name} unlearned" in card
     assert not {"base_model", "datasets"} & set(front_matter(card))
+
+
+def test_a_card_takes_over_the_license_and_the_origin_that_the_base_has_on_its_own_card(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: org/base\n---\n\n# A model\n")
+    matter = front_matter(model_card(UnlearnArgs(model=str(tmp_path), data="demo"), "unlearned"))
+    assert (matter["license"], matter["base_model"]) == ("apache-2.0", "org/base")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "README.md").write_text(f"---\nbase_model: {tmp_path}\n---\n")
+    matter = front_matter(model_card(UnlearnArgs(model=str(tmp_path / "other"), data="demo"), "unlearned"))
+    assert matter["license"] == "unknown"
+    assert "base_model" not in matter
+    assert front_matter(model_card(FinetuneArgs(model="demo"), "taught"))["license"] == "mit"
 
 
 def test_a_card_of_an_adapter_and_of_a_fine_tuned_model():

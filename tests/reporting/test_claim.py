@@ -15,12 +15,15 @@ from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
 from dualoptim.models.launch import start_accelerator
 from dualoptim.report import ReportArgs, report
+from dualoptim.reporting import ours
 from dualoptim.reporting.claim import claim
-from dualoptim.reporting.results import RESULT_FILES, SWEEP_FILES
+from dualoptim.reporting.methods import SWEEP_FILES
+from dualoptim.reporting.results import RESULT_FILES
 from dualoptim.sweep import runs_of, sweep
 from dualoptim.unlearn import run
 
 PAIR = "ME+GD_lr0.001"
+README = Path(ours.__file__).with_name("README.md")
 
 
 @pytest.fixture
@@ -28,6 +31,11 @@ def args(tiny, tmp_path):
     return UnlearnArgs(
         model=str(tiny), data="demo", learning_rates=(1e-3,), eval=False, max_steps=1, output_dir=str(tmp_path / "out")
     )
+
+
+def test_all_that_a_task_leaves_stands_in_the_readme():
+    said = README.read_text().partition("\n`eval_tofu.py`")[0]
+    assert not [name for name in ours._TASK if not re.search(rf"[ /]{re.escape(name.rstrip('*'))}\b", said)]
 
 
 def files_of(folder):

@@ -29,6 +29,7 @@ class Hub(ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         self.tokens: set[str | None] = set()
         self.fails: dict[str, int] = {}  # part of a path -> status
+        self.role = "write"
 
     @property
     def url(self):
@@ -62,6 +63,8 @@ class Handler(BaseHTTPRequestHandler):
             hub.objects[path.removeprefix("/storage/")] = body
             return self.answer({})
         hub.tokens.add(self.headers.get("Authorization"))
+        if path == "/api/whoami-v2":
+            return self.answer({"name": "me", "orgs": [{"name": "Ours"}], "auth": {"accessToken": {"role": hub.role}}})
         if path == "/api/repos/create":
             wanted = json.loads(body)
             name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
@@ -169,20 +172,62 @@ def test_an_upload_that_fails_keeps_the_run_and_says_so_in_one_line(fails, says,
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("--push-to-hub")]
     assert line.startswith("--push-to-hub me/forgot: upload failed (")
     assert says in line
-    assert line.endswith(f"the model is in {model}, and `hf upload me/forgot {model}` sends it")
+    assert line.endswith(f"the model is in {model}, and `hf upload --private me/forgot {model}` sends it")
     assert "Traceback" not in done.stderr
     assert (model / "model.safetensors").is_file()
     assert (tmp_path / "out" / "results.csv").is_file()
     assert not own_hub.files
 
 
-def test_nothing_goes_to_a_public_repository_that_was_not_asked_for(own_hub, tiny, tmp_path):
-    own_hub.private["me/forgot"] = False
-    done = train(own_hub, tiny, tmp_path / "out", "--no-eval", "--push-to-hub", "me/forgot")
-    assert done.returncode == 0, done.stderr
-    assert "me/forgot: it exists and is public; nothing was uploaded" in done.stdout
-    assert not own_hub.files
-    assert not own_hub.objects
+@pytest.fixture
+def asked(own_hub, monkeypatch):
+    """Our server is the hub of this process, where somebody is logged in."""
+    monkeypatch.setattr(hub.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.huggingface_hub, "get_token", lambda: "hf_test")
+    own = hub.huggingface_hub.HfApi(endpoint=own_hub.url, token="hf_test")
+    monkeypatch.setattr(hub.huggingface_hub, "HfApi", lambda: own)
+    return own_hub
+
+
+def test_nothing_goes_to_a_public_repository_that_was_not_asked_for(asked, tiny):
+    asked.private["me/forgot"] = False
+    assert "me/forgot: it exists and is public; nothing was uploaded" in hub.push(tiny, "me/forgot", public=False)
+    assert not asked.files
+    assert not asked.objects
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_has", "says"),
+    [
+        ("me/forgot", {"fails": {"whoami": 401}}, r"says no \(.*401.*\); run `hf auth login`, or drop the flag: "),
+        ("me/forgot", {"fails": {"whoami": 503}}, r"says no \(.*503.*\); mend the connection, or drop the flag: "),
+        ("me/forgot", {"role": "read"}, "the token of me may only read; give HF_TOKEN one that may write$"),
+        ("you/forgot", {}, "me is logged in, and may write to me, Ours; give me/forgot$"),
+        ("me/forgot", {"private": {"me/forgot": False}}, "it exists and is public; give --hub-public or another name$"),
+        ("forgot", {"private": {"me/forgot": False}}, "it exists and is public; give --hub-public or another name$"),
+    ],
+)
+def test_a_hub_that_would_not_take_a_model_is_told_of_before_a_run_begins(name, hub_has, says, asked, tiny, monkeypatch):
+    for attribute, value in hub_has.items():
+        setattr(asked, attribute, value)
+    with pytest.raises(InputError, match=f"^--push-to-hub {name}: .*{says}") as error:
+        hub.check_push(UnlearnArgs(model=str(tiny), push_to_hub=name))
+    assert "\n" not in str(error.value)
+    assert not any("create" in path for _, path in asked.requests)
+
+
+@pytest.mark.parametrize("name", ["me/new", "new", "ours/new", "me/mine", "mine", "gpt2"])
+def test_a_hub_that_would_take_a_model_is_asked_and_nothing_is_made_there(name, asked, tiny):
+    asked.private = {"me/mine": True, "gpt2/": False}  # the second is how the server reads a path without an owner
+    hub.check_push(UnlearnArgs(model=str(tiny), push_to_hub=name))
+    assert {method for method, _ in asked.requests} == {"GET"}
+
+
+def test_a_hub_out_of_reach_is_told_of_before_a_run_begins(asked, tiny):
+    asked.shutdown()
+    asked.server_close()
+    with pytest.raises(InputError, match=r"says no \(.*[Rr]efused.*\); mend the connection, or drop the flag"):
+        hub.check_push(UnlearnArgs(model=str(tiny), push_to_hub="me/forgot"))
 
 
 def test_without_a_token_nothing_is_begun(own_hub, tiny, tmp_path):
@@ -202,6 +247,6 @@ def test_offline_is_refused_at_once(tiny, tmp_path):
 
 def test_names_that_grow_too_long_are_refused(tiny):
     name = "me/" + "a" * 80
-    assert hub.repositories(UnlearnArgs(model=str(tiny), push_to_hub=name)) == {("ME+GD", 1e-5, 1): name}
+    assert hub.repositories(UnlearnArgs(model=str(tiny), push_to_hub=name)) == {("ME+GD", 1e-5, "forget05", 1): name}
     with pytest.raises(InputError, match="give a shorter or other name"):
         hub.check_push(UnlearnArgs(model=str(tiny), push_to_hub=name, task_list=(1, 2)))

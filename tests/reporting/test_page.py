@@ -9,7 +9,7 @@ EVIL = "<script>alert('x')</script> | a `tick` & *stars*"
 
 SCORES = [
     ["model utility", "0.654", "0.643", "0.621", "stay"],
-    ["forget efficacy, untargeted", "0.123", "0.901", "0.876", "rise"],
+    ["forget efficacy, untargeted", "0.123", "0.901", "0.876", "over-forgetting: more than retain-only"],
     ["forget efficacy, targeted (refusals)", "-", "0.789", "-", "rise"],
     ["TOFU forget quality (p-value against retain-only)", "-", "0.054", "-", "rise"],
     ["arc: acc", "-", "0.333", "-", "stay"],
@@ -36,7 +36,7 @@ def test_a_run_is_told_the_same_on_both_pages(run, made, lines_of, read_page):
     for row in SCORES:
         cells = [{"rise": "↑ rise", "fall": "↓ fall"}.get(cell, cell) for cell in row]
         assert cells in page.rows
-        assert " ".join(f"| {' | '.join(row)} |".replace("_", "\\_").split()) in lines
+        assert " ".join(f"| {' | '.join(row)} |".split()) in lines
     headline = (
         "Task 1 unlearned with ME+GD in 12 optimizer steps (3 s). Probability of the forget set's true answers 0.987 → 0.012"
     )
@@ -52,7 +52,7 @@ def test_a_run_is_told_the_same_on_both_pages(run, made, lines_of, read_page):
         "The retain-only model is runs/retain/model.",
     ):
         assert text in page.text
-        assert text.replace("_", "\\_") in markdown
+        assert text in markdown
     assert "| optim | dual-adamw |" in lines
     assert "| weight decay | 0 |" in lines
     assert not [line for line in lines if line.startswith(("| max steps", "| use lora"))]  # off
@@ -67,7 +67,7 @@ def test_the_plots_are_files_and_a_part_of_the_page_in_both_themes(run, made, re
     for _, path in plots:
         assert (run / path).read_bytes().startswith(b"\x89PNG")
     page = read_page(html)
-    titles = [element["aria-label"].replace("_", "\\_") for element in page.all("div") if element.get("role") == "img"]
+    titles = [element["aria-label"] for element in page.all("div") if element.get("role") == "img"]
     assert titles == [says for says, _ in plots]
     figures = re.findall(r"<svg .*?</svg>", html, re.DOTALL)
     assert len(figures) == len(plots)
@@ -112,6 +112,13 @@ def test_the_same_results_give_the_same_bytes(run, tmp_path, made):
     assert first == second
 
 
+def test_an_underscore_within_a_word_stays_as_it_is_and_others_make_nothing_oblique():
+    said = "python -m nltk.downloader punkt_tab, _this_, __init__, d__e"
+    assert to_markdown(Section("x", said)) == (
+        "# x\n\npython -m nltk.downloader punkt_tab, \\_this\\_, \\_\\_init\\_\\_, d\\_\\_e\n"
+    )
+
+
 def test_text_of_models_is_text(run, made, read_page, write_json):
     rows = [{"question": EVIL, "answer": EVIL, "generated": EVIL}]
     write_json(run / "ME+GD_lr0.0005" / "task1" / "eval" / "forget.jsonl", rows)
@@ -136,14 +143,68 @@ def test_runs_are_compared(run, tmp_path, made, lines_of, read_page, write_task,
     write_json(tmp_path / "runs" / "three" / "eval" / "summary.json", after)
     markdown, html = made(run, tmp_path / "runs" / "two", tmp_path / "runs" / "three", output_dir=str(tmp_path / "both"))
     rows = read_page(html).rows
-    assert ["1", "one/ME+GD_lr0.0005/task1", "0.012", "0.012", "0.965", "0.965", "0.643", "0.901", "0.054"] in rows
-    assert ["2", "two/NPO+GD_lr1e-05/task1", "0.987", "0.987", "0.976", "0.976", "0.654", "0.123", "-"] in rows
-    assert ["3", "three", "0.012", "0.012", "0.965", "0.965", "0.643", "0.901", "0.054"] in rows
+    assert [
+        "1",
+        "one/ME+GD_lr0.0005/task1",
+        "hidden, not forgotten, kept",
+        "0.012",
+        "0.012",
+        "0.965",
+        "0.965",
+        "0.643",
+        "0.901",
+        "0.054",
+    ] in rows
+    assert [
+        "2",
+        "two/NPO+GD_lr1e-05/task1",
+        "not forgotten, kept",
+        "0.987",
+        "0.987",
+        "0.976",
+        "0.976",
+        "0.654",
+        "0.123",
+        "-",
+    ] in rows
+    assert ["3", "three", "hidden, not forgotten, kept", "0.012", "0.012", "0.965", "0.965", "0.643", "0.901", "0.054"] in rows
     assert ["", "result", "forget losses", "beta"] in rows
     assert ["2", "two/NPO+GD_lr1e-05/task1", "NPO+GD", "0.1"] in rows
     assert (tmp_path / "both" / "report" / "comparison-utility.png").is_file()
     assert lines_of(markdown)[0] == "# Unlearning report: one, two, three"
     assert not (run / "report.md").exists()
+
+
+def test_scores_that_were_measured_otherwise_are_marked(tmp_path, made, read_page, write_task, after):
+    write_task(tmp_path / "a" / "task1", seed=1)
+    write_task(tmp_path / "b" / "task1", seed=2, max_new_tokens=7)
+    write_task(tmp_path / "c" / "task1", after={**after, "rows": {"forget": 1, "retain": 2}}, seed=1)
+    markdown, html = made(*(tmp_path / name for name in "abc"), output_dir=str(tmp_path / "out"))
+    cells = [row[3] for row in read_page(html).rows if row[:1] in (["1"], ["2"], ["3"]) and len(row) == 10]
+    assert cells == ["0.012", "0.012†‡", "0.012*"]
+    says = "Not measured as result 1 is, from which a difference may come: † another --max-new-tokens, ‡ another --seed,"
+    assert says in markdown.replace("\\", "")
+
+
+def test_scores_of_the_same_rows_are_not_marked_though_the_task_is_another(tmp_path, made, read_page, write_task, write_json):
+    for task in (1, 2):
+        folder = write_task(tmp_path / "run" / f"task{task}", task_list=[1, 2])
+        inputs = {"forget": f"of {task}", "retain": "the same"}
+        write_json(folder / "eval" / "finished.json", {name: {"inputs": own} for name, own in inputs.items()})
+    _, html = made(tmp_path / "run")
+    (cells,) = [row[3:] for row in read_page(html).rows if row[:2] == ["2", "task2"] and len(row) == 10]
+    assert cells == ["0.012*", "0.012*", "0.965", "0.965", "0.643", "0.901*", "0.054*"]
+
+
+def test_a_report_says_why_a_task_ended_and_draws_what_was_watched(run, made, write_json):
+    task = run / "ME+GD_lr0.0005" / "task1"
+    write_json(task / "trained.json", {"steps": 12, "ended": "stopped after step 12 of 20, as enough is forgotten"})
+    (task / "watched.jsonl").write_text('{"step": 0, "forget": 0.9}\n{"step": 3, "forget": 0.2}\n')
+    markdown, _ = made(run)
+    assert "in 12 optimizer steps (3 s), stopped after step 12 of 20, as enough is forgotten." in markdown
+    assert (run / "report" / "ME+GD_lr0.0005-task1-watched.png").is_file()
+    write_json(task / "trained.json", {"steps": 12, "not_reached": "--forget-until 0.1 was not reached: 0.200 after 12 steps"})
+    assert "(3 s), --forget-until 0.1 was not reached: 0.200 after 12 steps." in made(run)[0].replace("\\", "")
 
 
 def test_very_many_results_are_compared_alone(tmp_path, made, read_page, write_task):

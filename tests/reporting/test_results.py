@@ -1,19 +1,22 @@
-"""Tables of all results, of a sequence of tasks, and of a sweep's methods."""
+"""Tables of all results, and of tasks."""
 
 import csv
+from dataclasses import replace
 
-from dualoptim.evaluation.summary import Summary
+import pytest
+
+from dualoptim import UnlearnArgs
+from dualoptim.evaluation.summary import Summary, Verdict
+from dualoptim.reporting.methods import write_methods
 from dualoptim.reporting.results import (
     SEQUENCE_FILES,
     TaskResult,
     result_columns,
-    scores_by_method,
-    sequence,
-    sequence_table,
     write_results,
-    write_sequence,
-    write_sweep,
+    write_tasks,
 )
+from dualoptim.reporting.sequence import sequence, sequence_table, write_sequence
+from dualoptim.told import tell
 
 
 def result(folder, task, before, after):
@@ -45,11 +48,11 @@ def test_lines_of_earlier_runs_stay_and_a_repeated_one_is_replaced(after, tmp_pa
 def test_a_sequence_measures_every_task_after_each(before, after, tmp_path):
     again = {**after, "sets": {**after["sets"], "forget_task10": {"probability": 0.077}}}
     first, second, third = map(Summary.from_json, (before, after, again))
-    table = sequence_table(sequence([10, 2], [first, second, third]))
+    table = sequence_table(sequence([10, 2], [first, second], [second, third]))
     assert table.head[:4] == ("after task", "task10 probability", "task2 probability", "all tasks probability")
     assert table.rows == [
         ("before", "0.987", "-", "-", "0.976", "0.654", "0.123"),
-        ("10", "0.012", "-", "0.012", "0.965", "0.643", "0.901"),
+        ("10", "0.012", "0.012", "0.012", "0.965", "0.643", "0.901"),  # just before its turn
         ("2", "0.077", "0.012", "0.044", "0.965", "0.643", "0.901"),
     ]
     write_sequence(tmp_path, [result(tmp_path, 10, first, second), result(tmp_path, 2, second, third)])
@@ -58,29 +61,48 @@ def test_a_sequence_measures_every_task_after_each(before, after, tmp_path):
     assert [line["task10_rouge_l_recall"] for line in lines] == ["0.987", "0.012", ""]
 
 
-def test_means_are_over_seeds_after_the_last_task():
-    common = {"losses": "ME+GD", "optim": "dual-adamw", "learning_rate": "1e-05", "forget_lr": "1e-05"}
-    rows = [
-        common
-        | {"seed": seed, "task": task, "folder": f"x/{seed}/task{task}", "model_utility": utility, "forget_probability": 0.5}
-        for seed, task, utility in ((1, 1, 0.9), (1, 2, 0.4), (2, 1, 0.9), (2, 2, 0.6))
+def test_a_verdict_stands_in_every_table_and_is_counted_where_rows_are_averaged(before, after, tmp_path, lines_of):
+    first, gone = Summary.from_json(before), Summary.from_json(after)
+    verdicts = [Verdict("yes", kept, "fixed levels", {}, [], []) for kept in ("yes", "no")]
+    done = [result(tmp_path, task, first, replace(gone, verdict=one)) for task, one in enumerate(verdicts, 1)]
+    lines = [result_columns(one) | {"tasks_independent": "True"} for one in done]
+    write_results(tmp_path, lines[:1])
+    write_results(tmp_path, lines[1:])
+    assert [line[-3:] for line in map(cells, lines_of((tmp_path / "results.md").read_text())[2:])] == [
+        ["0.643", "0.901", "forgotten, kept"],
+        ["0.643", "0.901", "forgotten, not kept"],
     ]
-    (scores,) = scores_by_method(rows).values()
-    assert scores["model_utility"] == [0.4, 0.6]
+    write_methods(tmp_path, lines)
+    assert cells(lines_of((tmp_path / "methods.md").read_text())[2])[-1] == "1 forgotten, kept; 1 forgotten, not kept"
+    write_methods(tmp_path, lines[:1])
+    assert cells(lines_of((tmp_path / "methods.md").read_text())[2])[-1] == "forgotten, kept"
+    write_tasks(tmp_path, done)
+    table = [cells(line) for line in lines_of((tmp_path / "tasks.md").read_text())]
+    assert [line[:2] for line in table[2:]] == [
+        ["before", "0.987"], ["1", "0.012"], ["2", "0.012"], ["mean", "0.012"], ["deviation", "0.000"]
+    ]  # fmt: skip
+    assert [line[-1] for line in table[2:]] == [
+        "-", "forgotten, kept", "forgotten, not kept", "1 forgotten, kept; 1 forgotten, not kept", "-"
+    ]  # fmt: skip
+    table = sequence_table(sequence([1, 2], [first] * 2, [one.after for one in done]))
+    assert [row[-1] for row in table.rows] == ["-", "forgotten, kept", "forgotten, not kept"]
 
 
-def test_a_run_that_failed_stands_in_the_table_of_a_sweep_with_its_reason(tmp_path, lines_of):
-    common = {"optim": "dual-adamw", "forget_lr": "1e-05", "losses": "ME+GD", "learning_rate": "1e-05"}
-    scores = {"model_utility": 0.5, "untargeted_forget_efficacy": 0.75}
-    write_sweep(
-        tmp_path,
-        [
-            common | {"seed": 1, "task": 1, **scores, "folder": "x/1/task1"},
-            common | {"seed": 2, "task": "-", "failed": "out of luck", "folder": "x/2"},
-        ],
-    )
-    assert "| ME+GD dual-adamw lr 1e-05 forget 1e-05 | 1 | 0.500 | 0.750 | - | - |" in lines_of(
-        (tmp_path / "methods.md").read_text()
-    )
-    assert "out of luck" in (tmp_path / "results.md").read_text()
-    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize("independent", [True, False])
+def test_the_last_of_several_tasks_shows_all_of_them_in_a_terminal(before, after, tmp_path, monkeypatch, capsys, independent):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    done = [result(tmp_path / "pair", task, Summary.from_json(before), Summary.from_json(after)) for task in (10, 2)]
+    (tmp_path / "pair").mkdir()
+    args = UnlearnArgs(task_list=(10, 2), tasks_independent=independent, output_dir=str(tmp_path), texts=False)
+    tell(args, done[:1])
+    assert "all tasks:" not in capsys.readouterr().out
+    tell(args, done)
+    table, named = capsys.readouterr().out.rpartition("model: ")[2].partition("\n")[2].split("all tasks: ")
+    assert named.strip() == str(tmp_path / "pair" / "tasks.md")
+    assert "0.012" in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]

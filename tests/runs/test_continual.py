@@ -47,8 +47,11 @@ def test_every_task_so_far_is_measured_after_each(whole):
         for task in (1, 2, 3):
             name = "forget" if task == position + 1 else f"forget_task{task}"
             cell = line[f"task{task}_probability"]
-            assert (cell == "") == (task > position + 1)
-            if cell:
+            assert (cell == "") == (task > position + 2)
+            if cell and task == position + 2:  # just before its turn
+                own = json.loads((pair / f"task{task}" / "eval_before" / "summary.json").read_text())
+                assert float(cell) == own["sets"]["forget"]["probability"]
+            elif cell:
                 assert float(cell) == summary["sets"][name]["probability"]
                 assert summary["rows"][name] == 2
     # what the last model says of task 1 is measured on its own rows

@@ -14,6 +14,8 @@ from dualoptim.evaluate import evaluate
 def test_the_files_and_the_summary(evaluated):
     folder, summary = evaluated
     assert sorted(path.name for path in (folder / "eval").iterdir()) == [
+        "TOFU_EVAL.json",
+        "TOFU_SUMMARY.json",
         "config.yaml",
         "finished.json",
         "forget.jsonl",
@@ -25,9 +27,11 @@ def test_the_files_and_the_summary(evaluated):
     ]
     assert json.loads((folder / "eval" / "summary.json").read_text()) == summary
     assert summary["rows"] == dict.fromkeys(("forget", "retain", "real_authors", "world_facts", "holdout"), 12)
-    computed = {"rouge_l_recall", "probability", "truth_ratio", "token_entropy", "extraction_strength", "exact_memorization"}
+    computed = {"rouge_l_recall", "recall_beyond_question", "probability", "truth_ratio", "token_entropy"}
+    computed |= {"extraction_strength", "exact_memorization"}
     assert all(set(values) == computed for values in summary["sets"].values())
     assert set(summary["skipped"]) == {
+        "clean_probability",
         "cosine_similarity",
         "entailment_score",
         "targeted_forget_efficacy",
@@ -35,6 +39,7 @@ def test_the_files_and_the_summary(evaluated):
         "privacy.mia_gradnorm",
         "privacy.mia_reference",
         "privacy.privleak",
+        "retain_unseen",
     }
     assert "--retain-logs" in summary["skipped"]["tofu.forget_quality"]  # and how to get it
     assert summary["tofu"]["forget_truth_ratio"] == summary["sets"]["forget"]["truth_ratio"]
@@ -79,3 +84,12 @@ def test_a_broken_model_is_reported_not_averaged(taught, tmp_path):
     )
     assert "probability" not in summary["sets"]["forget"]
     assert summary["skipped"]["forget.probability"] == "the model's losses are not finite"
+
+
+def test_a_model_of_ours_is_judged_against_the_one_before_where_the_same_rows_were_measured(demo_run, tmp_path):
+    model = str(demo_run.tasks[0].model)
+    whole = evaluate(EvalArgs(model=model, data="demo", output_dir=str(tmp_path / "whole")))
+    assert whole["verdict"]["against"] == "the model before unlearning"
+    assert whole["verdict"]["kept"] == "yes"
+    part = evaluate(EvalArgs(model=model, data="demo", eval_rows=5, output_dir=str(tmp_path / "part")))
+    assert part["verdict"]["against"] == "fixed levels"

@@ -50,12 +50,14 @@ def take_two_steps(chosen, losses, optim, folder):
     loaded, start, place = chosen
     # DualOptim+ as published moves single weights by hundreds of rates
     bound = {"max_update": 1.0} if optim == "dual-adamw-plus" else {}
+    size = 2 if "-orth" in losses else 1  # it compares two rows of a micro-batch
     args = UnlearnArgs(
-        forget_losses=(losses,), optim=optim, batch_size=1, retain_freq=1, max_steps=2, learning_rates=(1e-5,), warmup_epochs=0,
-        output_dir=str(folder), **place, **bound,
+        forget_losses=(losses,), optim=optim, batch_size=size, retain_freq=1, max_steps=2, learning_rates=(1e-5,),
+        warmup_epochs=0, output_dir=str(folder), **place, **bound,
     )  # fmt: skip
     source = open_source(args)
-    rows = TaskRows(source.task_rows(args.split, 1), source.retain_rows(args.split, [1]), load_refusals(None))
+    forget = [dataclasses.replace(row, alternatives=("Ann.", "Nobody.")) for row in source.task_rows(args.split[0], 1)]
+    rows = TaskRows(forget, source.retain_rows(args.split[0], [1]), load_refusals(None))
     work = work_of(args, rows, loaded)
     frozen = freeze([work], args, lambda: loaded)
     work = work.with_reference(frozen) if frozen else work
@@ -94,8 +96,7 @@ def test_two_steps_of_a_tiny_model(losses, optim, small, tmp_path):
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("optim", OPTIMIZERS)
-@pytest.mark.parametrize("losses", PAIRS)
+@pytest.mark.parametrize(("losses", "optim"), [(losses, OPTIMIZERS[n % 3]) for n, losses in enumerate(PAIRS)])
 def test_two_real_steps(losses, optim, smollm2, tmp_path):
     check_two_steps(*take_two_steps(smollm2, losses, optim, tmp_path), losses, optim)
 
@@ -104,7 +105,7 @@ def test_two_real_steps(losses, optim, smollm2, tmp_path):
 def test_one_of_each_family_under_zero3_on_two_processes(gguf, tofu, tmp_path):
     """In one launch, whose pairs leave no training state behind each other."""
     pytest.importorskip("deepspeed")
-    families = ("NPO+AP", "RMU+EMBED", "SatImp+GD", "UNDIAL+KL", "LLMU+KLQ")
+    families = ("NPO+AP", "RMU+EMBED", "SatImp+GD", "UNDIAL+KL", "LLMU+KLQ", "JensUn+JSD", "CBQ+EMBEDQ-norm")
     args = UnlearnArgs(
         model=str(gguf), data=str(tofu), split="forget01", forget_losses=families, batch_size=1, retain_freq=1, max_steps=2,
         learning_rates=(1e-5,), eval=False, output_dir=str(tmp_path),

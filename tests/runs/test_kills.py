@@ -258,9 +258,9 @@ def test_killed_while_the_demo_is_taught(strategy, tmp_path, monkeypatch):
         said, since = tmp_path / f"said{number}.txt", time.time_ns()
         variables = environment(config) | {"PYTHONUNBUFFERED": "1"}
         with said.open("w") as out, Started(command(config, spec, processes), variables, stdout=out, stderr=out) as started:
-            wait_until(started, lambda out=said: "learn:  " in out.read_text())
+            wait_until(started, lambda out=said: "learn: |" in out.read_text())
             if place == "in a step":
-                time.sleep(draw.uniform(0, 4))
+                time.sleep(draw.uniform(0, 2))
             else:
                 wait_until(started, lambda begun=since: fresh(taught, begun))
                 time.sleep(draw.uniform(0, 0.02))

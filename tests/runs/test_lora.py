@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from support import FOLDER, arguments, launch, same_end, state_of, stop_and_resume
+from support import arguments, same_end, state_of, stop_and_resume
 from transformers import AutoModelForCausalLM
 
 from dualoptim import EvalArgs, InputError, UnlearnArgs, run
@@ -83,20 +83,3 @@ def test_lora_resume_is_exact(tiny, tmp_path):
     run(args)
     stop_and_resume(args, tmp_path, 4)
     same_end(tmp_path / "whole", tmp_path / "parts")
-
-
-@pytest.mark.launch
-@pytest.mark.parametrize("config", ["zero2", "zero3"])
-def test_lora_resume_is_exact_under_deepspeed_and_keeps_the_adapter_alone(config, tiny, tmp_path):
-    pytest.importorskip("deepspeed")
-    changes = {"use_lora": True, "lora_dropout": 0.1, "save_every": 3, "batch_size": 2}
-    whole = arguments(tiny, tmp_path / "whole", "dual-adamw", max_steps=9, **changes)
-    first = dataclasses.replace(whole, output_dir=str(tmp_path / "parts"), max_steps=4)
-    launch(config, {"runs": [dataclasses.asdict(whole), dataclasses.asdict(first)]})
-    (tmp_path / "parts" / FOLDER / "trained.json").unlink()  # as if it had been interrupted there
-    rest = dataclasses.replace(whole, output_dir=str(tmp_path / "parts"), resume="newest")
-    launch(config, {"runs": [dataclasses.asdict(rest)]})
-    same_end(tmp_path / "whole", tmp_path / "parts")
-    saved = sum(path.stat().st_size for path in (tmp_path / "whole" / FOLDER / "checkpoint").rglob("*") if path.is_file())
-    base = sum(path.stat().st_size for path in tiny.glob("*.safetensors"))
-    assert saved < base, "a checkpoint holds the frozen weights"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import DistributedType
-from benchmarks.memory import LARGE, measured, prepare
+from speed.memory import LARGE, measured, prepare
 from support import ROOT, arguments
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -54,7 +54,7 @@ def test_one_process_holds_what_the_plan_says(tiny, optim):
 @pytest.mark.launch
 @pytest.mark.parametrize("name", ["ZeRO-3, bf16", "FSDP2, bf16"])
 def test_two_processes_hold_what_the_plan_says(name, tmp_path):
-    """Nearer where models are larger (tests/benchmarks/README.md): some 40 MiB are of the libraries' own."""
+    """Nearer where models are larger (tests/speed/README.md): some 40 MiB are of the libraries' own."""
     if "ZeRO" in name:
         pytest.importorskip("deepspeed")
     prepare(tmp_path, LARGE | {"num_hidden_layers": 4, "vocab_size": 16000})
@@ -97,6 +97,8 @@ def test_a_micro_batch_is_as_long_as_the_longest_that_the_run_takes(pair, tiny, 
     assert lengths.micro_batch == max(record["tokens"] for record in task.log)
     assert lengths.scored < lengths.micro_batch < 4 * args.max_length
     assert not lengths.why_not
+    assert len(lengths.steps) == 1
+    assert f"{len(task.log)} steps, " in lengths.steps[0]
 
 
 def on_gpus(planned, device, processes=2, host=240):
@@ -108,6 +110,9 @@ def on_gpus(planned, device, processes=2, host=240):
 def test_what_does_not_fit_is_said_with_what_would(config_only):
     args = UnlearnArgs(model=str(config_only), dry_run=True)
     planned = plan(args, start_accelerator(args))
+    many = dataclasses.replace(planned, lengths=dataclasses.replace(planned.lengths, steps=("one",) * 8))
+    assert describe(many, args).count("\n  one") == 6
+    assert "\n  and 2 more such\n" in describe(many, args)
     assert on_gpus(planned, 200).fits
     full = on_gpus(planned, 80)
     assert not full.fits
@@ -146,11 +151,14 @@ def test_fsdp_is_a_launch_that_the_plan_knows(config_only):
 def test_the_demo_and_the_command(tmp_path):
     command = [str(ROOT / "train_unlearn.py"), "--dry-run", "--output-dir", str(tmp_path / "out")]
     out = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "demo: 1,319,520 parameters" in out
+    assert "demo: 1,279,840 parameters" in out
     assert (
-        "a micro-batch has at most 119 tokens, 54 of them scored; the evaluation's longest text has 150 with its answer" in out
+        "a micro-batch has at most 119 tokens, 52 of them scored; the evaluation's longest text has 146 with its answer" in out
     )
     assert "\nfits: " in out
+    columns = "weights gradients optimizer buffers activations device host".split()  # those with anything in them
+    (head,) = [line for line in out.splitlines() if line.split() == columns]
+    assert len(head) <= 80
     assert not (tmp_path / "out").exists()
 
 
@@ -160,6 +168,7 @@ def test_bf16_is_advised_where_the_cpu_has_units_for_it(monkeypatch):
         monkeypatch.setattr(Path, "read_text", lambda _, flags=flags: f"flags\t: {flags}\n")
         assert bool(said) == bool(advise_bf16(here))
         assert said in advise_bf16(here)
+        assert not said or "accelerate launch --mixed_precision bf16 train_unlearn.py" in advise_bf16(here).splitlines()[-1]
         assert advise_bf16(dataclasses.replace(here, half=True)) == advise_bf16(dataclasses.replace(here, on_cuda=True)) == ""
 
 

@@ -85,6 +85,7 @@ def test_a_run_its_evaluations_and_its_report_hold_scores_alone(tiny, own, tmp_p
     folder = result.tasks[0].folder
     lines = [json.loads(line) for line in (folder / "eval" / "forget.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines] == [1, 2]
+    assert all("recall_beyond_question" in line for line in lines)  # which nobody can compute from these lines
     assert not {"question", "answer", "generated", "refusal"} & {key for line in lines for key in line}
     assert "Texts were not kept" in (tmp_path / "out" / "report.html").read_text()
     with_texts = run(UnlearnArgs(**{**vars(args), "texts": True, "output_dir": str(tmp_path / "kept")}))
@@ -100,7 +101,8 @@ def test_a_run_its_evaluations_and_its_report_hold_scores_alone(tiny, own, tmp_p
 def test_an_evaluation_with_attacks_holds_scores_alone(tiny, own, tmp_path):
     files, texts = own
     args = EvalArgs(
-        model=str(tiny), **files, output_dir=str(tmp_path / "out"), paraphrase=True, sample=2, quantize=(8,), relearn=2,
+        model=str(tiny), **files, output_dir=str(tmp_path / "out"), paraphrase=True, sample=2, quantize=(8, "q8_0"), relearn=2,
+        relearn_rows=("half", "general"), few_shot=1, prefix_words=1,
         retain_model=str(tiny), mia_gradnorm=True, texts=False, **SHORT,
     )  # fmt: skip
     summary = evaluate(args)
@@ -155,6 +157,9 @@ def test_an_upload_never_holds_a_text(tiny, own, tmp_path, monkeypatch, kept):
 
     class Hub:
         endpoint = "https://hub"
+
+        def whoami(self):
+            return {"name": "me"}
 
         def create_repo(self, name, **_):
             return type("Repo", (), {"repo_id": name})

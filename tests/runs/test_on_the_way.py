@@ -7,9 +7,10 @@ import pytest
 import torch
 from support import FOLDER, arguments, launch, records, same_end, state_of, stop_and_resume
 
-from dualoptim import EvalArgs, run
+from dualoptim import EvalArgs, FinetuneArgs, InputError, UnlearnArgs, run
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation.summary import Summary
+from dualoptim.finetune import finetune
 from dualoptim.memory_plan import plan
 from dualoptim.models.checkpoint import discard_after
 from dualoptim.models.launch import start_accelerator
@@ -68,6 +69,51 @@ def test_a_killed_run_measures_again_what_follows_its_checkpoint(tiny, tmp_path)
         dataclasses.replace(args, output_dir=str(tmp_path / "parts"), overwrite=True, eval_every=0, keep_best=None, max_steps=1)
     )
     assert not (task / "best.json").exists()
+
+
+def test_epochs_are_counted_in_their_steps(tiny, tmp_path):
+    """20 forget rows in batches of 8 are 3 forget steps an epoch, with two retain steps each."""
+    args = arguments(tiny, tmp_path / "out", "dual-adamw", num_epochs=3, max_steps=0, gradient_accumulation_steps=2)
+    run(dataclasses.replace(args, eval_every_epochs=1, save_model_every_epochs=2, **QUICK))
+    steps = tmp_path / "out" / FOLDER / "steps"
+    found = sorted(str(path.relative_to(steps)) for path in steps.glob("*/*"))
+    per_epoch = len(records(tmp_path / "out")) // 3
+    assert found == sorted([f"step-{per_epoch}/eval", f"step-{2 * per_epoch}/eval", f"step-{2 * per_epoch}/model"])
+    assert per_epoch == 9
+    taught = {"model": str(tiny), "data": "demo", "splits": ("forget05",), "batch_size": 8, "num_epochs": 3}
+    one = FinetuneArgs(**taught, save_model_every_epochs=1, output_dir=str(tmp_path / "taught"))
+    finetune(one)
+    saved = sorted(path.parent.name for path in (tmp_path / "taught" / "steps").glob("*/model"))
+    assert len(saved) == 2
+    last = int(saved[-1].removeprefix("step-"))
+    two = finetune(
+        dataclasses.replace(one, save_model_every_epochs=0, num_epochs=3, max_steps=last, output_dir=str(tmp_path / "two"))
+    )
+    assert same_weights(two.model, tmp_path / "taught" / "steps" / saved[-1] / "model")
+    finetune(dataclasses.replace(one, overwrite=True, save_model_every_epochs=0, max_steps=1))
+    assert not (tmp_path / "taught" / "steps").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"eval_every": 2, "eval_every_epochs": 1},
+            "--eval-every-epochs 1 takes the place of --eval-every 2; give one of them",
+        ),
+        ({"save_model_every": 2, "save_model_every_epochs": 1}, "takes the place of --save-model-every 2; give one of them"),
+        ({"eval_every_epochs": -1}, "--eval-every-epochs -1 is out of range; give 0 or more"),
+        ({"eval_every_epochs": 0.5}, "0.5 has the wrong type; give int"),
+        ({"eval_every_epochs": 1, "eval": False}, "--eval-every-epochs 1 has no effect with --no-eval"),
+        ({"keep_best": 0.5}, "--keep-best 0.5 chooses among models that are measured on the way; give --eval-every"),
+        ({"eval_every_epochs": 1, "mia_gradnorm": True}, "which --eval-every cannot take between steps; drop one of them"),
+    ],
+)
+def test_what_makes_no_sense_together_is_refused(changes, message):
+    with pytest.raises(InputError) as error:
+        UnlearnArgs(**changes)
+    assert message in str(error.value)
+    assert UnlearnArgs(eval_every_epochs=1, keep_best=0.5).measures_on_the_way
 
 
 def summary(forget, retain, utility):

@@ -76,7 +76,7 @@ def waits_of_a_step(optim="dual-adamw", objectives=("ME", "GD"), size=(2, 2, 1),
     model.config._attn_implementation = "flash_attention_2" if flash else "sdpa"
     optimizer = kind_of(args).build(args)(decay_groups(model, 0.1, 32, False))
     engine = prepare(Accelerator(cpu=True), model, optimizer)
-    layout = Layout(CPU, packed=True, told=flash)
+    layout = Layout(CPU, packed=True, shares=not flash, told=flash)
     drawn = [[examples(texts, seed=step + n) for n in range(micro_batches)] for step in range(4)]
 
     def batches(step):
@@ -98,9 +98,9 @@ def waits_of_a_step(optim="dual-adamw", objectives=("ME", "GD"), size=(2, 2, 1),
 @pytest.mark.parametrize("optim", ["dual-adamw", "adamw"])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_a_step_waits_once_for_its_numbers(optim, clip):
-    """And once a forward pass, where transformers asks whether its row holds several texts."""
-    forwards = 1 if optim == "dual-adamw" else 2
-    assert waits_of_a_step(optim, clip=clip) == {"_local_scalar_dense": forwards, "tolist": 1}
+    """However many micro-batches there are, of several texts: transformers gets the mask for which it asks otherwise."""
+    assert waits_of_a_step(optim, clip=clip, size=(2, 2, 1)) == {"tolist": 1}
+    assert waits_of_a_step(optim, clip=clip, size=(2, 2, 6)) == {"tolist": 1}
 
 
 @pytest.mark.parametrize("flash", [False, True])
@@ -108,17 +108,24 @@ def test_what_a_step_waits_for_does_not_grow_with_layers_and_texts(flash, monkey
     flash_stand_in(monkeypatch)
     small, large = (waits_of_a_step(size=size, flash=flash) for size in ((2, 2, 1), (5, 9, 1)))
     assert small == large
-    assert large.total() <= 4
+    assert large.total() <= 2
+
+
+def test_a_kernel_that_takes_no_mask_waits_once_a_forward_pass_as_does_a_single_text(monkeypatch):
+    """Where transformers asks whether the row holds several texts; a mask for one would cost its attention a faster kernel."""
+    assert waits_of_a_step(size=(2, 1, 3)) == {"_local_scalar_dense": 3, "tolist": 1}
+    flash_stand_in(monkeypatch)
+    assert waits_of_a_step(size=(2, 2, 3), flash=True) == {"_local_scalar_dense": 3, "tolist": 1}
 
 
 @pytest.mark.parametrize("name", FORGET)
 def test_no_forget_objective_waits_for_anything(name):
-    assert waits_of_a_step(objectives=(name, "GD")).total() <= 2
+    assert waits_of_a_step(objectives=(name, "GD")).total() <= 1
 
 
 @pytest.mark.parametrize("name", [name for name in RETAIN if name != "none"])
 def test_no_retain_objective_waits_for_anything(name):
-    assert waits_of_a_step("adamw", ("GA", name)).total() <= 3
+    assert waits_of_a_step("adamw", ("GA", name)).total() <= 1
 
 
 @pytest.mark.parametrize("size", [2, 16])
@@ -128,10 +135,9 @@ def test_a_scored_batch_waits_once_for_its_numbers(size, taught):
     loaded = load_model(args, start_accelerator(args), "measure")
     scoring = ScoringPass(loaded, args)
     rows = [scoring.examples(row)[:1] for row in tofu_source("demo").task_rows("forget05", 1)[:size]]
-    loaded = dataclasses.replace(loaded, layout=dataclasses.replace(loaded.layout, shares=False))
     with Asked() as asked:
-        scores = dataclasses.replace(scoring, loaded=loaded).score_texts("score", rows, membership=True)
-    assert asked.waits == {"_local_scalar_dense": 1, "tolist": 1}
+        scores = dataclasses.replace(scoring, loaded=loaded).score_texts("score", rows, least=0.4)
+    assert asked.waits == {"tolist": 1}
     assert all(own[0].min_k for own in scores)
     with Asked() as asked:
         scoring.score_texts("score", rows)

@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from support import FOLDER, arguments, launch, state_of
 
-from dualoptim import EvalArgs, InputError, attack, run
+from dualoptim import EvalArgs, InputError, run, target
 from dualoptim.evaluate import evaluate
 from dualoptim.evaluation.summary import Summary
 from dualoptim.models import current, load
@@ -74,13 +74,13 @@ def test_an_adapter_trains_in_float32_on_a_base_of_two_bytes(sixteen_bits, tiny,
 
 
 def test_attacks_measure_in_the_precision_of_what_they_are_compared_with(sixteen_bits, tiny, tmp_path, monkeypatch):
-    seen, original = [], attack.measure
+    seen, original = [], target.measure
 
     def measured(scoring, *rest):
         seen.append((scoring.loaded.precision, "forward" in vars(scoring.loaded.model)))  # weights, and Accelerate's products
         return original(scoring, *rest)
 
-    monkeypatch.setattr(attack, "measure", measured)
+    monkeypatch.setattr(target, "measure", measured)
     flags = {
         "quantize": (8,),
         "relearn": 2,

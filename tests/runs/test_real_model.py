@@ -1,6 +1,7 @@
 """The real job in small: SmolLM2-135M-Instruct from its GGUF file learns TOFU rows, then unlearns one task of them."""
 
 import json
+import shutil
 import statistics
 
 import pytest
@@ -48,7 +49,7 @@ def small_job(gguf, tmp_path_factory, part_of_tofu):
     }
     finetuning = {"learning_rate": 3e-4, "num_epochs": 12, "batch_size": 10, "target_loss": 0.2, "warmup_epochs": 2}
     unlearning = {
-        "ME+GD": {"learning_rates": (1e-4,), "num_epochs": 5, "retain_freq": 2, "max_new_tokens": 40},
+        "ME+GD": {"learning_rates": (1e-4,), "forget_lr": 1e-4, "num_epochs": 5, "retain_freq": 2, "max_new_tokens": 40},
         "IDK+AP": {
             "learning_rates": (5e-5,),
             "forget_lr": 3e-4,
@@ -58,7 +59,8 @@ def small_job(gguf, tmp_path_factory, part_of_tofu):
         },
     }
     folder = tmp_path_factory.mktemp("smollm2")
-    return job(gguf, folder, part_of_tofu(folder / "tofu", rows), finetuning, unlearning)
+    yield job(gguf, folder, part_of_tofu(folder / "tofu", rows), finetuning, unlearning)
+    shutil.rmtree(folder)  # three models of half a gigabyte, which nobody else needs
 
 
 def check(tasks):
@@ -122,7 +124,7 @@ def test_the_real_job(gguf, tmp_path, part_of_tofu):
     finetuning = {"learning_rate": 1e-4, "num_epochs": 8, "batch_size": 8, "target_loss": 0.1}
     measure = {"eval_rows": 40, "max_new_tokens": 64}
     unlearning = {
-        "ME+GD": {"learning_rates": (5e-5,), "num_epochs": 4, "batch_size": 8, "retain_freq": 3, **measure},
+        "ME+GD": {"learning_rates": (5e-5,), "forget_lr": 5e-5, "num_epochs": 4, "batch_size": 8, "retain_freq": 3, **measure},
         "IDK+AP": {"learning_rates": (6e-5,), "forget_lr": 1e-4, "num_epochs": 6, "retain_freq": 1, **measure},
     }
     _, tasks = job(gguf, tmp_path, part_of_tofu(tmp_path / "tofu", rows), finetuning, unlearning)
@@ -131,7 +133,7 @@ def test_the_real_job(gguf, tmp_path, part_of_tofu):
 
 @pytest.mark.campaign
 def test_products_in_sixteen_bits_forget_and_keep_as_much(gguf, tmp_path, part_of_tofu, monkeypatch):
-    """Prints a table, in about ten minutes on one core; a CPU without units for it is slow in bf16."""
+    """Prints a table, in about twelve minutes on one core; a CPU without units for it is slow in bf16."""
     some = list(range(12))
     names = (
         "forget01",
@@ -151,7 +153,7 @@ def test_products_in_sixteen_bits_forget_and_keep_as_much(gguf, tmp_path, part_o
             AcceleratorState._reset_state(reset_partial_state=True)
             monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
             measured = {"eval_rows": 10, "max_new_tokens": 32, "output_dir": str(tmp_path / f"{losses}-{precision}")}
-            steps = {"learning_rates": (5e-5,), "num_epochs": 4, "batch_size": 8, "retain_freq": 2}
+            steps = {"learning_rates": (5e-5,), "forget_lr": 5e-5, "num_epochs": 4, "batch_size": 8, "retain_freq": 2}
             (task,) = run(
                 UnlearnArgs(model=str(target.model), data=data, split="forget01", forget_losses=(losses,), **steps, **measured)
             ).tasks
@@ -165,5 +167,6 @@ def test_products_in_sixteen_bits_forget_and_keep_as_much(gguf, tmp_path, part_o
             found.append(scores)
             shown = [f"{before:.3f} to {after:.3f}" for before, after in zip(scores[::2], scores[1::2], strict=True)]
             print(f"| {losses} | {precision} | " + " | ".join(shown) + f" | {seconds:.2f} s |", flush=True)
-        assert max(abs(one - other) for one, other in zip(*found, strict=True)) < 0.1
+        allowed = [0.05, 0.05, 0.2, 0.2] * 3 + [0.1, 0.1]  # ROUGE of ten answers moves by a tenth with one of them
+        assert all(abs(one - other) < most for one, other, most in zip(*found, allowed, strict=True))
     AcceleratorState._reset_state(reset_partial_state=True)

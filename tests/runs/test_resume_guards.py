@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from support import command, environment, state_of
+from support import launch, state_of
 
 from dualoptim import EvalArgs, InputError, UnlearnArgs, run
 from dualoptim.config.args import SweepArgs
@@ -430,22 +429,19 @@ def test_a_renamed_checkpoint_is_not_of_the_step_it_is_called_by(args, killed, c
 def test_two_processes_pass_over_what_one_of_them_has_lost_and_refuse_together(tiny, tmp_path):
     args = base(tiny, tmp_path / "run", batch_size=1, threads=1, **DROPOUT)
 
-    def start(**changes) -> subprocess.CompletedProcess:
-        spec = {"runs": [dataclasses.asdict(dataclasses.replace(args, **changes))]}
-        return subprocess.run(command("ddp", spec), capture_output=True, text=True, timeout=300, env=environment("ddp"))
-
-    assert start().returncode == 0
+    launch("ddp", {"runs": [dataclasses.asdict(args)]})
     task = tmp_path / "run" / TASK
     shutil.copytree(task / "model", tmp_path / "before")
     (task / "trained.json").unlink()
     (task / "checkpoint" / "step-6" / "random-1.safetensors").unlink()
-    resumed = start(resume="newest")
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    resumed = launch("ddp", {"runs": [dataclasses.asdict(dataclasses.replace(args, resume="newest"))]})
     assert resumed.stdout.count("random-1.safetensors is missing; going on from step-3") == 1
     assert same(task / "model", tmp_path / "before")
     before = files_of(tmp_path / "run")
-    for changes, message in (({"resume": str(task / "step-3")}, "no checkpoint of this run"), ({"seed": 7}, "--seed was 1001")):
-        refused = start(**({"resume": "newest"} | changes))
-        assert refused.returncode != 0
-        assert message in refused.stderr
+    wrong = [
+        dataclasses.replace(args, **changes) for changes in ({"resume": str(task / "step-3")}, {"resume": "newest", "seed": 7})
+    ]
+    refused = launch("ddp", {"runs": [dataclasses.asdict(one) for one in wrong], "refused": True}).stdout
+    for message in ("no checkpoint of this run", "--seed was 1001"):
+        assert refused.count(message) == 2, "by both processes"
     assert files_of(tmp_path / "run") == before

@@ -39,11 +39,12 @@ def test_the_demo_forgets_one_author_and_keeps_the_rest(demo_run):
 
 def test_the_demo_leaves_the_folder_that_the_readme_describes(demo_run):
     files = {str(path.relative_to(demo_run.folder)) for path in demo_run.folder.rglob("*") if path.is_file()}
-    task = "ME+GD_lr0.0005/task1"
+    task = "ME+GD_lr0.00015/task1"
     sets = ("forget", "retain", "real_authors", "world_facts", "holdout")
     expected = {"results.csv", "results.md", f"{task}/config.yaml", f"{task}/log.jsonl", f"{task}/trained.json"}
     expected |= {f"{task}/{folder}/{name}.jsonl" for folder in ("eval_before", "eval") for name in sets}
     expected |= {f"{task}/{folder}/{name}.json" for folder in ("eval_before", "eval") for name in ("summary", "finished")}
+    expected |= {f"{task}/{folder}/TOFU_{name}.json" for folder in ("eval_before", "eval") for name in ("EVAL", "SUMMARY")}
     models = (
         "README.md",
         "config.json",
@@ -64,7 +65,7 @@ def test_the_result_and_the_files_agree(demo_run):
     assert [json.loads(line) for line in (task.folder / "log.jsonl").read_text().splitlines()] == task.log
     assert len(task.log) == 5 * 5 * 6  # epochs x forget steps x cycle
     (row,) = csv.DictReader((demo_run.folder / "results.csv").open())
-    assert (row["losses"], row["learning_rate"], row["task"]) == ("ME+GD", "0.0005", "1")
+    assert (row["losses"], row["learning_rate"], row["task"]) == ("ME+GD", "0.00015", "1")
     assert float(row["forget_probability"]) == task.after["sets"]["forget"]["probability"]
     assert float(row["before_model_utility"]) == task.before["model_utility"]
     assert "ME+GD" in (demo_run.folder / "results.md").read_text()
@@ -109,8 +110,8 @@ def test_losses_rates_and_tasks(taught, tmp_path):
         learning_rates=(1e-4, 2e-4),
         task_list=(2, 1),
         max_steps=3,
-        eval_rows=2,
-        max_new_tokens=8,
+        eval_rows=1,
+        max_new_tokens=2,
         output_dir=str(tmp_path),
     )
     result = run(args)
@@ -163,7 +164,7 @@ def test_a_model_remembers_its_template(taught, tmp_path):
     assert choose_template(EvalArgs(model=str(saved), data="demo", template="qa"), tokenizer) == ("qa", TEMPLATES["qa"])
     written = load_yaml(tmp_path / "ME+GD_lr1e-05" / "task1" / "config.yaml", UnlearnArgs)
     assert (written.template, written.question_start_tag, written.answer_tag) == ("llama2", "[INST] ", "=")
-    assert (written.forget_lr, written.learning_rates) == (1e-5, (1e-5,))
+    assert (written.forget_lr, written.learning_rates) == (pytest.approx(3e-5), (1e-5,))
 
 
 # ------------------------------------------------------------------------------------------------------- command lines
@@ -205,7 +206,7 @@ def test_finetune_from_the_command_line(tiny, tmp_path):
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
 
 
-def test_finetune_teaches_and_stops_when_it_knows(tiny, tmp_path):
+def test_finetune_teaches_and_stops_when_it_knows(tiny, tmp_path, capsys):
     args = FinetuneArgs(
         model=str(tiny),
         data="demo",
@@ -224,6 +225,12 @@ def test_finetune_teaches_and_stops_when_it_knows(tiny, tmp_path):
     assert len(result.log) % 2 == 0
     assert len(result.log) < 120
     assert {record["phase"] for record in result.log} == {"learn"}
+    *_, begins, ends = capsys.readouterr().out.splitlines()
+    assert begins == f"loading {tiny}"
+    assert (
+        ends
+        == f"{len(result.log)} steps, loss {result.log[0]['loss']:.3g} → {result.log[-1]['loss']:.3g}; model: {result.model}"
+    )
 
 
 def test_trackers_follow_every_step_and_score(small_args, tmp_path):

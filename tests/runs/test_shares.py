@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from benchmarks.memory import SIZES, bound, measured, prepare
+from speed.memory import SIZES, bound, measured, prepare
 from support import FOLDER, RATE, arguments, difference, launch, records, state_of
 
 from dualoptim import run
@@ -44,7 +44,7 @@ CASES = {"references": REFERENCES, "adapter": {"use_lora": True, "max_steps": 6,
 @pytest.mark.launch
 @pytest.mark.parametrize("config", ["zero3", "fsdp2"])
 def test_references_and_adapters_are_those_of_one_process(config, tiny, tmp_path):
-    """The frozen head of KL and UNDIAL lies in shares; adapters are divided beside their base."""
+    """The frozen head of KL, JSD and UNDIAL lies in shares; adapters are divided beside their base."""
     if config == "zero3":
         pytest.importorskip("deepspeed")
     runs = {name: arguments(tiny, tmp_path / name, "dual-adamw", **changes) for name, changes in CASES.items()}

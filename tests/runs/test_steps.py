@@ -63,7 +63,7 @@ def by_hand(small_args, optimizers):
 @pytest.mark.parametrize("optim", ["dual-adamw", "adamw-alternate"])
 def test_a_run_equals_the_same_steps_written_out(small_args, tiny, optim):
     # an untrained model: where gradients are near zero, Adam turns the rounding of another order of sums into whole steps
-    args = dataclasses.replace(small_args, model=str(tiny), optim=optim, weight_decay=0.0, max_grad_norm=0.0)
+    args = dataclasses.replace(small_args, model=str(tiny), optim=optim, forget_lr=5e-4, weight_decay=0.0, max_grad_norm=0.0)
 
     def two_banks(parameters):
         parameters = list(parameters)
@@ -86,7 +86,8 @@ def test_a_run_equals_the_same_steps_written_out(small_args, tiny, optim):
 def test_three_optimizers_differ_in_nothing_but_the_optimizer(small_args, tmp_path):
     logs = {}
     for optim in ("dual-adamw", "adamw-alternate", "adamw"):
-        args = dataclasses.replace(small_args, optim=optim, output_dir=str(tmp_path / optim))
+        rate = {} if optim == "adamw" else {"forget_lr": 5e-4}
+        args = dataclasses.replace(small_args, optim=optim, output_dir=str(tmp_path / optim), **rate)
         logs[optim] = run(args).tasks[0].log
     keys = ("step", "epoch", "phase", "lr", "count", "tokens")
     alternating = [[{k: r[k] for k in keys} for r in logs[optim]] for optim in ("dual-adamw", "adamw-alternate")]
@@ -111,7 +112,7 @@ def test_each_phase_has_its_rate_and_its_clipping(small_args):
 @pytest.mark.parametrize(("clip", "limit"), [("max_grad_norm", 1e-3), ("forget_max_grad_norm", 2e-3)])
 def test_clipping_is_torchs_own(small_args, tiny, clip, limit):
     """One forget step by plain SGD at rate 1 moves the weights by the gradient, so by exactly what clipping leaves of it."""
-    changes = {"model": str(tiny), "max_steps": 1, "warmup_epochs": 0, "learning_rates": (1.0,), clip: limit}
+    changes = {"model": str(tiny), "max_steps": 1, "warmup_epochs": 0, "learning_rates": (1.0,), "forget_lr": 1.0, clip: limit}
     changes |= {"forget_optimizer": "torch.optim.SGD", "forget_weight_decay": 0.0}
     weights, result = weights_after(dataclasses.replace(small_args, **changes))
     start = state_of(tiny)
@@ -124,6 +125,14 @@ def test_coefficients_scale_the_joint_loss(small_args):
     args = dataclasses.replace(small_args, optim="adamw", forget_coeff=0.1, regularization_coeff=3.0, max_steps=1)
     record = run(args).tasks[0].log[0]
     assert record["loss"] == pytest.approx(0.1 * record["forget_loss"] + 3 * record["retain_loss"], rel=1e-6)
+
+
+def test_a_coefficient_that_is_divided_out_is_told_once_and_the_steps_of_each_rate(small_args, capsys):
+    run(dataclasses.replace(small_args, forget_coeff=0.1, max_steps=1, learning_rates=(1e-4, 2e-4)))
+    out = capsys.readouterr().out
+    assert out.count("--forget-coeff 0.1 changes little, for the forget steps have an optimizer state of their own") == 1
+    assert out.count("\n1 step, ") == 2
+    assert "1 forget step of 4 rows (4 examples) at rate 0.0006, 0 retain steps of 4 rows (0 examples)" in out
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(taught, tmp_path, monkeypatch):

@@ -42,6 +42,7 @@ def refusal(accelerator: Accelerator):
 
 
 def work(spec: dict) -> None:
+    gc.freeze()  # what is imported stays, and need not be looked through after each run
     runs = [UnlearnArgs(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}) for fields in spec["runs"]]
     accelerator = start_accelerator(runs[0])
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":

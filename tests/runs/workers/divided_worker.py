@@ -56,5 +56,5 @@ def both_ways(spec: dict, accelerator: Accelerator) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv, spec = sys.argv[:1], json.loads(sys.argv[1])
-    main(EvalArgs, lambda _: work(spec))
+    spec = json.loads(sys.argv[1])
+    main(EvalArgs, lambda _: work(spec), ["--model", "its own", "--data", "demo"])
