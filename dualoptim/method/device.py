@@ -17,7 +17,9 @@ def sent(value: Any, device: torch.device) -> Any:
         return {name: sent(one, device) for name, one in value.items()}
     if not isinstance(value, Tensor):
         return value
-    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+    if device.type == "cuda" and value.device.type == "cpu":  # what a GPU holds cannot be pinned
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 def added_up(accelerator: Accelerator, numbers: list[int]) -> list[int]:

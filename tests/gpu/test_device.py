@@ -72,14 +72,16 @@ def test_a_step_is_that_of_a_cpu(device, kind):
             optimizer.step()
         found.append(model.weight.detach().cpu())
     gaps = (found[1] - found[0]).abs()
-    assert gaps.mean() < (1e-5 if kind == "8 bits" else 1e-7)
+    assert gaps.mean() < (1e-5 if kind == "8 bits" else 5e-7)  # weights of about 1, whose neighbours are 1e-7 apart
     assert gaps.max() < (2e-3 if kind == "8 bits" else 1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", pytest.param("flash_attention_2", marks=pytest.mark.gpu)])
-def test_packed_texts_are_kept_apart_and_a_model_that_mixes_them_is_seen(on, kernel, tiny, monkeypatch):
+def test_packed_texts_are_kept_apart_and_a_model_that_mixes_them_is_seen(device, on, kernel, tiny, monkeypatch):
     if kernel == "flash_attention_2":
         pytest.importorskip("flash_attn")
+        if device.type == "cpu":
+            pytest.skip("a CPU has no flash-attention")
     loaded = load_model(UnlearnArgs(model=str(tiny), attn_implementation=kernel), on("bf16"), "measure")
     assert loaded.layout.packed
     assert loaded.layout.shares == (kernel == "sdpa")

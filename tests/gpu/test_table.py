@@ -9,7 +9,7 @@ from support import ROOT
 
 
 def test_every_line_of_the_list_is_there_in_order():
-    assert list(gpu.LINES) == list(range(1, 16))
+    assert list(gpu.LINES) == list(range(1, 18))
     assert all(line.title and line.expected and callable(line.measure) for line in gpu.LINES.values())
     assert gpu.header("cpu").startswith("CPU only; Python 3.")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from support import MODELS, Asked, examples
+from torch._subclasses import FakeTensorMode
 
 from dualoptim.data.batches import pack
 from dualoptim.method.device import added_up, casting_once, clipped, sent
@@ -21,6 +22,18 @@ def test_what_is_sent_are_tensors_also_those_of_a_dictionary():
     assert (found["one"].device, found["inner"]["two"].device) == (META, META)
     assert (found["inner"]["length"], found["name"]) == (3, None)
     assert sent(given["one"], CPU) is given["one"]
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda:0"])
+def test_only_a_hosts_memory_is_pinned_for_its_way_to_a_gpu(place, monkeypatch):
+    """CUDA refuses another's; without a GPU, its tensors are pretended."""
+    pinned, later = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking=False: later.append(non_blocking) or self)
+    with FakeTensorMode():
+        sent({"ids": torch.zeros(3, device=place), "texts": 3}, torch.device("cuda:0"))
+    assert len(pinned) == (place == "cpu")
+    assert later == [place == "cpu"]
 
 
 def test_a_single_process_adds_up_without_asking_its_device():
