@@ -11,12 +11,14 @@ import argparse
 import contextlib
 import csv
 import functools
-import gc
 import json
 import math
+import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from dualoptim import EvalArgs, FinetuneArgs, UnlearnArgs, run
 from dualoptim.config.args import Relearning
 from dualoptim.config.optimizers import kind_of
 from dualoptim.data import demo
-from dualoptim.data.own import open_source
+from dualoptim.data.own import Source, open_source
 from dualoptim.data.rows import Row
 from dualoptim.data.unseen import known_to_train, said
 from dualoptim.errors import NonFiniteError
@@ -51,8 +53,8 @@ STEP = 1.3
 """Factor between rates."""
 FARTHEST = 10
 """Factors from the first rate to the last that is tried."""
-RELEARN = {"relearned": (20, 5e-4), "relearned_longer": (60, 1e-3)}
-"""Steps and rate on a fifth of the forget rows; what is read is the others' probability."""
+RELEARN = ("relearned", "relearned_longer")
+"""Trained on a fifth of the forget rows; what is read is the others' probability."""
 COLUMNS = ("forget", "seen", "unseen", "general", *RELEARN, "four_bits")
 
 
@@ -126,49 +128,75 @@ PARTS = [
 # ------------------------------------------------------------------------------------------------------------- the task
 
 
-def prepare(folder: Path) -> None:
-    """Write rows with other answers; teach the demo's model, and one that never sees the three authors, if need be."""
-    rows = demo.splits()
-    others = [{**row, "other": row["perturbed_answer"]} for row in rows["forget10_perturbed"]]
-    for name, lines in (("forget", others), ("retain", rows["retain10"])):
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    if not (folder / "model").is_dir():
-        args = UnlearnArgs(output_dir=str(folder))
-        teach_demo(load_model(args, start_accelerator(args)), args, folder / "model")
-    if not (folder / "retain_only" / "model").is_dir():
-        splits = ("retain50", "retain_unseen", "forget05", "real_authors_perturbed", "world_facts_perturbed")
-        recipe = {**DEMO_RECIPE, "splits": splits, "tasks": (4, 5, 6, 7, 8, 9, 10), "overwrite": True}
-        finetune(FinetuneArgs(data="demo", output_dir=str(folder / "retain_only"), **recipe))
+@dataclass(frozen=True)
+class Task:
+    """What is unlearned in a folder: the demo's model, rows and questions. Other models are tasks of their own."""
 
+    folder: Path
+    levels: tuple[float, float] = LEVELS
+    known: float = KNOWN
+    relearn: tuple[tuple[int, float], ...] = ((20, 5e-4), (60, 1e-3))  # steps and rate of each column of RELEARN
 
-class Measuring:
-    """Scores models of a task by probabilities of true answers alone, as they are, in four bits, and after relearning."""
+    def prepare(self) -> None:
+        """Write rows with other answers; teach the demo's model, and one that never sees the three authors, if need be."""
+        folder, rows = self.folder, demo.splits()
+        others = [{**row, "other": row["perturbed_answer"]} for row in rows["forget10_perturbed"]]
+        for name, lines in (("forget", others), ("retain", rows["retain10"])):
+            (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        if not (folder / "model").is_dir():
+            args = UnlearnArgs(output_dir=str(folder))
+            teach_demo(load_model(args, start_accelerator(args)), args, folder / "model")
+        if not (folder / "retain_only" / "model").is_dir():
+            splits = ("retain50", "retain_unseen", "forget05", "real_authors_perturbed", "world_facts_perturbed")
+            recipe = {**DEMO_RECIPE, "splits": splits, "tasks": (4, 5, 6, 7, 8, 9, 10), "overwrite": True}
+            finetune(FinetuneArgs(data="demo", output_dir=str(folder / "retain_only"), **recipe))
 
-    def __init__(self, folder: Path, tasks: int) -> None:
+    def flags(self, part: "Part") -> dict[str, Any]:
+        """Name the rows and the model of a run."""
+        rows: dict[str, Any]
+        if part.pair.startswith("AltPO"):
+            rows = {name: str(self.folder / f"{name.removesuffix('_file')}.jsonl") for name in ("forget_file", "retain_file")}
+            rows["alternative_column"] = "other"
+        else:
+            rows = {"data": "demo", "split": ("forget10" if part.tasks == 1 else "forget05",)}
+        return {"model": str(self.folder / "model"), "num_epochs": 2, **rows}
+
+    def measuring(self, tasks: int) -> "Measuring":
+        """Say what models are asked after so many tasks."""
         split = "forget10" if tasks == 1 else "forget05"
-        args = EvalArgs(model=str(folder / "model"), data="demo", split=(split,), relearn=(1,))
+        args = EvalArgs(model=str(self.folder / "model"), data="demo", split=(split,), relearn=(1,))
         source = open_source(args)
         trained = known_to_train(args, source) or frozenset()
         sets, _ = source.evaluation_sets(split, 1)
         kept = sets["retain"]
-        self._args, self._source = args, source
-        self._sets = {
+        asked = {
             "forget": [Row(row.question, row.answer) for task in range(1, tasks + 1) for row in source.task_rows(split, task)],
             "seen": [row for row in kept if said(row) in trained],
             "unseen": [row for row in kept if said(row) not in trained],
             "general": [*sets["real_authors"], *sets["world_facts"]],
         }
+        return Measuring(args, source, asked, self.relearn)
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Scores models of a task by probabilities of true answers alone, as they are, in four bits, and after relearning."""
+
+    args: EvalArgs
+    source: Source
+    asked: Mapping[str, Sequence[Row]]
+    relearn: Sequence[tuple[int, float]]
 
     def scores(self, model: Path) -> dict[str, float]:
         """Give the mean probability by `COLUMNS`."""
-        args = EvalArgs(**{**vars(self._args), "model": str(model)})
+        args = EvalArgs(**{**vars(self.args), "model": str(model)})
         accelerator = start_accelerator(args)
         loaded = load_model(args, accelerator)
         weights = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
-        found = {name: self._probability(loaded, rows) for name, rows in self._sets.items()}
-        (lesson,) = make_lessons(args, self._source, loaded)
+        found = {name: self._probability(loaded, rows) for name, rows in self.asked.items()}
+        (lesson,) = make_lessons(args, self.source, loaded)
         taught = {said(row) for row in lesson.rows}
-        for name, (steps, rate) in RELEARN.items():
+        for name, (steps, rate) in zip(RELEARN, self.relearn, strict=True):
             epochs = math.ceil(steps * 4 / len(lesson.rows))
             recipe = Relearning(model=str(model), learning_rate=rate, num_epochs=epochs, max_steps=steps, warmup_epochs=0)
             loaded.model.train()
@@ -176,18 +204,22 @@ class Measuring:
                 for _ in learn(loaded, lesson.rows, recipe, log):
                     pass
             release(loaded)
-            found[name] = self._probability(loaded, [row for row in self._sets["forget"] if said(row) not in taught])
+            found[name] = self._probability(loaded, [row for row in self.asked["forget"] if said(row) not in taught])
             loaded.model.load_state_dict(weights)
         round_to_nearest(loaded.model, 4)
-        found["four_bits"] = self._probability(loaded, self._sets["forget"])
+        found["four_bits"] = self._probability(loaded, self.asked["forget"])
         return found
 
     def _probability(self, loaded: Any, rows: Sequence[Row]) -> float:
         loaded.model.eval()
-        return statistics.fmean(math.exp(-loss) for loss in ScoringPass(loaded, self._args).losses("score", rows))
+        return statistics.fmean(math.exp(-loss) for loss in ScoringPass(loaded, self.args).losses("score", rows))
 
 
-measuring = functools.cache(Measuring)
+@functools.cache
+def measuring(task: Task, tasks: int) -> Measuring:
+    """Say it once a process."""
+    return task.measuring(tasks)
+
 
 # ------------------------------------------------------------------------------------------------------------- the runs
 
@@ -239,7 +271,7 @@ def around(known: Mapping[int, Line], level: float) -> tuple[int, int] | None:
     return (max(knows), min(beyond)) if knows and beyond else None
 
 
-def next_place(known: Mapping[int, Line], begin: Sequence[int]) -> int | None:
+def next_place(known: Mapping[int, Line], begin: Sequence[int], levels: Sequence[float] = LEVELS) -> int | None:
     """Say which rate a seed tries next, in factors of `STEP` from the first; None where its curve crosses the levels or ends.
 
     It begins with one rate, or with those around the levels of an earlier seed. Those around the lowest level are a factor
@@ -250,9 +282,9 @@ def next_place(known: Mapping[int, Line], begin: Sequence[int]) -> int | None:
             return place
     low, high, stride = min(known), max(known), 1 if len(begin) > 2 else 2
     broken = known[high]["forget"] == "" or known[high]["unseen"] < COLLAPSED
-    for level in LEVELS:
+    for level in levels:
         found = around(known, level)
-        if found and found[1] - found[0] > (1 if level == min(LEVELS) else 2) and sum(found) // 2 not in known:
+        if found and found[1] - found[0] > (1 if level == min(levels) else 2) and sum(found) // 2 not in known:
             return sum(found) // 2
         if not found and known[low]["forget"] != "" and known[low]["forget"] < level and low > begin[0] - FARTHEST:
             return low - stride
@@ -261,61 +293,59 @@ def next_place(known: Mapping[int, Line], begin: Sequence[int]) -> int | None:
     return None
 
 
-def take(folder: Path, part: Part, contender: Contender, place: int, seed: int) -> Line:
-    """Unlearn with the demo's steps and measure."""
+def take(task: Task, part: Part, contender: Contender, place: int, seed: int) -> Line:
+    """Unlearn and measure, in a process that says nothing."""
     forget_lr = contender.rate * STEP**place
     rates: dict[str, Any] = {"learning_rates": (float(f"{forget_lr / contender.ratio:.3g}"),)}
     if contender.flags.get("optim") != "adamw":
         rates["forget_lr"] = float(f"{forget_lr:.3g}")
-    if part.pair.startswith("AltPO"):
-        rows = {name: str(folder / f"{name.removesuffix('_file')}.jsonl") for name in ("forget_file", "retain_file")}
-        rows["alternative_column"] = "other"
-    else:
-        rows = {"data": "demo", "split": ("forget10" if part.tasks == 1 else "forget05",)}
-    args = UnlearnArgs(
-        model=str(folder / "model"), forget_losses=(part.pair,), num_epochs=2, eval=False, overwrite=True, seed=seed,
-        task_list=tuple(range(1, part.tasks + 1)), output_dir=str(folder / "run"), **rows, **rates, **contender.flags,
-    )  # fmt: skip
+    flags = {**task.flags(part), **rates, **contender.flags, "task_list": tuple(range(1, part.tasks + 1))}
+    own = task.folder / f"run-{os.getpid()}"
+    args = UnlearnArgs(forget_losses=(part.pair,), eval=False, overwrite=True, seed=seed, output_dir=str(own), **flags)
     line: Line = {"part": part.title, "optimizer": contender.title, "place": place, "seed": seed}
     line |= {"learning_rate": args.learning_rates[0], "forget_lr": args.forget_lr or args.learning_rates[0]}
-    try:
-        result = run(args)
-    except NonFiniteError:
-        return line | dict.fromkeys((*COLUMNS, "seconds"), "")
-    line["seconds"] = sum(record["seconds"] for task in result.tasks for record in task.log)
-    line |= measuring(folder, part.tasks).scores(result.tasks[-1].model)
+    with (
+        (task.folder / f"said-{os.getpid()}.txt").open("w") as said_there,
+        contextlib.redirect_stdout(said_there),
+        contextlib.redirect_stderr(said_there),
+    ):
+        try:
+            result = run(args)
+        except NonFiniteError:
+            return line | dict.fromkeys((*COLUMNS, "seconds"), "")
+        line["seconds"] = sum(record["seconds"] for done in result.tasks for record in done.log)
+        line |= measuring(task, part.tasks).scores(result.tasks[-1].model)
     return line
 
 
-def take_all(folder: Path, runs: Runs, parts: Sequence[Part], ends: float) -> None:
-    """Take what is missing, the most telling parts first, until a time."""
-    for part in parts:
-        for seed in part.seeds:
-            for contender in (CONTENDERS[place] for place in part.places):
-                while time.time() < ends:
-                    lines = runs.of(part, contender)
-                    known = {int(line["place"]): line for line in lines if line["seed"] == seed}
-                    place = next_place(known, _earlier(lines, seed) or [part.start])
-                    if place is None:
-                        break
-                    started = time.time()
-                    with (
-                        (folder / "said.txt").open("w") as said_there,
-                        contextlib.redirect_stdout(said_there),
-                        contextlib.redirect_stderr(said_there),
-                    ):
-                        line = take(folder, part, contender, place, seed)
-                    runs.add(line)
-                    scores = ", ".join(f"{name} {line[name]:.3f}" for name in COLUMNS if line[name] != "")
-                    print(f"{part.title}, {contender.title}, {line['forget_lr']:g}, seed {seed}: {scores} "
-                          f"({time.time() - started:.1f} s)", flush=True)  # fmt: skip
+def take_all(task: Task, runs: Runs, parts: Sequence[Part], ends: float, at_once: int = 1) -> None:
+    """Take what is missing, the most telling parts first, until a time; so many runs beside each other."""
+    chains = [(part, CONTENDERS[place], seed) for part in parts for seed in part.seeds for place in part.places]
+    taken: dict[Future[Line], tuple[Part, Contender, int]] = {}
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
+        while True:
+            for part, contender, seed in chains:
+                if len(taken) == at_once or time.time() > ends:
+                    break
+                lines = runs.of(part, contender)
+                known = {int(line["place"]): line for line in lines if line["seed"] == seed}
+                place = next_place(known, _earlier(lines, seed, task.levels) or [part.start], task.levels)
+                if place is not None and (part, contender, seed) not in taken.values():
+                    taken[pool.submit(take, task, part, contender, place, seed)] = part, contender, seed
+            if not taken:
+                return
+            for done in wait(taken, return_when=FIRST_COMPLETED).done:
+                part, contender, seed = taken.pop(done)
+                runs.add(line := done.result())
+                scores = ", ".join(f"{name} {line[name]:.3f}" for name in COLUMNS if line[name] != "")
+                print(f"{part.title}, {contender.title}, {line['forget_lr']:g}, seed {seed}: {scores}", flush=True)
 
 
-def _earlier(lines: Sequence[Line], seed: int) -> list[int]:
+def _earlier(lines: Sequence[Line], seed: int, levels: Sequence[float] = LEVELS) -> list[int]:
     """Give the places around the levels of the first seed, none for that one."""
     first = lines[0]["seed"] if lines else seed
     known = {int(line["place"]): line for line in lines if line["seed"] == first}
-    pairs = [pair for level in LEVELS if (pair := around(known, level))] if first != seed else []
+    pairs = [pair for level in levels if (pair := around(known, level))] if first != seed else []
     return sorted({place for pair in pairs for place in pair})
 
 
@@ -358,10 +388,11 @@ def spread(values: Sequence[float], seeds: int) -> str:
     return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "") + some
 
 
-def tables(folder: Path, runs: Runs) -> Iterator[str]:
+def tables(task: Task, runs: Runs, parts: Sequence[Part]) -> Iterator[str]:
     """Write a table and a plot for every part, and tables of what they cost and are compared with."""
     known = {line["optimizer"]: line for line in runs.lines if line["part"] == ""}
-    for title in dict.fromkeys(part.title for part in PARTS):
+    high, low = task.levels
+    for title in dict.fromkeys(part.title for part in parts):
         own = [_strongest(line) for line in runs.lines if line["part"] == title]
         if not own:
             continue
@@ -370,21 +401,19 @@ def tables(folder: Path, runs: Runs) -> Iterator[str]:
         for name, method in by_method.items():
             lines = [line for line in own if line["optimizer"] == name]
             seeds = len({line["seed"] for line in lines})
-            at = [spread(method.at("unseen", level), seeds) for level in (LEVELS[0], KNOWN, LEVELS[1])]
-            at += [spread(between(lines, column, KNOWN), seeds) for column in ("seen", "general", "relearned")]
-            at.append(spread(between(lines, "relearned", LEVELS[1]), seeds))
+            at = [spread(method.at("unseen", level), seeds) for level in (high, task.known, low)]
+            at += [spread(between(lines, column, task.known), seeds) for column in ("seen", "general", "relearned")]
+            at.append(spread(between(lines, "relearned", low), seeds))
             broken, known_of = method.collapsed("unseen")
-            best = next(iter(method.ranked("unseen", KNOWN)), [])
+            best = next(iter(method.ranked("unseen", task.known)), [])
             rates = f"{best[0].rate:.2g}, {best[0].forget_rate:.2g}" if best else "-"
             rows.append((name, str(seeds), *at, f"{broken} of {known_of}", rates))
-        head = ("", "seeds", *(f"unseen at {level:g}" for level in (LEVELS[0], KNOWN, LEVELS[1])))
-        head += (
-            *(f"{what} at {KNOWN:g}" for what in ("seen", "general", "relearned")),
-            f"relearned at {LEVELS[1]:g}",
-        )
+        head = ("", "seeds", *(f"unseen at {level:g}" for level in (high, task.known, low)))
+        head += (*(f"{what} at {task.known:g}" for what in ("seen", "general", "relearned")), f"relearned at {low:g}")
         yield f"### {title}\n\n{Table((*head, 'collapsed', 'best rates'), rows).markdown()}"
-        (folder / f"frontier-{title.replace(', ', '-').replace(' ', '-')}.png").write_bytes(_plot(by_method, known))
-    costs = [line for line in runs.lines if line["part"] == PARTS[0].title and line["seconds"] != ""]
+        name = f"frontier-{title.replace(', ', '-').replace(' ', '-')}.png"
+        (task.folder / name).write_bytes(_plot(by_method, known, (high, task.known, low)))
+    costs = [line for line in runs.lines if line["part"] == parts[0].title and line["seconds"] != ""]
     seconds = {one.title: [line["seconds"] for line in costs if line["optimizer"] == one.title] for one in CONTENDERS}
     rows = [(name, f"{statistics.median(own):.1f}", _state_bytes(name)) for name, own in seconds.items() if own]
     yield f"### Cost\n\n{Table(('', 'seconds of steps', 'bytes of state a weight'), rows).markdown()}"
@@ -394,7 +423,7 @@ def tables(folder: Path, runs: Runs) -> Iterator[str]:
     yield f"### Beside\n\n{Table(('', *COLUMNS), rows).markdown()}"
 
 
-def _plot(by_method: Mapping[str, Method], known: Mapping[str, Line]) -> bytes:
+def _plot(by_method: Mapping[str, Method], known: Mapping[str, Line], levels: Sequence[float]) -> bytes:
     """Draw what the plainest contenders keep of unseen rows."""
     fronts = [
         Front(
@@ -406,7 +435,7 @@ def _plot(by_method: Mapping[str, Method], known: Mapping[str, Line]) -> bytes:
         if next(one.drawn for one in CONTENDERS if one.title == name)
     ]
     alone = known["retain-only"]
-    beside = Beside((LEVELS[0], KNOWN, LEVELS[1]), known["before"]["unseen"], (alone["forget"], alone["unseen"]))
+    beside = Beside(levels, known["before"]["unseen"], (alone["forget"], alone["unseen"]))
     return render(frontier(fronts, KEPT["unseen"], beside)).png
 
 
@@ -422,26 +451,26 @@ def _state_bytes(title: str) -> str:
     return str(4 * moments.wide + moments.in_bytes)
 
 
-def main() -> None:
+def main(task: Callable[[Path], Task] = Task, parts: Sequence[Part] = PARTS) -> None:
     """Go on, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=math.inf)
-    parser.add_argument("--pairs", nargs="*", default=[part.pair for part in PARTS])
+    parser.add_argument("--at-once", type=int, default=1, help="runs beside each other, each in a process of its own")
+    parser.add_argument("--pairs", nargs="*", default=[part.pair for part in parts])
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
     folder = args.output_dir
     ends = time.time() + 60 * args.minutes
     folder.mkdir(parents=True, exist_ok=True)
-    runs = Runs(folder / "frontier.csv")
-    gc.freeze()
+    runs, what = Runs(folder / "frontier.csv"), task(folder)
     if not args.show:
-        prepare(folder)
+        what.prepare()
         for name, place in (("before", "model"), ("retain-only", "retain_only/model")):
             if not any(line["optimizer"] == name for line in runs.lines):
-                runs.add({"part": "", "optimizer": name, **measuring(folder, 1).scores(folder / place)})
-        take_all(folder, runs, [part for part in PARTS if part.pair in args.pairs], ends)
-    text = "\n\n".join(tables(folder, runs))
+                runs.add({"part": "", "optimizer": name, **measuring(what, 1).scores(folder / place)})
+        take_all(what, runs, [part for part in parts if part.pair in args.pairs], ends, args.at_once)
+    text = "\n\n".join(tables(what, runs, parts))
     (folder / "frontier.md").write_text(text + "\n")
     print(text)
 
