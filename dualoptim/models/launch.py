@@ -258,6 +258,7 @@ def release(loaded: LoadedModel) -> None:
     accelerator, model = loaded.accelerator, prepared(loaded)
     if not is_sharded(accelerator):
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        vars(loaded.model).pop("_is_accelerate_prepared", None)  # or a next training would compute in 32 bits
         if not hasattr(loaded.model, "peft_config"):
             loaded.model.requires_grad_(True)  # what did not train is measured like the rest
     accelerator.free_memory()

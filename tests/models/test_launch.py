@@ -100,6 +100,18 @@ def test_training_prepares_a_model_and_release_gives_it_back(args):
         loaded.model(loaded.batch(examples(2)).input_ids)
 
 
+def test_a_second_training_of_a_model_computes_in_the_launchs_16_bits_too(sixteen_bits, args):
+    """Relearning at several rates trains the same model again and again."""
+    loaded, seen = load_model(args, start_accelerator(args)), []
+    loaded.model.model.layers[0].mlp.up_proj.register_forward_hook(lambda _, given, found: seen.append(found.dtype))
+    for _ in range(3):
+        seen.clear()
+        with training(loaded, args, kind_of(args).build(args)) as engine:
+            engine.model(loaded.batch(examples(2)).input_ids)
+        release(loaded)
+        assert seen == [torch.bfloat16]
+
+
 def test_an_interrupted_training_leaves_the_model_as_it_was_set(args):
     loaded = load_model(args, start_accelerator(args))
     with pytest.raises(KeyboardInterrupt), training(loaded, args, kind_of(args).build(args)):
