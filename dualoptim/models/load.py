@@ -33,6 +33,7 @@ from dualoptim.models.loaded import Answering, Layout, LoadedModel, Loading, Use
 from dualoptim.models.measured import chosen, how_measured
 from dualoptim.models.packing import BLOCKWISE
 from dualoptim.models.places import takes_places
+from dualoptim.models.rounding import row_by_row
 from dualoptim.models.sharding import divides, is_divided, load_divided, settle, whole_shape
 from dualoptim.models.weights import check_loaded, no_load_report
 
@@ -210,7 +211,7 @@ def assemble(args: CommonArgs, model: Any, prompting: tuple[Formatter, str], acc
     if args.attn_implementation == "auto" and accelerator.device.type == "cpu" and can_set:
         model.set_attn_implementation(BLOCKWISE)
     # what has float32 weights is asked in float32, in which nothing that matters hides behind rounding
-    with autocast(accelerator) if is_coarse(model) and model.dtype == torch.float32 else nullcontext():
+    with row_by_row(model), autocast(accelerator) if is_coarse(model) and model.dtype == torch.float32 else nullcontext():
         answers = isinstance(args, MeasureArgs) and getattr(args, "eval", True)
         together = answered_at_once(model, args.model) if answers else "any"
         if together in ("refilled", "any") and positions is not None:

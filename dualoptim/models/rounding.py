@@ -1,5 +1,6 @@
 """Round weights to few bits as what serves a model stores them, and back: the numbers that it would compute with."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,3 +81,21 @@ def _by_gguf(weight: Tensor, kind: str) -> Tensor:
         return weight.half().float()
     packed = gguf.quants.quantize(weight.float().cpu().numpy(), stored)
     return torch.from_numpy(gguf.quants.dequantize(packed, stored))
+
+
+@contextlib.contextmanager
+def row_by_row(model: Any) -> Iterator[None]:
+    """Have layers of LLM.int8() round each row of a batch by itself, in which they are asked whether a model mixes rows up.
+
+    Otherwise a column where any row has a large value (above 6) is left in 16 bits for all of them, so that what a text gets
+    depends on what it is batched with, though the model mixes nothing.
+    """
+    states = [module.state for module in model.modules() if hasattr(getattr(module, "state", None), "threshold")]
+    kept = [state.threshold for state in states]
+    for state in states:
+        state.threshold = 0.0
+    try:
+        yield
+    finally:
+        for state, threshold in zip(states, kept, strict=True):
+            state.threshold = threshold

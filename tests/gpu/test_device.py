@@ -18,6 +18,7 @@ from dualoptim.models.limits import keeps_apart
 from dualoptim.models.load import load_model
 from dualoptim.models.loaded import Layout
 from dualoptim.models.reference import Frozen
+from dualoptim.models.rounding import row_by_row
 
 KINDS = {
     "dual-adamw": {},
@@ -132,3 +133,22 @@ def test_gradient_norms_do_not_depend_on_a_pass_before(on, tiny):
             norms.append([float(norm) for norm in gradient_norms(loaded, examples()[:2])])
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     assert min(norms[0]) > 0
+
+
+@pytest.mark.gpu
+def test_in_eight_bits_a_text_stands_by_itself_while_a_model_is_asked():
+    """Beside a text with a large value LLM.int8() computes others otherwise, so that a model would seem to mix them up."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    layer = bitsandbytes.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False, threshold=6.0)
+    model = torch.nn.Sequential(layer).to("cuda")
+    text, other = torch.randn(2, 64, device="cuda", dtype=torch.float16).split(1)
+    other[0, 3] = 50
+
+    def apart() -> float:
+        with torch.no_grad():
+            return float((model(torch.cat([text, other]))[:1] - model(text)).abs().max())
+
+    assert apart() > 1e-2
+    with row_by_row(model):
+        assert apart() == 0

@@ -1,12 +1,13 @@
 """Weights rounded to what others store: how far, which of them, and in what layout."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from dualoptim.models.rounding import round_weights
+from dualoptim.models.rounding import round_weights, row_by_row
 
 NF4 = (  # arXiv 2305.14314, appendix E, without its negative half
     0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1.0,
@@ -85,3 +86,13 @@ def test_rows_that_no_blocks_fill_have_16_bits_and_turned_matrices_their_inputs_
     assert torch.equal(new, old.half().float())
     old, new = changed["transformer.h.0.mlp.c_proj.weight"]  # of 64
     assert max(len(one.unique()) for one in new.T.reshape(-1, 32)) <= 16
+
+
+def test_thresholds_of_llm_int8_are_what_they_were_after_a_model_was_asked():
+    """What they do is CUDA's: tests/gpu."""
+    layer = torch.nn.Linear(2, 2)
+    layer.state = SimpleNamespace(threshold=6.0)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), layer)
+    with row_by_row(model):
+        assert layer.state.threshold == 0.0
+    assert layer.state.threshold == 6.0
