@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dualoptim.atomic import read_json, read_json_lines
-from dualoptim.config.opening import read_yaml
+from dualoptim.config.saved import earlier_value
 from dualoptim.errors import InputError
 from dualoptim.evaluation.summary import Summary
 
@@ -60,7 +60,7 @@ def before_unlearning(task: Path, folder: Path) -> tuple[Summary | None, Past]:
     before = _measured_alike(task / "eval_before", folder, ("forget", "retain"))
     first = by = None
     with contextlib.suppress(InputError, AttributeError, LookupError, TypeError):
-        place = task.parent / f"task{read_yaml('', task / 'config.yaml', '')['task_list'][0]}"
+        place = task.parent / f"task{earlier_value(task / 'config.yaml', 'task_list')[0]}"
         first = _measured_alike(place / "eval_before", folder, ("retain",)) if place != task else None
     with contextlib.suppress(InputError):
         by = ended_by(task)

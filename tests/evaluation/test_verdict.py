@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dualoptim.config.saved import write_config
 from dualoptim.evaluation import verdict as rule
 from dualoptim.evaluation.past import Past, before_unlearning
 from dualoptim.evaluation.summary import Attacked, Attacks, BenchmarkScores, Point, Relearned, RetainOnly, Sampled, Summary
@@ -133,7 +134,7 @@ def test_an_evaluation_finds_what_lies_behind_the_model_of_a_later_task(tmp_path
     for task in (1, 2):
         folder = tmp_path / f"task{task}"
         (folder / "eval_before").mkdir(parents=True)
-        (folder / "config.yaml").write_text("task_list: [1, 2]\n")
+        write_config(folder / "config.yaml", {"task_list": [1, 2]})
         (folder / "trained.json").write_text('{"steps": 3, "ended": "stopped", "ended_by": "keep_budget"}')
         summary(0.9, task / 2).write(folder / "eval_before" / "summary.json")
         sets = {"forget": {"inputs": f"{task}"}, "retain": {"inputs": "same"}}
@@ -143,6 +144,9 @@ def test_an_evaluation_finds_what_lies_behind_the_model_of_a_later_task(tmp_path
     assert (before.model_utility, past.first.model_utility, past.ended_by) == (1.0, 0.5, "keep_budget")
     assert before_unlearning(tmp_path / "task1", here) == (None, Past(ended_by="keep_budget"))  # other rows
     assert before_unlearning(tmp_path / "nowhere", here) == (None, Past())
+    config = tmp_path / "task2" / "config.yaml"
+    config.write_text(config.read_text()[:-3])  # what was cut is none of ours
+    assert before_unlearning(tmp_path / "task2", here)[1].first is None
 
 
 def test_a_passage_that_was_never_known_leaves_nothing_to_forget_however_high_the_efficacy():
