@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from dualoptim import InputError
-from dualoptim.config.saved import write_config
+from dualoptim import EvalArgs, InputError
+from dualoptim.config.saved import to_dict, write_config
+from dualoptim.report import describe
 from dualoptim.reporting.runs import Training, find_outcomes
 
 
@@ -45,6 +46,25 @@ def test_runs_of_a_sweep_are_in_the_order_of_their_rates_and_named_by_their_fold
     for folder in folders:
         write_task(tmp_path / folder / "ME+GD_lr0.0005" / "task1")
     assert [outcome.label for outcome in find_outcomes(tmp_path)] == [f"{folder}/task1" for folder in folders]
+
+
+@pytest.mark.parametrize("relearn", [(20,), ()])
+def test_what_none_of_several_results_has_gets_no_column(relearn, tmp_path, write_task, write_json):
+    """As of a run of one's own rows beside an evaluation that attacks it."""
+    scores = {"sets": {"forget": {"probability": 0.1}, "retain": {"probability": 0.9}}, "precision": "float32"}
+    write_task(tmp_path / "run" / "ME+GD_lr0.0005" / "task1", before=None, after=scores)
+    write_json(tmp_path / "attack" / "eval" / "summary.json", scores)
+    write_config(
+        tmp_path / "attack" / "eval" / "config.yaml", to_dict(EvalArgs(model="org/base", data="demo", relearn=relearn))
+    )
+    outcomes = [one for name in ("run", "attack") for one in find_outcomes(tmp_path / name)]
+    comparison = describe(outcomes, "both", 0).parts[0]
+    (scores,), (settings,) = comparison.tables, comparison.parts[0].tables
+    assert scores.head == ("", "result", "verdict", "forget probability", "retain probability")
+    assert "optim" in settings.head
+    assert ("relearn" in settings.head) == bool(relearn)
+    for column in [*zip(*scores.rows, strict=True), *zip(*settings.rows, strict=True)]:
+        assert any(cell.strip("-") for cell in column)
 
 
 WHOLE = "environment: {git_commit: 0123abc, versions: {tokenizers: 0.21.1}}\n"
