@@ -15,7 +15,7 @@ from dualoptim.atomic import write_text
 from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs, UnlearnArgs
 from dualoptim.config.flags import default_of, flag_name, flags
 from dualoptim.config.handed import handed_on
-from dualoptim.config.opening import parse_yaml, read_text, read_yaml
+from dualoptim.config.opening import decoded, parse_yaml, read_bytes, read_yaml
 from dualoptim.config.spelling import fields_of
 from dualoptim.config.values import field_value
 from dualoptim.errors import InputError, shown
@@ -126,12 +126,12 @@ def read_written(path: Path) -> dict[str, Any]:
         InputError: if it is something else, or was cut anywhere.
     """
     mend = f"put back what the run wrote, or move {path.parent} away"
-    text = read_text(str(path), path, mend)
+    content = read_bytes(str(path), path, mend)
     found: Any = None
     with contextlib.suppress(InputError):
-        found = parse_yaml(str(path), text, mend)
+        found = parse_yaml(str(path), decoded(str(path), content), mend)
     versions = found["environment"].get("versions") if wrote(found) else None
-    if not (isinstance(versions, dict) and _LIBRARIES[-1] in versions and text.endswith("\n")):
+    if not (isinstance(versions, dict) and _LIBRARIES[-1] in versions and content.endswith(b"\n")):
         raise InputError(f"{path} is not whole: a run's ends with the versions of libraries that it ran with; {mend}")
     return cast(dict[str, Any], found)
 
