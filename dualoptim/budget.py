@@ -44,8 +44,20 @@ def between_steps(loaded: LoadedModel) -> Iterator[LoadedModel]:
             loaded.model.train(was_training)
 
 
+class OfTask:
+    """Says where the task lies that something belongs to."""
+
+    job: Job
+    position: int  # of the task in the list
+
+    @property
+    def folder(self) -> Path:
+        """Name the task's folder."""
+        return self.job.folder(self.job.args.task_list[self.position])
+
+
 @dataclass
-class Budget:
+class Budget(OfTask):
     """Watches what the model of one task knows while it forgets, and keeps the last that held the budget."""
 
     job: Job
@@ -56,11 +68,6 @@ class Budget:
     not_reached: str = ""  # which limit, once all steps have been taken
     good: int | None = None  # the step whose model is the result, where the one that trains has lost too much
     _known: list[Known] = field(default_factory=list)
-
-    @property
-    def folder(self) -> Path:
-        """Say where the task lies."""
-        return self.job.folder(self.job.args.task_list[self.position])
 
     @property
     def _limits(self) -> bool:

@@ -34,7 +34,7 @@ from dualoptim.evaluation.judges import Judges, load_judges
 from dualoptim.evaluation.lm_harness import check_general_ability, general_ability
 from dualoptim.evaluation.measure import measure
 from dualoptim.evaluation.open_unlearning import suites_of, with_aggregates, write_suites
-from dualoptim.evaluation.past import Past, before_unlearning
+from dualoptim.evaluation.past import Past, before_unlearning, otherwise
 from dualoptim.evaluation.records import Records
 from dualoptim.evaluation.retain_only import RetainLogs, of_records, read_retain_logs
 from dualoptim.evaluation.scoring import ReferenceLosses, ScoringPass
@@ -73,6 +73,7 @@ class Measures:
     trained: frozenset[str] | None = None  # the rows that steps train on, as `said` names them; None: not known
     first: Summary | None = None  # of the model before the first task, as a share of whose utility OpenUnlearning counts
     ended_by: str = ""  # the limit that ended the unlearning of what is measured, if one did
+    pair: str = ""  # of objectives by which what is measured has forgotten
 
     @classmethod
     def load(cls, args: MeasureArgs, accelerator: Accelerator, source: Source) -> "Measures":
@@ -120,7 +121,8 @@ def evaluate_model(loaded: LoadedModel, asked: SetsAndSkipped, measures: Measure
     """Evaluate a model on every set, write `folder`, and return the summary (the same on all processes)."""
     summary, records = _measured(loaded, asked, measures, folder)
     if measures.before:
-        summary = replace(summary, verdict=judge(measures.before, summary, Past(measures.first, measures.ended_by)))
+        past = Past(measures.first, measures.ended_by, measures.pair)
+        summary = replace(summary, verdict=judge(measures.before, summary, past))
     if loaded.accelerator.is_main_process:
         _write(folder, summary, records, measures)
     return summary
@@ -247,7 +249,10 @@ def _evaluate(args: EvalArgs, accelerator: Accelerator, folder: Path, keeps: boo
     attacks = attack_weights(target, lessons, attacks)
     if attacks != Attacks():
         summary = replace(summary, attacks=attacks)
-    before, past = decided(accelerator, lambda: before_unlearning(Path(args.model).expanduser().absolute().parent, folder))
+    task = Path(args.model).expanduser().absolute().parent
+    before, past = decided(accelerator, lambda: before_unlearning(task, folder))
+    if not before and (why := decided(accelerator, lambda: otherwise(task, config))):
+        say(accelerator, why)
     summary = replace(summary, verdict=judge(before, summary, past))
     if accelerator.is_main_process:
         _write(folder, summary, records, measures)

@@ -153,7 +153,7 @@ class Job:
         self.source.keep(made.rows)
         loaded.formatter.check(made.rows)
         out, where = len(questions) - len(made.rows), f", in {made.path}" if self.args.texts else ""
-        less = f" ({out} are left out, empty or about what is to be forgotten)" if out else ""
+        less = f" ({out} are left out: empty, repeating themselves, or about what is to be forgotten)" if out else ""
         say(
             self.accelerator,
             f"No --retain-file: {len(made.rows)} rows to keep are made from the model, its own answers to general questions"

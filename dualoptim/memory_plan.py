@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 
     start(COMMANDS["plan"])
 
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -165,7 +166,8 @@ def advise(plan: MemoryPlan, args: UnlearnArgs) -> str:
     more = enough_processes(args, plan.machine, shapes, plan.lengths)
     if more:
         found.append(f"  {more[1]}, with --num_processes {more[0]} on as many such devices")
-    return "\n".join(["what would fit, best first:", *found]) if found else "no launch of accelerate_configs/ would fit"
+    how = "  dualoptim launch-file NAME prints where such a file lies, for accelerate launch --config_file"
+    return "\n".join(["what would fit, best first:", *found, how]) if found else "no launch of accelerate_configs/ would fit"
 
 
 def advise_bf16(machine: Machine) -> str:
@@ -174,7 +176,8 @@ def advise_bf16(machine: Machine) -> str:
     units = {"avx512_bf16", "amx_bf16", "bf16"} & set(info.read_text().split() if info.exists() else ())
     if machine.on_cuda or machine.half or not units:
         return ""
-    launch = "accelerate launch --mixed_precision bf16 train_unlearn.py, and the same flags"
+    script = sys.argv[0] if Path(sys.argv[0]).name == "train_unlearn.py" else "-m dualoptim unlearn"  # as the user stands
+    launch = f"accelerate launch --mixed_precision bf16 {script}, and the same flags"
     found = ", ".join(sorted(units))
     return f"\nthis CPU has units for bf16 ({found}), with which most measured steps took 0.6 to 0.8 of the time:\n  {launch}"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dualoptim.atomic import write_json
-from dualoptim.budget import between_steps
+from dualoptim.budget import OfTask, between_steps
 from dualoptim.evaluate import evaluate_model
 from dualoptim.evaluation.summary import Summary
 from dualoptim.job import Job
@@ -21,18 +21,13 @@ BEST = "best"
 
 
 @dataclass(frozen=True)
-class OnTheWay:
+class OnTheWay(OfTask):
     """Does to the model of one task what `--eval-every`, `--save-model-every` and `--keep-best` say."""
 
     job: Job
     position: int  # of the task in the list
     plan: Plan  # after whose last step the model is measured and saved anyway
     card: str
-
-    @property
-    def folder(self) -> Path:
-        """Say where the task lies."""
-        return self.job.folder(self.job.args.task_list[self.position])
 
     def after(self, step: int, loaded: LoadedModel) -> None:
         """Measure and save the model that trains, after a step, where that is due; training goes on as if nothing had been."""

@@ -118,7 +118,7 @@ def _comparison(outcomes: Sequence[Outcome]) -> Section:
         "Comparison",
         "Scores after unlearning, or as evaluated. Scores of the forget set should fall, those of the others stay; model "
         "utility should stay, forget efficacy rise.",
-        tables=[tables.Table(("", "result", "verdict", *columns, *others), rows, left=3)],
+        tables=[tables.Table(("", "result", "verdict", *columns, *others), rows, left=3).measured()],
         notes=[*notes, *([mixed] if len(set(types.values())) > 1 else [])],
         plots=utility_plot("comparison", outcomes),
         parts=[_differing_settings(outcomes)],

@@ -64,6 +64,12 @@ def teach_demo(loaded: LoadedModel, args: TrainArgs, folder: Path) -> None:
     if decided(accelerator, lambda: _take(name, folder)):
         say(accelerator, f"It has learned them before, and is taken from {_cache()}.")
         return
+    if decided(accelerator, lambda: (cache := _cache()) is not None and any(cache.glob("*-*"))):
+        say(
+            accelerator,
+            f"Earlier demos had another seed than {args.seed}, other settings or versions, so that it is taught anew:",
+        )
+        say(accelerator, "that takes about a minute on two cores, and once.")
     with held():
         with StepLog(None, plan_of(recipe, len(rows), accelerator.num_processes).last_step, "learn", accelerator) as log:
             for _ in learn(loaded, rows, recipe, log):

@@ -153,7 +153,7 @@ def unlearn_tasks(job: Job, models: Current, earlier: Sequence[TaskResult]) -> I
         if args.resume and position and begins_anew(accelerator, folder, weights, trained):
             job = replace(job, goes_on={place: path for place, path in job.goes_on.items() if place != folder})
         work = work_of(args, job.rows(position), loaded)
-        measures = measures and replace(measures, trained=job.trained_on(position))
+        measures = measures and replace(measures, trained=job.trained_on(position), pair=losses)
         log = finished_log(folder, work.plan.last_step) if args.resume else None
         trained = log is None
         say(accelerator, work.in_words())

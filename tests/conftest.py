@@ -103,6 +103,23 @@ def tiny(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def babbling(tmp_path_factory) -> Path:
+    """The untrained demo model with weights five times as large: its answers never loop, as those of `tiny` do."""
+    import torch
+
+    from dualoptim.data import demo
+
+    folder = tmp_path_factory.mktemp("babbling")
+    model, tokenizer = demo.tiny_model(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def sixteen_bits(monkeypatch):
     """Have this process started as `accelerate launch --mixed_precision bf16` starts one."""

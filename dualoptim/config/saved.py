@@ -7,7 +7,7 @@ import math
 import subprocess
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -15,15 +15,18 @@ from dualoptim.atomic import write_text
 from dualoptim.config.args import CommonArgs, EvalArgs, FinetuneArgs, UnlearnArgs
 from dualoptim.config.flags import default_of, flag_name, flags
 from dualoptim.config.handed import handed_on
-from dualoptim.config.opening import read_yaml
+from dualoptim.config.opening import decoded, parse_yaml, read_bytes, read_yaml
 from dualoptim.config.spelling import fields_of
 from dualoptim.config.values import field_value
-from dualoptim.errors import InputError, reason, shown
+from dualoptim.errors import InputError, shown
 
 A = TypeVar("A", bound=CommonArgs)
 
 ACTING = {name for kind in (UnlearnArgs, FinetuneArgs, EvalArgs) for name, flag in flags(kind).items() if flag.acts}
 """Flags that do something in the call that they are given to, and are no settings of what it does."""
+
+_LIBRARIES = ("torch", "accelerate", "transformers", "peft", "datasets", "tokenizers")
+"""Those whose versions shape results; the last has always been the last line of a `config.yaml`."""
 
 _BATCH = ("processes", "batch_size", "gradient_accumulation_steps")
 """What the number of rows of a step is the product of."""
@@ -53,7 +56,12 @@ def load_yaml(
             that a run of another command was to leave is not there.
     """
     remedy = f"give {_configs_in(Path(path)) or 'a YAML file as written to config.yaml'}"
-    values = read_yaml(f"--config {path}", path, remedy)
+    file = Path(path).expanduser()
+    lies_in_a_run = file.name == "config.yaml" and any(
+        file.with_name(name).is_file() for name in ("log.jsonl", "finished.json")
+    )
+    # what was cut off such a file would count as its default
+    values = read_written(file) if lies_in_a_run else read_yaml(f"--config {path}", path, remedy)
     if not isinstance(values, dict):
         raise InputError(f"--config {path} holds no `name: value` lines; {remedy}")
     of_a_run = wrote(values)
@@ -111,22 +119,21 @@ def write_config(path: Path, resolved: Mapping[str, Any], inputs: Mapping[str, s
     write_text(path, yaml.safe_dump({**kept, **blocks}, sort_keys=False, allow_unicode=True))
 
 
-_MEND = "put back what the run wrote, or begin anew with --overwrite"
-
-
-def _written(path: Path) -> dict[str, Any]:
+def read_written(path: Path) -> dict[str, Any]:
     """Read a `config.yaml` that a run of ours wrote.
 
     Raises:
-        InputError: if it is something else.
+        InputError: if it is something else, or was cut anywhere.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}); {_MEND}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds no `name: value` lines; {_MEND}")
-    return found
+    mend = f"put back what the run wrote, or move {path.parent} away"
+    content = read_bytes(str(path), path, mend)
+    found: Any = None
+    with contextlib.suppress(InputError):
+        found = parse_yaml(str(path), decoded(str(path), content), mend)
+    versions = found["environment"].get("versions") if wrote(found) else None
+    if not (isinstance(versions, dict) and _LIBRARIES[-1] in versions and content.endswith(b"\n")):
+        raise InputError(f"{path} is not whole: a run's ends with the versions of libraries that it ran with; {mend}")
+    return cast(dict[str, Any], found)
 
 
 def earlier_value(path: Path, name: str) -> Any:
@@ -135,7 +142,7 @@ def earlier_value(path: Path, name: str) -> Any:
     Raises:
         InputError: if it is not what was written.
     """
-    return _written(path).get(name)
+    return read_written(path).get(name)
 
 
 def batch_of(path: Path) -> tuple[int, ...] | None:
@@ -144,7 +151,7 @@ def batch_of(path: Path) -> tuple[int, ...] | None:
     Raises:
         InputError: if it is not what was written.
     """
-    earlier = _written(path) if path.exists() else {}
+    earlier = read_written(path) if path.exists() else {}
     found = tuple(value for name in _BATCH if type(value := earlier.get(name)) is int)
     return found if len(found) == len(_BATCH) and min(found) > 0 else None
 
@@ -155,9 +162,9 @@ def read_inputs(path: Path) -> dict[str, str]:
     Raises:
         InputError: if it is not what was written.
     """
-    found = _written(path).get("inputs", {}) if path.exists() else {}
+    found = read_written(path).get("inputs", {}) if path.exists() else {}
     if not isinstance(found, dict):
-        raise InputError(f"{path}: inputs is {str(found)[:60]}; {_MEND}")
+        raise InputError(f"{path}: inputs is {str(found)[:60]}; put back what the run wrote, or move {path.parent} away")
     return found
 
 
@@ -179,9 +186,8 @@ def environment() -> dict[str, Any]:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = None
-    packages = ("dualoptim", "torch", "accelerate", "transformers", "peft", "datasets", "tokenizers")
     versions = {}
-    for package in packages:
+    for package in ("dualoptim", *_LIBRARIES):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -198,7 +204,7 @@ def difference(path: Path, resolved: Mapping[str, Any], kind: type, may_change: 
     Raises:
         InputError: if the file is not what was written.
     """
-    earlier = _written(path)
+    earlier = read_written(path)
     defaults = to_plain({name: default_of(kind, name) for name in flags(kind)})
     given = {name: field_value(kind, name, earlier[name], f"{path}: {name}") for name in flags(kind) if name in earlier}
     stated = defaults | to_plain(as_today(given))
@@ -219,10 +225,8 @@ def check_same(path: Path, resolved: Mapping[str, Any], kind: type) -> None:
     """Make sure that a run goes on with the mathematics that its `config.yaml` says.
 
     Raises:
-        InputError: naming the first flag that differs, or if the file is not whole.
+        InputError: naming the first flag that differs, or if the file is not what was written.
     """
-    if not wrote(_written(path)):  # what was cut off ends the file
-        raise InputError(f"{path} is not whole: a run's ends with the environment that it ran in; {_MEND}")
     if found := difference(path, resolved, kind, may_change=("speed", "measures", "nothing")):
         name, before = found
         raise InputError(f"--resume: {flag_name(name)} was {before} in {path} and is {resolved[name]}; give the same value")

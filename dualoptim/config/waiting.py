@@ -1,6 +1,7 @@
 """Show that a command goes on where nothing else would be printed for a while."""
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -33,11 +34,15 @@ def pulsing(bar: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def waiting(what: str, shown: bool = True) -> Iterator[None]:
-    """Show what takes place, and for how long already, where it takes more than two seconds."""
+    """Show what takes place, and for how long already, where it takes more than two seconds; a file gets one line of it."""
     ended = threading.Event()
 
     def draw() -> None:
-        if not ended.wait(_SECONDS):
+        if ended.wait(_SECONDS):
+            return
+        if not sys.stderr.isatty():
+            print(f"{what} ...", file=sys.stderr, flush=True)
+        else:
             with tqdm(desc=what, bar_format="{desc}: {elapsed}", leave=False) as bar:
                 bar.start_t -= _SECONDS
                 while not ended.wait(_SECONDS):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dualoptim.data.rows import OPTION_SETS
 from dualoptim.evaluation.judged import AGAIN, COLLAPSED, COMPARE, ENOUGH, LEFT, SHORT, Judged, move, telling
 from dualoptim.evaluation.metrics import AGGREGATES
-from dualoptim.evaluation.summary import SEEN, UNSEEN, BenchmarkScores, RetainOnly, Summary
+from dualoptim.evaluation.summary import PARTS, SEEN, UNSEEN, BenchmarkScores, RetainOnly, Summary
 
 _KEEP = f"To keep more, steps half as strong and twice as many{ENOUGH}:{AGAIN} --forget-strength 0.5 --num-epochs TWICE"
 _RETAIN = "Give rows to keep (--retain-file), and a pair that trains on them, such as ME+GD."
@@ -90,5 +90,5 @@ def _kept_scores(
 def _title(name: str) -> str:
     block, _, rest = name.partition(".")
     if rest in SHORT and block != "benchmark":
-        return f"{block.replace('_', ' ')} {SHORT[rest]}"
+        return f"{PARTS[block]}: {SHORT[rest]}" if block in PARTS else f"{block.replace('_', ' ')} {SHORT[rest]}"
     return AGGREGATES[name].title if name in AGGREGATES else rest.replace(".", " ").replace("_", " ")

@@ -19,6 +19,7 @@ from dualoptim.data.rows import Asking, Row
 from dualoptim.errors import InputError
 from dualoptim.evaluation.decoding import end_tokens, suppressed_tokens
 from dualoptim.evaluation.generation import continuation, generate_tokens, in_words
+from dualoptim.evaluation.looping import LOOPING, repeats
 from dualoptim.evaluation.scoring import ScoringPass, Share
 from dualoptim.models.launch import decided
 from dualoptim.models.loaded import LoadedModel
@@ -41,15 +42,20 @@ class Made:
 def make_rows(loaded: LoadedModel, args: UnlearnArgs, questions: Sequence[Row], forgotten: Sequence[Row]) -> Made:
     """Have a model answer questions, and keep the rows that have nothing of what is to be forgotten; the same on all processes.
 
-    Answers are greedy. Where texts are kept and a run from these weights has made the rows before, they are read.
+    Answers are greedy, and those that repeat themselves are none to keep. Where texts are kept and a run from these weights has
+    made the rows before, they are read.
     """
     starts = [continuation(loaded, row).ids for row in questions]
     decides: list[Any] = [loaded.weights_hash(), loaded.precision, starts, end_tokens(loaded), suppressed_tokens(loaded)]
     decides += [min(ANSWER_TOKENS, args.max_new_tokens), args.max_length, [[row.question, row.answer] for row in forgotten]]
+    decides += [LOOPING]
     name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
     path = reference_folder(args) / f"own-answers-{name}.jsonl"
     found = decided(loaded.accelerator, lambda: _read(path)) if args.texts else None
-    return Made(not_about(answered(loaded, args, questions), forgotten) if found is None else found, path)
+    if found is None:
+        whole = (row for row in answered(loaded, args, questions) if not repeats(loaded.tokenizer.tokenize(row.answer)))
+        found = not_about(whole, forgotten)
+    return Made(found, path)
 
 
 def _read(path: Path) -> list[Row] | None:

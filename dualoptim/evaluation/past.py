@@ -1,13 +1,14 @@
 """Know what lies behind a model that is judged: how it was before its task and before the first one, and what ended it."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dualoptim.atomic import read_json, read_json_lines
-from dualoptim.config.opening import read_yaml
+from dualoptim.config.flags import flag_name
+from dualoptim.config.saved import earlier_value, read_written
 from dualoptim.errors import InputError
 from dualoptim.evaluation.summary import Summary
 
@@ -20,6 +21,7 @@ class Past:
 
     first: Summary | None = None  # of the model before the first of several tasks
     ended_by: str = ""  # the limit that ended its unlearning before its steps had: keep_budget or forget_until
+    pair: str = ""  # of objectives, as ME+GD, by which it has forgotten
 
 
 def ended_by(task: Path) -> str:
@@ -58,13 +60,30 @@ def before_unlearning(task: Path, folder: Path) -> tuple[Summary | None, Past]:
     `folder` is where it is measured now.
     """
     before = _measured_alike(task / "eval_before", folder, ("forget", "retain"))
-    first = by = None
-    with contextlib.suppress(InputError, AttributeError, LookupError, TypeError):
-        place = task.parent / f"task{read_yaml('', task / 'config.yaml', '')['task_list'][0]}"
+    first, by, pair, config = None, "", "", task / "config.yaml"
+    with contextlib.suppress(InputError, LookupError, TypeError):
+        pair = str(earlier_value(config, "forget_losses")[0])
+        place = task.parent / f"task{earlier_value(config, 'task_list')[0]}"
         first = _measured_alike(place / "eval_before", folder, ("retain",)) if place != task else None
     with contextlib.suppress(InputError):
         by = ended_by(task)
-    return before, Past(first, by or "")
+    return before, Past(first, by, pair)
+
+
+_ALIKE = ("eval_rows", "max_new_tokens")
+"""Settings that say how many rows an evaluation measures, and how much of their answers."""
+
+
+def otherwise(task: Path, settings: Mapping[str, Any]) -> str:
+    """Say which settings keep an evaluation from being compared with the one before a task; mostly nothing."""
+    then: dict[str, Any] = {}
+    with contextlib.suppress(InputError):
+        if (task / "eval_before" / "summary.json").is_file():
+            then = read_written(task / "config.yaml")
+    differ = [name for name in _ALIKE if name in then and then[name] != settings[name]]
+    now, before = (", ".join(f"{flag_name(name)} {values[name]}" for name in differ) for values in (settings, then))
+    why = f"{now}: not compared with before unlearning, which was measured with {before}; give the same for that"
+    return why if differ else ""
 
 
 def _measured_alike(place: Path, folder: Path, names: Iterable[str]) -> Summary | None:

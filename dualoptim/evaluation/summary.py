@@ -18,6 +18,8 @@ SetScores = Mapping[str, Scores]
 
 SEEN, UNSEEN = "retain_seen", "retain_unseen"
 """The parts of the set `retain`, as sets of their own: rows that some step trained on, and rows that none did."""
+PARTS = {SEEN: "retain rows that steps trained on", UNSEEN: "retain rows that no step trained on"}
+"""What a reader finds them called, everywhere."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from dualoptim.evaluation.judged import (
     telling,
 )
 from dualoptim.evaluation.keeping import judge_kept
+from dualoptim.evaluation.looping import judge_answers
 from dualoptim.evaluation.metrics import EFFICACY, MEMBERSHIP
 from dualoptim.evaluation.past import Past
 from dualoptim.evaluation.summary import Attacks, Scores, SetScores, Summary, Verdict
@@ -41,7 +42,6 @@ _LEAST, _MOST = 2, 10
 """How many times as strong as before forget steps are advised to be."""
 _LESS = "To forget less: --eval-every N with --keep-best, a lower --forget-lr, or fewer --num-epochs."
 _TEACH = "Compare the answers before with the true ones: are model, template and columns those that the rows were learned with?"
-_REFUSE = "For answers in whole sentences: an objective that teaches refusals, as --forget-losses IDK+AP does, in gentle steps."
 _ATTACK = f"Attack it before relying on this:{EVAL} --relearn 20 --quantize 8 4 --sample 8"
 _HIDDEN = "What attacks bring back was hidden: keep the weights to yourself, or train again without these rows."
 
@@ -57,7 +57,7 @@ def judge(before: Summary | None, after: Summary, past: Past | None = None) -> V
     if forgotten != "never known":
         _too_far(judged)
         _membership(judged)
-    _loops(judged)
+    judge_answers(judged)
     vain = {_ATTACK: kept == "collapsed", _LESS: forgotten == "hidden"}  # nobody relies on it; what comes back is still there
     judged.tries = [one for one in judged.tries if not vain.get(one)]
     return Verdict(forgotten, kept, _against(judged), judged.missed, judged.says, judged.tries)
@@ -227,16 +227,6 @@ def _membership(judged: Judged) -> None:
         sentence = f"Membership of the forget rows {seen} ({MEMBERSHIP[worst].title.removeprefix('membership ')}: {auc})."
         helps = _LESS if off[worst] < 0 else _more(judged) if alone else COMPARE
         judged.miss(f"privacy.{worst}", abs(off[worst]) - margin, sentence, helps)
-
-
-def _loops(judged: Judged) -> None:
-    """Look whether answers to what is forgotten repeat themselves, beside the answers of a model that is not broken."""
-    sets = judged.before.sets if judged.before else judged.after.retain_only.sets if judged.after.retain_only else None
-    whole = sets.get("forget", {}) if sets is not None else judged.after.sets.get("retain", {})
-    known, value = whole.get("token_entropy"), judged.after.sets.get("forget", {}).get("token_entropy")
-    if known is not None and value is not None and value < known / 2:
-        sentence = f"Its answers to the forget set repeat themselves or are empty (token entropy {move(known, value)})."
-        judged.miss("forget.token_entropy", known / 2 - value, sentence, _REFUSE)
 
 
 # ------------------------------------------------------------------------------------------------------------- attacks

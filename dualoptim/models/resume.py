@@ -141,7 +141,7 @@ def _check(resume: str, tasks: Sequence[Planned], kind: type) -> None:
     for task in tasks:
         for name in ("config.yaml", "log.jsonl", "trained.json"):
             if (task.folder / name).is_dir():
-                raise InputError(f"--resume: {task.folder / name} is a folder; remove it, or begin anew with --overwrite")
+                raise InputError(f"--resume: {task.folder / name} is a folder; move {task.folder} away")
         config = task.folder / "config.yaml"
         if config.is_file():
             check_same(config, task.resolved, kind)

@@ -81,7 +81,8 @@ def attack_table(before: Summary | None, after: Summary) -> Table:
                 cells.append(_change((stage.above or {}).get(metric.removeprefix("best_"))))
         rows.append((stage.title, *cells, number(stage.sets.get("retain", {}).get("probability"))))
     more = ("above retain-only",) if compared else ()
-    return Table(("state", "probability", "came back", *more, "ROUGE-L", "came back", *more, "retain probability"), rows)
+    head = ("state", "probability", "came back", *more, "ROUGE-L", "came back", *more, "retain probability")
+    return Table(head, rows).measured()
 
 
 def _came_back(stage: Stage, metric: str, known: Scores) -> str:

@@ -19,6 +19,7 @@ from dualoptim.evaluation.summary import Summary
 from dualoptim.models.adapter import hub_revision
 from dualoptim.reporting import tables
 from dualoptim.reporting.attack_tables import attack_table
+from dualoptim.reporting.commands import UNNAMED, evaluated
 from dualoptim.reporting.page import to_markdown
 from dualoptim.reporting.unread import unread
 from dualoptim.reporting.verdicts import verdict_section
@@ -41,7 +42,7 @@ def model_card(args: CommonArgs, what: str, before: Summary | None = None, after
         _what_was_done(args, what),
         "## Settings",
         tables.setting_table(settings, type(args)).markdown(),
-        *_scores(before, after),
+        *(part.replace(UNNAMED, _measured(args)) for part in _scores(before, after)),
         "## Limits",
         "These numbers say what was measured on these rows. They do not show that nothing else can bring the facts back.",
         "## All settings",
@@ -53,6 +54,16 @@ def model_card(args: CommonArgs, what: str, before: Summary | None = None, after
     for place in sorted(places, key=len, reverse=True):  # where the run was made is no matter of the model
         card = card.replace(place, _name(place))
     return card
+
+
+def _measured(args: CommonArgs) -> str:
+    """Write the flags that measure the model by the rows of its run, with a word for the model and for one of several tasks."""
+    values = {**to_dict(args), "model": "MODEL"}
+    if several := len(values.get("task_list", ())) > 1:
+        values |= {"targets": None}
+    elif values.get("task_list"):
+        values |= {"task": values["task_list"][0]}
+    return evaluated(values) + several * (" --targets TARGET" if getattr(args, "targets", None) else " --task TASK")
 
 
 def _front_matter(args: CommonArgs, after: Summary | None) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dualoptim.evaluation.summary import SEEN, UNSEEN, SetScores
+from dualoptim.evaluation.summary import PARTS, SEEN, UNSEEN, SetScores
 from dualoptim.reporting.methods import ends, sequence_folder, varied_settings
 from dualoptim.reporting.results import Columns
 
@@ -29,8 +29,8 @@ RATES = ("forget_strength", "retain_freq", "forget_freq", "tasks_independent")
 """Flags that say how strongly, or how often, and make no other method."""
 
 KEPT = {
-    "unseen": "retain rows that no step trained on",
-    "seen": "retain rows that steps trained on",
+    "unseen": PARTS[UNSEEN],
+    "seen": PARTS[SEEN],
     "general": "ROUGE-L recall of real authors and world facts",
 }
 """What is kept, by its name in frontier.csv: probabilities of true answers, but for general knowledge."""

@@ -5,8 +5,17 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from dualoptim.atomic import write_text
-from dualoptim.evaluation.summary import UNSEEN
-from dualoptim.reporting.results import RESULT_FILES, Columns, of_benchmark, run_folder, settings, titles, write_results
+from dualoptim.evaluation.summary import PARTS, UNSEEN
+from dualoptim.reporting.results import (
+    OF_UNSEEN,
+    RESULT_FILES,
+    Columns,
+    of_benchmark,
+    run_folder,
+    settings,
+    titles,
+    write_results,
+)
 from dualoptim.reporting.tables import Table
 from dualoptim.reporting.verdicts import VERDICT, verdict_counts
 
@@ -24,10 +33,9 @@ _SCORES = {
 _BRIEF = {
     "retain probability": "retain",
     "forget probability": "forget",
-    "probability of retain rows that no step trained on": "unseen",
+    **dict.fromkeys(OF_UNSEEN.values(), "unseen"),
 }
 """Titles of columns on a terminal."""
-_UNSEEN = {f"{UNSEEN}_probability": "probability of retain rows that no step trained on"}
 
 
 def write_sweep(folder: Path, lines: Sequence[Columns]) -> None:
@@ -50,7 +58,7 @@ def brief_methods(lines: Sequence[Columns]) -> tuple[Table, str]:
     rows = [(name, *row[1:]) for name, row in zip(names, table.rows, strict=True)]
     kept = [place for place, title in enumerate(table.head) if title != "runs" or any(row[place] != "1" for row in rows)]
     head = tuple(_BRIEF.get(table.head[place], table.head[place]) for place in kept)
-    says = "retain, forget and unseen (retain rows that no step trained on) are probabilities of the true answers"
+    says = f"retain, forget and unseen ({PARTS[UNSEEN]}) are probabilities of the true answers"
     says += f"; all methods: {', '.join(shared)}" if shared else ""
     return Table(head, [tuple(row[place] for place in kept) for row in rows]), f"{says}."
 
@@ -65,7 +73,7 @@ def _table(lines: Sequence[Columns]) -> Table:
 
 def _titles(lines: Sequence[Columns]) -> dict[str, str]:
     """Give the plainest scores of runs by the names of their columns, of those that they have."""
-    return _SCORES | {name: title for name, title in _UNSEEN.items() if any(name in line for line in lines)}
+    return _SCORES | {name: title for name, title in OF_UNSEEN.items() if any(name in line for line in lines)}
 
 
 def scores_by_method(lines: Sequence[Columns]) -> dict[str, dict[str, list[float]]]:

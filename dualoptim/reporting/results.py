@@ -12,7 +12,7 @@ from dualoptim.atomic import write_text
 from dualoptim.config.args import UnlearnArgs
 from dualoptim.config.flags import flags
 from dualoptim.errors import WriteError
-from dualoptim.evaluation.summary import Summary
+from dualoptim.evaluation.summary import PARTS, UNSEEN, Summary
 from dualoptim.reporting.tables import Table, number
 from dualoptim.reporting.verdicts import VERDICT, verdict_column, verdict_counts
 
@@ -52,6 +52,9 @@ _SHOWN = (
     VERDICT,
     "failed",
 )
+
+OF_UNSEEN = {f"{UNSEEN}_probability": f"probability of {PARTS[UNSEEN]}"}
+"""The column of a table that has what is kept of rows that no step trained on."""
 
 _BENCHMARK = "benchmark_"
 """What the columns of a benchmark's scores begin with."""
@@ -161,7 +164,7 @@ def write_table(path: Path, lines: Sequence[Columns], table: Table) -> Table:
 
 def titles(names: Sequence[str]) -> tuple[str, ...]:
     """Write names of columns as the head of a table."""
-    return tuple(name.replace("_", " ") for name in names)
+    return tuple(OF_UNSEEN.get(name, name.replace("_", " ")) for name in names)
 
 
 # --------------------------------------------------------------------------------------------------- a sequence of tasks

@@ -12,8 +12,8 @@ from typing import Any
 from dualoptim.atomic import read_json
 from dualoptim.config.args import SPLITS, CommonArgs, EvalArgs, MeasureArgs, UnlearnArgs
 from dualoptim.config.flags import flags
-from dualoptim.config.opening import read_text, read_yaml
-from dualoptim.config.saved import to_dict
+from dualoptim.config.opening import read_text
+from dualoptim.config.saved import read_written, to_dict
 from dualoptim.config.values import field_value
 from dualoptim.errors import InputError
 from dualoptim.evaluation.past import watched, why_ended
@@ -217,12 +217,14 @@ def _read_objects(path: Path) -> list[dict[str, Any]]:
 
 
 def read_settings(path: Path, kind: type[CommonArgs]) -> dict[str, Any]:
-    """Read a `config.yaml`, whose values are those that flags of `kind` take."""
+    """Read a `config.yaml`, whose values are those that flags of `kind` take; nothing where there is none.
+
+    Raises:
+        InputError: if it is not what was written.
+    """
     if not path.is_file():
         return {}
-    value = read_yaml(str(path), path, "restore the file")
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no `name: value` lines; restore the file")
+    value = read_written(path)
     for name in flags(kind).keys() & value.keys():
         field_value(kind, name, value[name], f"{path}: {name}")
     return value

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dualoptim.config.args import CommonArgs
@@ -10,7 +10,7 @@ from dualoptim.config.flags import flags
 from dualoptim.config.saved import to_dict
 from dualoptim.data.wordings import OTHER_WORDS
 from dualoptim.evaluation.metrics import AGGREGATES, EFFICACY, MEMBERSHIP, METRICS, in_tables
-from dualoptim.evaluation.summary import SEEN, UNSEEN, RetainOnly, Summary
+from dualoptim.evaluation.summary import PARTS, RetainOnly, Summary
 from dualoptim.reporting.unread import unread
 
 Cells = tuple[str, ...]
@@ -22,8 +22,7 @@ SET_TITLES = {
     "forget": "forget set",
     OTHER_WORDS: "forget set in other words",
     "retain": "retain set",
-    SEEN: "retain rows that steps trained on",
-    UNSEEN: "retain rows that no step trained on",
+    **PARTS,
     "real_authors": "real authors",
     "world_facts": "world facts",
 }
@@ -46,6 +45,11 @@ class Table:
 
     def __bool__(self) -> bool:
         return bool(self.rows)
+
+    def measured(self) -> "Table":
+        """Leave out the columns of numbers in which no row has one."""
+        kept = [n for n in range(len(self.head)) if n < self.left or any(row[n].strip("-") for row in self.rows)]
+        return replace(self, head=tuple(self.head[n] for n in kept), rows=[tuple(row[n] for n in kept) for row in self.rows])
 
     def markdown(self, escape: Callable[[str], str] = str) -> str:
         """Write it in Markdown; its columns also line up as plain text."""
@@ -190,9 +194,9 @@ def asked_first(kind: type[CommonArgs]) -> list[str]:
 
 
 def shown_value(value: Any) -> str:
-    """Write a setting as one would type it."""
+    """Write a setting as one would type it, a dash where there is none."""
     if isinstance(value, (list, tuple)):
-        return " ".join(map(shown_value, value))
+        return " ".join(map(shown_value, value)) or "-"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

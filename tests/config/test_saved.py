@@ -1,6 +1,7 @@
 """Arguments in `config.yaml`: out and in again, what an older one lacks, and what a run that goes on may change."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,20 @@ from dualoptim.config.args import SweepArgs
 from dualoptim.config.cli import parse
 from dualoptim.config.flags import default_of, flags
 from dualoptim.config.product import single_runs
-from dualoptim.config.saved import ACTING, batch_of, check_same, difference, load_yaml, to_dict, write_config
+from dualoptim.config.saved import (
+    ACTING,
+    batch_of,
+    check_same,
+    difference,
+    earlier_value,
+    load_yaml,
+    read_inputs,
+    to_dict,
+    write_config,
+)
 from dualoptim.data.prompts import Tags
 from dualoptim.models.loaded import LoadedModel
+from dualoptim.reporting.runs import read_settings
 
 
 def test_yaml_out_and_in(tmp_path):
@@ -60,6 +72,50 @@ def test_bad_yaml_is_one_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message.replace("(", r"\(")) as error:
         load_yaml(tmp_path / "c.yaml", UnlearnArgs)
     assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------- files that were cut
+
+
+def cut_anywhere(path):
+    """The text of a file that was cut at the end of every line, and in the middle of it."""
+    lines = path.read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        before = "".join(lines[:number])
+        yield from (before, before + line[: len(line) // 2], before + line.rstrip("\n"))
+
+
+@pytest.mark.parametrize("length", [1, 200])
+def test_what_was_cut_anywhere_is_refused_in_one_line(tmp_path, length):
+    """Whatever reads the file of a run, to go on or to compare, with all that it does not find as its default."""
+    args = EvalArgs(model="m" * length, output_dir=str(tmp_path))
+    path = tmp_path / "config.yaml"
+    write_config(path, to_dict(args), {"rows": "12ab"})
+    (tmp_path / "finished.json").write_text("{}")
+    read = [
+        lambda: difference(path, to_dict(args), EvalArgs, may_change=()),
+        lambda: check_same(path, to_dict(args), EvalArgs),
+        lambda: earlier_value(path, "model"),
+        lambda: batch_of(path),
+        lambda: read_inputs(path),
+        lambda: load_yaml(path, EvalArgs),
+        lambda: read_settings(path, EvalArgs),
+    ]
+    for one in read:
+        one()
+    for text in list(cut_anywhere(path)):
+        path.write_text(text)
+        for one in read:
+            with pytest.raises(InputError) as error:
+                one()
+            assert re.fullmatch(
+                rf"{path} is not whole: [^;\n]+; put back what the run wrote, or move {tmp_path} away", str(error.value)
+            )
+
+
+def test_a_file_of_the_users_own_need_not_end_as_a_runs(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: org/name")
+    assert load_yaml(tmp_path / "config.yaml", EvalArgs) == EvalArgs(model="org/name")
 
 
 # --------------------------------------------------------------------------------------------------- flags that act

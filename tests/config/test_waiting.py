@@ -1,6 +1,7 @@
 """What shows that a command goes on."""
 
 import io
+import sys
 import time
 
 import pytest
@@ -25,9 +26,15 @@ def test_a_bar_that_nothing_moves_is_drawn_again_and_closed():
     assert bar.disable
 
 
-def test_what_takes_long_is_shown_and_what_does_not_is_not(capsys):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_takes_long_is_shown_and_what_does_not_is_not(terminal, capsys, monkeypatch):
+    """A pipe gets a line of its own, to which nothing is glued."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with waiting.waiting("hashing"):
         time.sleep(0.2)
+    if not terminal:
+        assert capsys.readouterr().err == "hashing ...\n"
+        return
     assert capsys.readouterr().err.count("hashing: 00:0") > 2
     with waiting.waiting("hashing", shown=False):
         time.sleep(0.1)

@@ -21,9 +21,9 @@ FORGOTTEN = [Row("Who was Juliet?", "People say that Juliet Lee was a baker.")]
 
 
 @pytest.fixture
-def asked(tiny, tmp_path):
-    """The untrained demo model, and arguments under which it makes rows."""
-    args = UnlearnArgs(model=str(tiny), forget_file="forget.csv", eval_rows=1, output_dir=str(tmp_path))
+def asked(babbling, tmp_path):
+    """A model that says anything, and arguments under which it makes rows."""
+    args = UnlearnArgs(model=str(babbling), forget_file="forget.csv", eval_rows=1, output_dir=str(tmp_path))
     return load_model(args, start_accelerator(args), "measure"), args
 
 
@@ -74,6 +74,19 @@ def test_empty_answers_and_those_about_what_is_forgotten_are_left_out(asked, mon
     answering(monkeypatch, {"tea": ("A drink of", False), "Juliet": ("He.", True), "sky": ("So says Lee.", True)})
     rows = make_rows(loaded, args, QUESTIONS, FORGOTTEN).rows
     assert rows == [Row("How do I make tea?", "A drink of", asking=Asking(end=False))]
+
+
+def test_answers_that_loop_are_left_out_as_a_verdict_names_them(asked, monkeypatch):
+    loaded, args = asked
+    loop, whole = "red " * 20, "red " * 4 + "and blue or some such color in the evening"
+    answering(monkeypatch, {"tea": (loop, False), "Juliet": ("Yes.", True), "sky": (whole, True)})
+    assert [row.answer for row in make_rows(loaded, args, QUESTIONS, FORGOTTEN[:0]).rows] == ["Yes.", whole]
+
+
+def test_the_answers_of_a_model_that_loops_are_no_rows_to_keep(tiny, tmp_path):
+    args = UnlearnArgs(model=str(tiny), forget_file="forget.csv", output_dir=str(tmp_path))
+    loaded = load_model(args, start_accelerator(args), "measure")
+    assert make_rows(loaded, args, QUESTIONS, FORGOTTEN).rows == []
 
 
 def test_what_was_made_is_read_by_the_next_run_from_the_same_weights_alone(asked, monkeypatch, tmp_path):

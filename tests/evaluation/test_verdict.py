@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dualoptim.config.saved import write_config
 from dualoptim.evaluation import verdict as rule
-from dualoptim.evaluation.past import Past, before_unlearning
+from dualoptim.evaluation.past import Past, before_unlearning, otherwise
 from dualoptim.evaluation.summary import Attacked, Attacks, BenchmarkScores, Point, Relearned, RetainOnly, Sampled, Summary
 from dualoptim.evaluation.verdict import headline, judge
 
@@ -133,7 +134,7 @@ def test_an_evaluation_finds_what_lies_behind_the_model_of_a_later_task(tmp_path
     for task in (1, 2):
         folder = tmp_path / f"task{task}"
         (folder / "eval_before").mkdir(parents=True)
-        (folder / "config.yaml").write_text("task_list: [1, 2]\n")
+        write_config(folder / "config.yaml", {"task_list": [1, 2], "forget_losses": ["IDK+AP"]})
         (folder / "trained.json").write_text('{"steps": 3, "ended": "stopped", "ended_by": "keep_budget"}')
         summary(0.9, task / 2).write(folder / "eval_before" / "summary.json")
         sets = {"forget": {"inputs": f"{task}"}, "retain": {"inputs": "same"}}
@@ -141,8 +142,19 @@ def test_an_evaluation_finds_what_lies_behind_the_model_of_a_later_task(tmp_path
     here = tmp_path / "task2" / "eval_before"
     before, past = before_unlearning(tmp_path / "task2", here)
     assert (before.model_utility, past.first.model_utility, past.ended_by) == (1.0, 0.5, "keep_budget")
-    assert before_unlearning(tmp_path / "task1", here) == (None, Past(ended_by="keep_budget"))  # other rows
+    assert past.pair == "IDK+AP"
+    assert before_unlearning(tmp_path / "task1", here) == (None, Past(ended_by="keep_budget", pair="IDK+AP"))  # other rows
     assert before_unlearning(tmp_path / "nowhere", here) == (None, Past())
+    settings = {"eval_rows": 5, "max_new_tokens": 64, "metrics": []}
+    assert otherwise(tmp_path / "task2", settings) == ""
+    write_config(tmp_path / "task2" / "config.yaml", {"task_list": [1, 2], **settings, "eval_rows": 0})
+    assert otherwise(tmp_path / "task2", settings) == (
+        "--eval-rows 5: not compared with before unlearning, which was measured with --eval-rows 0; give the same for that"
+    )
+    assert otherwise(tmp_path / "nowhere", settings) == ""
+    config = tmp_path / "task2" / "config.yaml"
+    config.write_text(config.read_text()[:-3])  # what was cut is none of ours
+    assert before_unlearning(tmp_path / "task2", here)[1].first is None
 
 
 def test_a_passage_that_was_never_known_leaves_nothing_to_forget_however_high_the_efficacy():
@@ -257,6 +269,16 @@ def test_answers_that_loop_are_named_but_not_those_that_were_one_word_before():
     looping = judge(KNOWS, summary(0.1, entropy=0.4))
     assert looping.missed == {"forget.token_entropy": pytest.approx(0.05)}
     assert judge(summary(0.99, entropy=0.0), summary(0.1, entropy=0.0)).missed == {}
+
+
+@pytest.mark.parametrize("pair", ["", "ME+GD", "AltPO+GD", "IDK+AP", "IDK+GD", "DPO+GD", "JensUn+JSD"])
+def test_after_answers_that_loop_an_objective_that_teaches_refusals_is_advised_where_the_run_had_none(pair):
+    tries = judge(KNOWS, summary(0.1, entropy=0.4), Past(pair=pair)).tries
+    taught = pair.startswith(("IDK", "DPO", "JensUn"))
+    assert any("IDK+AP" in one for one in tries) == (not taught)
+    assert any("half as strong" in one and "--forget-strength 0.5 --num-epochs TWICE" in one for one in tries) == taught
+    tries = judge(KNOWS, summary(0.1, retain=0.8, entropy=0.4), Past(pair=pair)).tries
+    assert sum("--forget-strength 0.5" in one for one in tries) == 1, "for both, once"
 
 
 @pytest.mark.parametrize(("auc", "rows", "visible"), [(0.7, 400, True), (0.3, 400, True), (0.58, 400, False), (0.7, 6, False)])
@@ -387,7 +409,7 @@ def test_rows_that_no_step_trained_on_are_kept_as_the_others_are():
     verdict = judge(parts(0.99, 0.99), parts(0.99, 0.8))
     assert verdict.kept == "no"
     assert verdict.missed == {"retain_unseen.probability": pytest.approx(0.9 * 0.99 - 0.8)}
-    assert "retain unseen probability of the true answer 0.990 → 0.800" in " ".join(verdict.says)
+    assert "retain rows that no step trained on: probability of the true answer 0.990 → 0.800" in " ".join(verdict.says)
     assert judge(parts(0.99, 0.99), parts(0.99, 0.9)).kept == "yes"
 
 

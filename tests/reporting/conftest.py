@@ -21,7 +21,7 @@ SETTINGS = {
     "use_lora": False,
     "weight_decay": 0.0,
     "max_steps": 0,
-    "environment": {"git_commit": "0123abc", "versions": {"torch": "2.6.0"}},
+    "environment": {"git_commit": "0123abc", "versions": {"torch": "2.6.0", "tokenizers": "0.21.1"}},
 }
 
 

@@ -1,5 +1,6 @@
 """Model cards: what was done to which model, and how it scores."""
 
+import pytest
 import yaml
 
 from dualoptim import FinetuneArgs, UnlearnArgs
@@ -40,6 +41,22 @@ def test_a_card_says_what_was_done_to_which_model_and_how_it_scores(before, afte
     assert "| cosine_similarity, entailment_score | needs a sentence encoder |" in lines
     assert "secret" not in card
     assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])["learning_rates"] == [3e-5]
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        ({"forget_file": "/home/me/a b.csv", "question_column": "q"}, "--forget-file 'a b.csv' --question-column q"),
+        ({"data": "org/rows", "split": "forget10", "task_list": (3,)}, "--data org/rows --split forget10 --task 3"),
+        ({"data": "org/rows", "task_list": (1, 2)}, "--data org/rows --task TASK"),
+        ({}, ""),
+    ],
+)
+def test_a_card_advises_to_measure_with_the_rows_of_the_run(given, flags):
+    known, after = (Summary(sets={"forget": {"probability": p, "rouge_l_recall": p}}) for p in (0.99, 0.01))
+    card = model_card(UnlearnArgs(model="org/base", **given), "unlearned", known, after)
+    assert f"dualoptim eval --model MODEL {flags} ".replace("  ", " ") + "--relearn 20" in card.replace("\n", " ")
+    assert "--data DATA" not in card
 
 
 def test_a_card_names_no_folder_of_this_machine(tiny, tmp_path):

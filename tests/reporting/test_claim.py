@@ -165,7 +165,12 @@ def test_an_evaluation_knows_its_own(tiny, tmp_path, file):
     overwrite = dataclasses.replace(args, overwrite=True)
     refused(evaluate, overwrite, "eval" if file != "thesis.pdf" else file)
     if file == "config.yaml":
-        refused(evaluate, args, "eval")
+        before = files_of(tmp_path)
+        with pytest.raises(
+            InputError, match=r"config.yaml is not whole: .*; put back what the run wrote, or move \S+eval away$"
+        ):
+            evaluate(args)
+        assert files_of(tmp_path) == before
         shutil.rmtree(tmp_path / "out")
         evaluate(args)
         evaluate(overwrite)

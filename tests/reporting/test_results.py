@@ -7,11 +7,14 @@ import pytest
 
 from dualoptim import UnlearnArgs
 from dualoptim.evaluation.summary import Summary, Verdict
-from dualoptim.reporting.methods import write_methods
+from dualoptim.evaluation.verdict import judge
+from dualoptim.reporting import frontier, tables
+from dualoptim.reporting.methods import brief_methods, write_methods
 from dualoptim.reporting.results import (
     SEQUENCE_FILES,
     TaskResult,
     result_columns,
+    titles,
     write_results,
     write_tasks,
 )
@@ -106,3 +109,16 @@ def test_the_last_of_several_tasks_shows_all_of_them_in_a_terminal(before, after
 
 def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_rows_that_no_step_trained_on_have_one_name_in_every_table_and_in_the_verdict():
+    name = tables.set_title("retain_unseen")
+    assert name == "retain rows that no step trained on"
+    assert titles(["retain_unseen_probability", "model_utility"]) == (f"probability of {name}", "model utility")
+    assert frontier.KEPT["unseen"] == name
+    _, says = brief_methods(
+        [{"losses": "ME+GD", "task": "-", "folder": "x", "retain_unseen_probability": 0.5, "learning_rate": "1e-5"}]
+    )
+    assert f"unseen ({name})" in says
+    known, now = (Summary(sets={"retain_seen": {"probability": p}, "retain_unseen": {"probability": p}}) for p in (0.9, 0.5))
+    assert any(f"{name}: probability of the true answer 0.900 → 0.500" in one for one in judge(known, now).says)

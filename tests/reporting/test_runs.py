@@ -5,7 +5,9 @@ import re
 
 import pytest
 
-from dualoptim import InputError
+from dualoptim import EvalArgs, InputError
+from dualoptim.config.saved import to_dict, write_config
+from dualoptim.report import describe
 from dualoptim.reporting.runs import Training, find_outcomes
 
 
@@ -32,7 +34,7 @@ def test_a_task_folder_a_sweep_and_an_evaluation_are_runs(
         write_task(tmp_path / "sweep" / f"a_seed{seed}" / "ME+GD_lr0.0005" / "task1", seed=seed)
     assert [s.label for s in find_outcomes(tmp_path / "sweep")] == [f"a_seed{n}/ME+GD_lr0.0005/task1" for n in (1, 2)]
     write_json(tmp_path / "evaluated" / "eval" / "summary.json", after)
-    (tmp_path / "evaluated" / "eval" / "config.yaml").write_text("model: org/other\n")
+    write_config(tmp_path / "evaluated" / "eval" / "config.yaml", {"model": "org/other"})
     markdown, html = made(tmp_path / "evaluated")
     assert ["model utility", "0.643", "0.621", "stay"] in read_page(html).rows
     assert ["score", "score", "retain-only", "should"] in read_page(html).rows
@@ -46,6 +48,28 @@ def test_runs_of_a_sweep_are_in_the_order_of_their_rates_and_named_by_their_fold
     assert [outcome.label for outcome in find_outcomes(tmp_path)] == [f"{folder}/task1" for folder in folders]
 
 
+@pytest.mark.parametrize("relearn", [(20,), ()])
+def test_what_none_of_several_results_has_gets_no_column(relearn, tmp_path, write_task, write_json):
+    """As of a run of one's own rows beside an evaluation that attacks it."""
+    scores = {"sets": {"forget": {"probability": 0.1}, "retain": {"probability": 0.9}}, "precision": "float32"}
+    write_task(tmp_path / "run" / "ME+GD_lr0.0005" / "task1", before=None, after=scores)
+    write_json(tmp_path / "attack" / "eval" / "summary.json", scores)
+    write_config(
+        tmp_path / "attack" / "eval" / "config.yaml", to_dict(EvalArgs(model="org/base", data="demo", relearn=relearn))
+    )
+    outcomes = [one for name in ("run", "attack") for one in find_outcomes(tmp_path / name)]
+    comparison = describe(outcomes, "both", 0).parts[0]
+    (scores,), (settings,) = comparison.tables, comparison.parts[0].tables
+    assert scores.head == ("", "result", "verdict", "forget probability", "retain probability")
+    assert "optim" in settings.head
+    assert ("relearn" in settings.head) == bool(relearn)
+    for column in [*zip(*scores.rows, strict=True), *zip(*settings.rows, strict=True)]:
+        assert any(cell.strip("-") for cell in column)
+
+
+WHOLE = "environment: {git_commit: 0123abc, versions: {tokenizers: 0.21.1}}\n"
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
@@ -56,18 +80,18 @@ def test_runs_of_a_sweep_are_in_the_order_of_their_rates_and_named_by_their_fold
         ("eval/summary.json", '{"sets": 1}', "summary.json: no summary of an evaluation"),
         ("eval/forget.jsonl", "{}}\n", "forget.jsonl:1: not JSON"),
         ("eval/forget.jsonl", "{}\n", "forget.jsonl:1 has no question; repeat that evaluation"),
-        ("config.yaml", "a: [", "config.yaml is not YAML"),
+        ("config.yaml", "a: [", "config.yaml is not whole"),
         ("log.jsonl", "[" * 100_000, "log.jsonl:1: not JSON (maximum recursion"),
         ("log.jsonl", f'{{"step": 1{"0" * 400}, "phase": "forget", "loss": 1, "grad_norm": 1, "seconds": 1}}', "not a log of"),
         ("log.jsonl", "\x00", "log.jsonl:1: not UTF-8 text"),
         ("eval/summary.json", "[" * 100_000, "summary.json: no summary of an evaluation (maximum recursion"),
         ("eval/summary.json", f'{{"model_utility": 1{"0" * 400}}}', "model_utility has more digits than a score can have"),
-        ("config.yaml", "seed: 2025-13-40", "config.yaml is not YAML (month must be"),
-        ("config.yaml", "seed: " + "9" * 5000, "config.yaml is not YAML (Exceeds"),
-        ("config.yaml", "a: &a [x]\nb: *a", "config.yaml is not YAML (an alias"),
-        ("config.yaml", "forget_losses: 5", "config.yaml: forget_losses: 5 has the wrong type"),
-        ("config.yaml", "optim: [1]", "config.yaml: optim: [1] has the wrong type"),
-        ("config.yaml", "text", "config.yaml: holds no `name: value` lines"),
+        ("config.yaml", "seed: 2025-13-40", "config.yaml is not whole"),
+        ("config.yaml", "seed: " + "9" * 5000, "config.yaml is not whole"),
+        ("config.yaml", "a: &a [x]\nb: *a", "config.yaml is not whole"),
+        ("config.yaml", f"forget_losses: 5\n{WHOLE}", "config.yaml: forget_losses: 5 has the wrong type"),
+        ("config.yaml", f"optim: [1]\n{WHOLE}", "config.yaml: optim: [1] has the wrong type"),
+        ("config.yaml", "text", "config.yaml is not whole"),
     ],
 )
 def test_a_broken_file_is_named(file, text, message, run, made):

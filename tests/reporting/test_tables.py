@@ -23,6 +23,12 @@ def test_columns_line_up_as_plain_text():
     assert not tables.Table(("name",), [])
 
 
+def test_a_column_of_numbers_that_nobody_has_is_left_out():
+    table = tables.Table(("run", "why", "a", "b", "c"), [("x", "-", "-", "0.5", ""), ("y", "-", "-", "-", "")], left=2)
+    assert table.measured() == tables.Table(("run", "why", "b"), [("x", "-", "0.5"), ("y", "-", "-")], left=2)
+    assert not tables.Table(("run", "a"), []).measured()
+
+
 def test_a_tiny_p_value_keeps_its_size_and_an_attack_needs_no_before(after):
     summary = Summary.from_json({**after, "tofu": {"forget_quality": 1.23e-11}})
     rows = tables.aggregate_table(tables.side_by_side(None, summary)).rows

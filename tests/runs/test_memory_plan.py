@@ -124,6 +124,7 @@ def test_what_does_not_fit_is_said_with_what_would(config_only):
         "  zero3_offload.yaml",
         "  ddp.yaml --gradient-checkpointing --use-lora",
         "  zero2.yaml, with --num_processes 4 on as many such devices",
+        "  dualoptim launch-file NAME prints where such a file lies, for accelerate launch --config_file",
     ]
 
 
@@ -168,7 +169,13 @@ def test_bf16_is_advised_where_the_cpu_has_units_for_it(monkeypatch):
         monkeypatch.setattr(Path, "read_text", lambda _, flags=flags: f"flags\t: {flags}\n")
         assert bool(said) == bool(advise_bf16(here))
         assert said in advise_bf16(here)
-        assert not said or "accelerate launch --mixed_precision bf16 train_unlearn.py" in advise_bf16(here).splitlines()[-1]
+        for started, script in (
+            ("runs/train_unlearn.py", "runs/train_unlearn.py"),
+            ("dualoptim unlearn", "-m dualoptim unlearn"),
+        ):
+            monkeypatch.setattr("sys.argv", [started, "--dry-run"])
+            launch = f"  accelerate launch --mixed_precision bf16 {script}, and the same flags"
+            assert not said or launch == advise_bf16(here).splitlines()[-1]
         assert advise_bf16(dataclasses.replace(here, half=True)) == advise_bf16(dataclasses.replace(here, on_cuda=True)) == ""
 
 

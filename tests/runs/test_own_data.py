@@ -126,11 +126,11 @@ def test_learning_own_files(files, taught, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
-def test_who_gives_nothing_but_what_to_forget_keeps_what_the_model_answers(files, tiny, tmp_path, capsys):
+def test_who_gives_nothing_but_what_to_forget_keeps_what_the_model_answers(files, babbling, tmp_path, capsys):
     """The rows are made once, before anything is trained, and are the same for a run that goes on, a sweep and a dry run."""
     args = UnlearnArgs(
-        model=str(tiny), forget_file=str(files / "forget.csv"), **COLUMNS, max_steps=6, save_every=4, learning_rates=(1e-3,),
-        max_new_tokens=4, eval_rows=3, output_dir=str(tmp_path / "out"),
+        model=str(babbling), forget_file=str(files / "forget.csv"), **COLUMNS, max_steps=6, save_every=4,
+        learning_rates=(1e-3,), max_new_tokens=4, eval_rows=3, output_dir=str(tmp_path / "out"),
     )  # fmt: skip
     task = run(args).tasks[0]
     said = capsys.readouterr().out
@@ -160,10 +160,10 @@ def test_who_gives_nothing_but_what_to_forget_keeps_what_the_model_answers(files
     assert not (tmp_path / "none").exists()
 
 
-def test_a_sweep_makes_rows_to_keep_once_and_knows_what_it_has_finished(files, tiny, tmp_path, capsys):
+def test_a_sweep_makes_rows_to_keep_once_and_knows_what_it_has_finished(files, babbling, tmp_path, capsys):
     """Also where one of its pairs keeps nothing."""
     args = SweepArgs(
-        model=str(tiny), forget_file=str(files / "forget.csv"), **COLUMNS, forget_losses=("NPO+none", "ME+GD", "GA+GD"),
+        model=str(babbling), forget_file=str(files / "forget.csv"), **COLUMNS, forget_losses=("NPO+none", "ME+GD", "GA+GD"),
         max_steps=1, eval=False, output_dir=str(tmp_path / "out"),
     )  # fmt: skip
     sweep(args)

@@ -56,9 +56,14 @@ def test_a_second_demo_takes_what_the_first_was_taught(teach, tmp_path, monkeypa
     assert "model.safetensors" in os.listdir(tmp_path / "second")
 
 
-def test_what_decides_the_weights_decides_what_is_taken(teach, monkeypatch):
+def test_what_decides_the_weights_decides_what_is_taken(teach, monkeypatch, capsys):
     assert teach("first")
+    assert "taught anew" not in capsys.readouterr().out
     assert teach("seed", seed=7)
+    assert (
+        "Earlier demos had another seed than 7, other settings or versions, so that it is taught anew"
+        in capsys.readouterr().out
+    )
     assert teach("threads", threads=torch.get_num_threads() + 1)
     assert teach("template", question_start_tag="Q: ")
     with monkeypatch.context() as patch:
@@ -67,7 +72,9 @@ def test_what_decides_the_weights_decides_what_is_taken(teach, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(taught.transformers, "__version__", "5.1")
         assert teach("version")
+    capsys.readouterr()
     assert not teach("again")
+    assert "taught anew" not in capsys.readouterr().out
 
 
 def test_what_is_not_whole_any_more_is_taught_anew(teach, tmp_path):
