@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 COMPILED_FROM = 2**28  # values in all steps so far: then what is saved pays for compiling (9 s on a slow core, later runs 3)
 TRIAL = 2**18  # values to try it on, enough for several threads
+TRIAL_ON_CUDA = 2**22  # into as many pieces as these fill is the search for the largest move cut, for good: 512, not 32
 # What a + b * c is: rounded once on a CPU, where torch's own kernels do so; on CUDA where it is written as one operation, and
 # nowhere else. Where a denominator all but vanishes the second rounding moves a weight by a third of a rate.
 ROUNDED_AS_WRITTEN: dict[str, Any] = {
@@ -69,7 +70,8 @@ def _move(
 @functools.cache
 def compiled(rule: Rule, device: torch.device) -> Move | None:
     """Compile the same for flat tensors of any length, or say once why it cannot be: no compiler, a device that has none."""
-    weights, gradient, *moments = (torch.zeros(TRIAL, device=device) for _ in range(2 + rule.moments))
+    values = TRIAL_ON_CUDA if device.type == "cuda" else TRIAL
+    weights, gradient, *moments = (torch.zeros(values, device=device) for _ in range(2 + rule.moments))
     try:
         rounding = {name: value for name, value in ROUNDED_AS_WRITTEN.items() if name in torch._inductor.list_options()}
         move = torch.compile(as_written(rule), dynamic=True, options=rounding)
