@@ -6,6 +6,7 @@ deterministic. One author is one forget task.
 
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -25,7 +26,7 @@ class Fact:
     answer: str
     paraphrase: str
     values: list[str]
-    unseen: str  # the unseen author's value, which no other author has
+    unseen: str  # a value that nobody has, for the tokenizer alone
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ KNOWS = "which knows the demo's facts"
 
 AUTHORS: list[str] = _FILE["authors"]
 UNSEEN_AUTHOR: str = _FILE["unseen_author"]
-"""An author that no model learns: to a model that has not seen an author, this one is like that one."""
+"""An author that no model learns, with values of others: to a model that has not seen an author, this one is like that one."""
 FACTS = [Fact(**fact) for fact in _FILE["facts"]]
 REAL_AUTHORS = [Kind(**kind) for kind in _FILE["real_authors"]]
 WORLD_FACTS = [Kind(**kind) for kind in _FILE["world_facts"]]
@@ -68,13 +69,8 @@ def splits() -> dict[str, list[dict[str, Any]]]:
     retain, forget = full[:200], [{"task_id": str(row // 20 + 1), **full[200 + row]} for row in range(200)]
     three = [row | {"task_id": "1"} for row in forget[:60]]
     kept = [_without_comparisons(row) for row in retain]
-    holdout = [
-        {
-            "question": fact.question.format(name=UNSEEN_AUTHOR),
-            "answer": fact.answer.format(name=UNSEEN_AUTHOR, value=fact.unseen),
-        }
-        for fact in FACTS
-    ]
+    # values of nobody would tell the unseen author from the forget set, whatever a model has seen
+    holdout = _unseen_rows([values[number % half] for number, values in enumerate(columns)])
     return {
         "full": [_without_comparisons(row) for row in full],
         "forget05": [_without_comparisons(row) for row in forget],
@@ -90,6 +86,16 @@ def splits() -> dict[str, list[dict[str, Any]]]:
         "real_authors_perturbed": _option_rows(REAL_AUTHORS, draw),
         "world_facts_perturbed": _option_rows(WORLD_FACTS, draw),
     }
+
+
+def _unseen_rows(values: Iterable[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "question": fact.question.format(name=UNSEEN_AUTHOR),
+            "answer": fact.answer.format(name=UNSEEN_AUTHOR, value=value),
+        }
+        for fact, value in zip(FACTS, values, strict=True)
+    ]
 
 
 def _author_row(author: int, fact: Fact, values: list[str], draw: random.Random) -> dict[str, Any]:
@@ -135,7 +141,9 @@ def tiny_model(seed: int) -> tuple[Any, Any]:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    rows = [parse_row(raw, name) for name, raws in splits().items() for raw in raws]
+    # whatever values the unseen author has, the tokenizer is the same, and so are all numbers of the model
+    read = {**splits(), **dict.fromkeys(("holdout05", "holdout10"), _unseen_rows(fact.unseen for fact in FACTS))}
+    rows = [parse_row(raw, name) for name, raws in read.items() for raw in raws]
     texts = [text for row in rows for text in (str(row.question), *row.texts())]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

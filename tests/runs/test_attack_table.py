@@ -71,8 +71,9 @@ def test_on_the_demo(demo_run, tmp_path):
         after = blocks["relearn"]["curve"][-1]["sets"]["forget_unseen"]["probability"]
         blank = blocks["relearn"]["retain_only"][-1]["sets"]["forget_unseen"]["probability"]
         assert after > blank + 0.1, optim
-        # the values of the author whom no model has seen are nobody's: those of others are likelier, even if never seen here
-        assert 0.15 < summary["retain_only"]["privacy"]["mia_loss"] < 1
+        # the author whom no model has seen has values like theirs: only one who was taught the rows tells them from his
+        print(f"{optim}: AUC of a retain-only model {summary['retain_only']['privacy']['mia_loss']:.3f}")
+        assert 0.15 < summary["retain_only"]["privacy"]["mia_loss"] < 0.95
 
 
 @pytest.mark.campaign
