@@ -12,7 +12,9 @@ def campaign():
     path = Path(__file__).parents[1] / "speed" / "frontier.py"
     spec = importlib.util.spec_from_file_location("frontier_campaign", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)  # where a script finds what lies beside it
+        spec.loader.exec_module(module)
     return module
 
 

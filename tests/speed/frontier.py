@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import csv
 import functools
+import io
 import json
 import math
 import multiprocessing
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peak import cycle_peak
 
 from dualoptim import EvalArgs, FinetuneArgs, UnlearnArgs, run
 from dualoptim.config.args import Relearning
@@ -415,8 +417,8 @@ def tables(task: Task, runs: Runs, parts: Sequence[Part]) -> Iterator[str]:
         (task.folder / name).write_bytes(_plot(by_method, known, (high, task.known, low)))
     costs = [line for line in runs.lines if line["part"] == parts[0].title and line["seconds"] != ""]
     seconds = {one.title: [line["seconds"] for line in costs if line["optimizer"] == one.title] for one in CONTENDERS}
-    rows = [(name, f"{statistics.median(own):.1f}", _state_bytes(name)) for name, own in seconds.items() if own]
-    yield f"### Cost\n\n{Table(('', 'seconds of steps', 'bytes of state a weight'), rows).markdown()}"
+    rows = [(name, f"{statistics.median(own):.1f}", *_memory(task, parts[0], name)) for name, own in seconds.items() if own]
+    yield f"### Cost\n\n{Table(('', 'seconds of steps', 'bytes of state a weight', 'MiB of a cycle'), rows).markdown()}"
     rows = [(name, *(f"{line[column]:.3f}" for column in COLUMNS)) for name, line in known.items()]
     rises = [line["four_bits"] - line["forget"] for line in runs.lines if line["forget"] != ""]
     yield f"Four bits raise the forget probability of {len(rises)} models by {max(rises):.3f} at most."
@@ -444,11 +446,15 @@ def _strongest(line: Line) -> Line:
     return line if line["forget"] == "" else {**line, "relearned": max(line[name] for name in RELEARN)}
 
 
-def _state_bytes(title: str) -> str:
-    """Say how many bytes of a parameter's optimizer states are kept, where all of them can be quantized."""
+def _memory(task: Task, part: Part, title: str) -> tuple[str, str]:
+    """Say how many bytes of a weight's states are kept, where all can be quantized, and the MiB that a cycle holds at once."""
     flags = next(one.flags for one in CONTENDERS if one.title == title)
     moments = kind_of(args := UnlearnArgs(**flags)).moments(args)
-    return str(4 * moments.wide + moments.in_bytes)
+    state = str(4 * moments.wide + moments.in_bytes)
+    if not (task.folder / "model").is_dir():
+        return state, "-"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return state, f"{cycle_peak(UnlearnArgs(learning_rates=(1e-4,), **task.flags(part), **flags)) / 2**20:.1f}"
 
 
 def main(task: Callable[[Path], Task] = Task, parts: Sequence[Part] = PARTS) -> None:
