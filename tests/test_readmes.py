@@ -269,7 +269,7 @@ def test_every_flag_that_a_readme_names_exists():
     known |= {option.lstrip("-") for action in launcher()._actions for option in action.option_strings}
     known = {name.replace("-", "_") for name in known}
     # SLURM's, of tests/speed, ruff's, pip's and git's
-    others = "--nodes --signal --only --device --parts --size --launches --check --no-deps --tags".split()
+    others = "--nodes --signal --only --at-once --device --parts --size --launches --check --no-deps --tags".split()
     for path in READMES:
         for flag in re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*\*?", path.read_text(encoding="utf-8")):
             if flag.endswith("*"):
