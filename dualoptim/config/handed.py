@@ -30,7 +30,7 @@ def handed_on(
         return dict(values), ""
     taken = {name: value for name, value in values.items() if name not in _OWN and (name in flags(kind) or name not in known)}
     if kind is EvalArgs:
-        taken |= _task_of(values, path.absolute().parent.name)
+        taken |= _task_of(values, path.absolute().parent.name) | _rows_made(values)
     if kind is not FinetuneArgs:
         model = path.with_name("model")
         trained = values.keys() & flags(FinetuneArgs).keys() - flags(EvalArgs).keys()
@@ -50,6 +50,15 @@ def _task_of(values: Mapping[str, Any], folder: str) -> dict[str, Any]:
     if task in tasks and len(targets) == len(tasks):
         return {"targets": [targets[tasks.index(task)]]}
     return {} if task is None else {"task": task}
+
+
+def _rows_made(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the file of the rows to keep that a run made from its model, so that what it kept is measured by the same ones."""
+    if not values.get("forget_file") or values.get("retain_file") or not values.get("output_dir"):
+        return {}
+    folder = Path(values.get("reference_dir") or f"{values['output_dir']}/reference").expanduser()
+    found = sorted(folder.glob("own-answers-*.jsonl"))
+    return {"retain_file": [str(found[0])]} if len(found) == 1 else {}
 
 
 def _is_default(kind: Any, name: str, value: Any) -> bool:

@@ -1,5 +1,7 @@
 """Settings of a run that another command takes from its config.yaml."""
 
+import dataclasses
+
 import pytest
 
 from dualoptim import EvalArgs, FinetuneArgs, InputError, UnlearnArgs
@@ -95,3 +97,20 @@ def test_a_folder_for_a_config_names_the_file_in_it(run, tmp_path, given):
     config = run(UnlearnArgs(model="org/name"))
     with pytest.raises(InputError, match=f"give {str(config).replace('+', '.')}$"):
         parse(EvalArgs, ["--config", str(tmp_path / given)])
+
+
+def test_an_evaluation_takes_the_rows_to_keep_that_the_run_made(run, tmp_path):
+    """Of several files none is known to be the run's."""
+    made = tmp_path / "out" / "reference" / "own-answers-0.jsonl"
+    args = UnlearnArgs(model="org/name", forget_file=("f.csv",), output_dir=str(tmp_path / "out"))
+    config = run(args)
+    assert load_yaml(config, EvalArgs).retain_file is None
+    made.parent.mkdir(parents=True)
+    made.touch()
+    assert load_yaml(config, EvalArgs).retain_file == (str(made),)
+    kept = run(dataclasses.replace(args, retain_file=("kept.csv",)), "task2")
+    assert load_yaml(kept, EvalArgs).retain_file == ("kept.csv",)
+    elsewhere = run(dataclasses.replace(args, reference_dir=str(tmp_path / "elsewhere")), "task3")
+    assert load_yaml(elsewhere, EvalArgs).retain_file is None
+    made.with_name("own-answers-1.jsonl").touch()
+    assert load_yaml(config, EvalArgs).retain_file is None

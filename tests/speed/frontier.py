@@ -20,7 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ CONTENDERS = [
     Contender("dual-adamw-plus in 8 bits, bound 1, equal rates", {**_PLUS, "optim_bits": 8}),
     Contender("dual-adamw, forget steps by Muon, retain rate 1/3", {"forget_optimizer": "muon"}, 3),
     Contender("dual-adamw, mean of cycles 0.9, retain rate 1/3", {"average_cycles": 0.9}, 3),
+    Contender("dual-adamw, forget betas 0.5 and 0.9, retain rate 1/3", {"forget_adam_betas": (0.5, 0.9)}, 3),
 ]
 SOME = (0, 1, 2, 4, 5, 7, 8)
 FEW = (1, 2, 4, 5, 8, 9)
@@ -108,14 +109,19 @@ class Part:
     places: Sequence[int] = range(len(CONTENDERS))
     start: int = 0
     tasks: int = 1
+    taught: bool = False  # each seed teaches a model of its own, which moves more than what else it draws
 
     @property
     def title(self) -> str:
-        return self.pair + (f", {self.tasks} tasks one after another" if self.tasks > 1 else "")
+        after = f", {self.tasks} tasks one after another" if self.tasks > 1 else ""
+        return self.pair + after + (", a taught model for each seed" if self.taught else "")
 
 
+OWN = (1, 5, 4, 0, 9, 8, 16)
+"""Contenders that are compared on several taught models."""
 PARTS = [
-    Part("ME+GD", (1, 2, 3)),
+    Part("ME+GD", (1, 2, 3, 4, 5), OWN, taught=True),
+    Part("ME+GD", (1, 2, 3), range(16)),
     Part("NPO+GD", (1, 2, 3), SOME, 1),
     Part("RMU+EMBED", (1, 2, 3), FEW, 6),
     Part("ME+GD", (4, 5), SOME),
@@ -138,6 +144,11 @@ class Task:
     levels: tuple[float, float] = LEVELS
     known: float = KNOWN
     relearn: tuple[tuple[int, float], ...] = ((20, 5e-4), (60, 1e-3))  # steps and rate of each column of RELEARN
+    seed: int = 42  # of teaching
+
+    def of(self, part: "Part", seed: int) -> "Task":
+        """Give the task of a part's seed: another folder where its model is another."""
+        return replace(self, folder=self.folder / f"seed{seed}", seed=seed) if part.taught else self
 
     def prepare(self) -> None:
         """Write rows with other answers; teach the demo's model, and one that never sees the three authors, if need be."""
@@ -146,12 +157,12 @@ class Task:
         for name, lines in (("forget", others), ("retain", rows["retain10"])):
             (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
         if not (folder / "model").is_dir():
-            args = UnlearnArgs(output_dir=str(folder))
+            args = UnlearnArgs(output_dir=str(folder), seed=self.seed)
             teach_demo(load_model(args, start_accelerator(args)), args, folder / "model")
         if not (folder / "retain_only" / "model").is_dir():
             splits = ("retain50", "retain_unseen", "forget05", "real_authors_perturbed", "world_facts_perturbed")
             recipe = {**DEMO_RECIPE, "splits": splits, "tasks": (4, 5, 6, 7, 8, 9, 10), "overwrite": True}
-            finetune(FinetuneArgs(data="demo", output_dir=str(folder / "retain_only"), **recipe))
+            finetune(FinetuneArgs(data="demo", seed=self.seed, output_dir=str(folder / "retain_only"), **recipe))
 
     def flags(self, part: "Part") -> dict[str, Any]:
         """Name the rows and the model of a run."""
@@ -333,7 +344,8 @@ def take_all(task: Task, runs: Runs, parts: Sequence[Part], ends: float, at_once
                 known = {int(line["place"]): line for line in lines if line["seed"] == seed}
                 place = next_place(known, _earlier(lines, seed, task.levels) or [part.start], task.levels)
                 if place is not None and (part, contender, seed) not in taken.values():
-                    taken[pool.submit(take, task, part, contender, place, seed)] = part, contender, seed
+                    own = beside(task.of(part, seed), runs)
+                    taken[pool.submit(take, own, part, contender, place, seed)] = part, contender, seed
             if not taken:
                 return
             for done in wait(taken, return_when=FIRST_COMPLETED).done:
@@ -341,6 +353,16 @@ def take_all(task: Task, runs: Runs, parts: Sequence[Part], ends: float, at_once
                 runs.add(line := done.result())
                 scores = ", ".join(f"{name} {line[name]:.3f}" for name in COLUMNS if line[name] != "")
                 print(f"{part.title}, {contender.title}, {line['forget_lr']:g}, seed {seed}: {scores}", flush=True)
+
+
+def beside(task: Task, runs: Runs) -> Task:
+    """Teach the models of a task and measure those that nothing was unlearned from, if need be."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    task.prepare()
+    for name, place in (("before", "model"), ("retain-only", "retain_only/model")):
+        if not any((line["optimizer"], line["seed"]) == (name, task.seed) for line in runs.lines):
+            runs.add({"part": "", "optimizer": name, "seed": task.seed, **measuring(task, 1).scores(task.folder / place)})
+    return task
 
 
 def _earlier(lines: Sequence[Line], seed: int, levels: Sequence[float] = LEVELS) -> list[int]:
@@ -392,7 +414,7 @@ def spread(values: Sequence[float], seeds: int) -> str:
 
 def tables(task: Task, runs: Runs, parts: Sequence[Part]) -> Iterator[str]:
     """Write a table and a plot for every part, and tables of what they cost and are compared with."""
-    known = {line["optimizer"]: line for line in runs.lines if line["part"] == ""}
+    known = {line["optimizer"]: line for line in runs.lines if line["part"] == "" and line["seed"] in ("", task.seed)}
     high, low = task.levels
     for title in dict.fromkeys(part.title for part in parts):
         own = [_strongest(line) for line in runs.lines if line["part"] == title]
@@ -471,10 +493,7 @@ def main(task: Callable[[Path], Task] = Task, parts: Sequence[Part] = PARTS) -> 
     folder.mkdir(parents=True, exist_ok=True)
     runs, what = Runs(folder / "frontier.csv"), task(folder)
     if not args.show:
-        what.prepare()
-        for name, place in (("before", "model"), ("retain-only", "retain_only/model")):
-            if not any(line["optimizer"] == name for line in runs.lines):
-                runs.add({"part": "", "optimizer": name, **measuring(what, 1).scores(folder / place)})
+        beside(what, runs)
         take_all(what, runs, [part for part in parts if part.pair in args.pairs], ends, args.at_once)
     text = "\n\n".join(tables(what, runs, parts))
     (folder / "frontier.md").write_text(text + "\n")
