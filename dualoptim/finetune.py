@@ -147,7 +147,7 @@ def learn(
     plan = plan_of(args, len(rows), loaded.accelerator.num_processes)
 
     with training(loaded, args, adamw(args.learning_rate, args.adam_betas, bits=args.optim_bits)) as engine:
-        for record in steps_of(engine, Work(phases, plan), saving or Saving(), log.records):
+        for record in steps_of(engine, Work(phases, plan), saving or Saving()):
             log.add(record)
             yield record
             if _knows(log.records, plan, args.target_loss):

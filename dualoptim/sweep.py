@@ -18,7 +18,7 @@ from dualoptim.config.args import DEMO, NEWEST, SweepArgs, UnlearnArgs
 from dualoptim.config.cli import unforeseen
 from dualoptim.config.flags import default_of, flags
 from dualoptim.config.product import single_runs
-from dualoptim.config.saved import as_today, changed_input, earlier_value, to_dict, to_plain
+from dualoptim.config.saved import as_today, changed_input, earlier_value, gone, to_dict, to_plain
 from dualoptim.config.values import expect, field_value
 from dualoptim.config.varying import combinations, in_a_name, in_words, varied
 from dualoptim.data.readers import is_read
@@ -252,6 +252,8 @@ def _settings(one: UnlearnArgs) -> dict[str, Any]:
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether a run was finished with the same settings; a flag that it does not know, because it is older, had its default."""
+    if gone(before):
+        return False
     known = as_today({name: field_value(UnlearnArgs, name, before[name]) for name in now if name in before})
     return to_plain({name: known.get(name, default_of(UnlearnArgs, name)) for name in now}) == dict(now)
 

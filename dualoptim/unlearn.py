@@ -235,7 +235,7 @@ def _train(job: Job, loaded: LoadedModel, work: Work, task: tuple[str, Summary |
                 training(loaded, args, kind_of(args).build(args)) as engine,
             ):
                 budget.begin(loaded, saving.taken)
-                for record in steps_of(engine, work, saving, log.records):
+                for record in steps_of(engine, work, saving):
                     log.add(record)
                     ends = budget.reached(record["step"], loaded)
                     if budget.good is None:

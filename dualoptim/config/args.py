@@ -327,8 +327,8 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     state."""
     forget_optimizer: Annotated[str | None, Flag("optimizer", shown=True)] = None
     """With --optim dual-adamw: the optimizer of forget steps: adamw, adamw-8bit, sgd (momentum: the first of its betas),
-    signsgd, muon (for matrices within layers; embeddings, output head and vectors have AdamW; not under ZeRO or FSDP), or an
-    import path such as torch.optim.RMSprop, whose state starts at zero. Default: adamw, or adamw-8bit with --optim-bits 8."""
+    signsgd, or an import path such as torch.optim.RMSprop, whose state starts at zero. Default: adamw, or adamw-8bit with
+    --optim-bits 8."""
     retain_optimizer: Annotated[str | None, Flag("optimizer", shown=True)] = None
     """The same for retain steps."""
     forget_adam_betas: Annotated[tuple[float, float] | None, Flag("optimizer", at_least=0, below=1)] = None
@@ -369,11 +369,6 @@ class UnlearnArgs(TrainArgs, MeasureArgs):
     sam_rho: Annotated[float, Flag("steps", at_least=0, shown=True)] = 0.0
     """Take forget steps by the gradient at weights that are moved this far (their norm) to where the forget loss is larger
     (SAM; 0.01 to 0.1 are published): a second pass of each forget step. 0: off. Not under ZeRO or FSDP."""
-    retain_until: Annotated[float | None, Flag("steps", above=0, shown=True)] = None
-    """Take the retain steps of a cycle again, on the same rows, until their mean retain loss is at most this: as many as bring
-    back what is kept. They count as the steps that they repeat."""
-    retain_repeats: Annotated[int, Flag("steps", at_least=1, shown=True)] = 4
-    """How often --retain-until repeats the retain steps of a cycle at most."""
     forget_coeff: Annotated[float, Flag("objectives", above=0, shown=True)] = 1.0
     """Factor of the forget loss. 1.0 as in DualOptim's scripts; 0.1 is published for ME+GD with --optim adamw, where it weighs
     the two losses. Where forget steps have a state of their own it changes little, for AdamW divides it out (0.1 against 10

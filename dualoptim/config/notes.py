@@ -45,7 +45,7 @@ def _coefficient_notes(flags: Flags) -> list[str]:
         return []
     found = []
     for (name, others), bank in zip(_OTHER_DIALS.items(), bank_names(flags), strict=True):
-        if getattr(flags, name) != 1 and bank in ("adamw", "adamw-8bit", "muon", "signsgd"):
+        if getattr(flags, name) != 1 and bank in ("adamw", "adamw-8bit", "signsgd"):
             own = f"the {name.partition('_')[0].replace('regularization', 'retain')} steps have an optimizer state of their own"
             flag = f"--{name.replace('_', '-')} {getattr(flags, name):g}"
             found.append(f"{flag} changes little, for {own}, which divides it out; to change their weight give {others}")

@@ -63,7 +63,6 @@ BANKS: dict[str, Bank] = {
     "adamw-8bit": Bank(Moments(0, 2), True, partial(_adamw, 8)),
     "sgd": Bank(Moments(1), True, lambda betas: partial(_imported("torch.optim.SGD"), lr=0.0, momentum=betas[0])),
     "signsgd": Bank(Moments(0), False, lambda betas: partial(_imported("dualoptim.method.adamw.SignSGD"), lr=0.0)),
-    "muon": Bank(Moments(2), True, lambda betas: partial(_imported("dualoptim.method.muon.Muon"), lr=0.0, betas=betas)),
 }
 
 
@@ -109,18 +108,6 @@ def bank_names(flags: Flags) -> tuple[str, str]:
     return flags.forget_optimizer or standard, flags.retain_optimizer or standard
 
 
-def takes_whole(args: Any) -> str:
-    """Say which flag works on weights that no launch has divided, and on what of them; nothing if none does."""
-    if rho := getattr(args, "sam_rho", 0.0):
-        return f"--sam-rho {rho:g} moves whole weights"
-    return next((f"{flag_name(name)} muon takes whole matrices" for name in with_muon(args)), "")
-
-
-def with_muon(args: Any) -> list[str]:
-    """List the flags by which a phase has Muon."""
-    return [name for name in ("forget_optimizer", "retain_optimizer") if getattr(args, name, None) == "muon"]
-
-
 def _one_bank(flags: Flags) -> MakeOptimizer:
     return _adamw(flags.optim_bits, flags.adam_betas)
 
@@ -129,11 +116,9 @@ def _two_banks(flags: Flags) -> MakeOptimizer:
     """Two independent optimizers; a step of both is tried, so that what cannot be one of two shows now.
 
     Raises:
-        InputError: if an import path leads to no optimizer that can be one of two, or torch has no Muon.
+        InputError: if an import path leads to no optimizer that can be one of two.
     """
     names, betas = bank_names(flags), flags.adam_betas
-    if (muon := with_muon(flags)) and not hasattr(importlib.import_module("torch.optim"), "Muon"):
-        raise InputError(f"{flag_name(muon[0])} muon needs torch 2.9 or newer; pip install 'torch>=2.9', or give adamw")
     decay = flags.weight_decay if flags.forget_weight_decay is None else flags.forget_weight_decay
     try:
         forget = named_optimizer(names[0], flags.forget_adam_betas or betas, decay)
@@ -211,8 +196,7 @@ def _moments_with_base(flags: Flags) -> Moments:
     return Moments(6 - in_bytes, in_bytes)
 
 
-_CYCLE = frozenset({"forget_freq", "retain_freq", "retain_until", "retain_repeats"})
-_CYCLE |= {"forget_lr", "forget_strength", "forget_max_grad_norm", "sam_rho"}
+_CYCLE = frozenset({"forget_freq", "retain_freq", "forget_lr", "forget_strength", "forget_max_grad_norm", "sam_rho"})
 _BANKS = frozenset(
     {"forget_optimizer", "retain_optimizer", "forget_adam_betas", "forget_weight_decay", "decouple", "project_forget"}
 )
@@ -245,7 +229,7 @@ _PARTLY = Kind(
     _CYCLE | {"decouple", "max_update", "project_forget"},
 )
 
-OF_RETAIN_STEPS = ("retain_until", "retain_repeats", "project_forget", "retain_optimizer")
+OF_RETAIN_STEPS = ("project_forget", "retain_optimizer")
 """Flags that mean nothing to a pair without retain steps."""
 
 
@@ -277,8 +261,6 @@ def unread_settings(args: Flags) -> Iterator[str]:
         yield "--optim-bits 8 has no effect with --forget-optimizer and --retain-optimizer; name adamw-8bit there"
     if args.decouple in ("m", "v") and args.optim_bits == 8:
         yield f"--decouple {args.decouple} has no 8-bit form; give --optim-bits 32"
-    if args.retain_until is None and args.retain_repeats != default_of(type(args), "retain_repeats"):
-        yield f"--retain-repeats {args.retain_repeats} has no effect without --retain-until; give the loss to be reached"
     for name in ("forget_until", "keep_budget"):
         if args.average_cycles and (limit := getattr(args, name)) is not None:
             asked = f"--average-cycles {args.average_cycles:g} saves a mean of weights"

@@ -68,8 +68,6 @@ RELEASED: dict[str, Any] = {
     "project_forget": "none",
     "average_cycles": 0.0,
     "sam_rho": 0.0,
-    "retain_until": None,
-    "retain_repeats": 4,
     "keep_budget": None,
     "forget_until": None,
     "seed": 1001,

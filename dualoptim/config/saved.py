@@ -28,6 +28,9 @@ ACTING = {name for kind in (UnlearnArgs, FinetuneArgs, EvalArgs) for name, flag 
 _LIBRARIES = ("torch", "accelerate", "transformers", "peft", "datasets", "tokenizers")
 """Those whose versions shape results; the last has always been the last line of a `config.yaml`."""
 
+_GONE = ("retain_until", "retain_repeats")
+"""Settings that runs had and none has any more; the first was None where it did nothing, the second did nothing without it."""
+
 _BATCH = ("processes", "batch_size", "gradient_accumulation_steps")
 """What the number of rows of a step is the product of."""
 
@@ -52,8 +55,8 @@ def load_yaml(
     and a file of the user's that has one is refused.
 
     Raises:
-        InputError: if the file is missing or not YAML, a key is unknown, a value has the wrong type, a flag acts, or the model
-            that a run of another command was to leave is not there.
+        InputError: if the file is missing or not YAML, a key is unknown, a value has the wrong type, a flag acts, the model
+            that a run of another command was to leave is not there, or a run is to be repeated by what is gone.
     """
     remedy = f"give {_configs_in(Path(path)) or 'a YAML file as written to config.yaml'}"
     file = Path(path).expanduser()
@@ -68,6 +71,9 @@ def load_yaml(
     for block in ("inputs", "environment", "processes"):
         values.pop(block, None)
     if of_a_run:
+        if issubclass(kind, UnlearnArgs) and (was := gone(values)):
+            raise InputError(f"--config {path} is of a run with {was}, which is gone; give a copy without that line")
+        values = {name: value for name, value in values.items() if name not in _GONE}
         values, line = handed_on(kind, values, Path(path), given)
         say(line)
     values = fields_of(kind, values, f"--config {path}")
@@ -89,6 +95,13 @@ def as_today(values: Mapping[str, Any]) -> dict[str, Any]:
     """Give settings as runs state them today: older ones state that single steps are not bounded also where nothing asks."""
     unbounded = values.get("max_update") == 0.0 and values.get("decouple", "both") not in ("m", "v")
     return {**values, "max_update": None} if unbounded else {**values}
+
+
+def gone(values: Mapping[str, Any]) -> str:
+    """Name the setting with which a run did what none does any more; mostly nothing."""
+    until = values.get("retain_until")
+    muon = (f"{name} muon" for name in ("forget_optimizer", "retain_optimizer") if values.get(name) == "muon")
+    return next(muon, "") if until is None else f"retain_until {until}"
 
 
 def _configs_in(path: Path) -> str:
@@ -225,8 +238,12 @@ def check_same(path: Path, resolved: Mapping[str, Any], kind: type) -> None:
     """Make sure that a run goes on with the mathematics that its `config.yaml` says.
 
     Raises:
-        InputError: naming the first flag that differs, or if the file is not what was written.
+        InputError: naming the first flag that differs, or what is gone, or if the file is not what was written.
     """
+    if was := gone(read_written(path)):
+        raise InputError(
+            f"--resume: {path} is of a run with {was}, which is gone; drop --resume, and give another --output-dir"
+        )
     if found := difference(path, resolved, kind, may_change=("speed", "measures", "nothing")):
         name, before = found
         raise InputError(f"--resume: {flag_name(name)} was {before} in {path} and is {resolved[name]}; give the same value")

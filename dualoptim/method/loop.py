@@ -9,9 +9,8 @@ term each, the joint baseline one phase with both terms, fine-tuning one phase w
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -28,38 +27,27 @@ from dualoptim.method.window import Phase, make_ahead
 Record = dict[str, Any]
 
 
-def steps(engine: Engine, phases: dict[str, Phase], plan: Plan, before: Sequence[Record] = ()) -> Iterator[Record]:
-    """Take the steps of `plan` that follow those of the records `before`, one whenever the next record is asked for.
+def steps(engine: Engine, phases: dict[str, Phase], plan: Plan, taken: int = 0) -> Iterator[Record]:
+    """Take the steps of `plan` that follow the first `taken`, one whenever the next record is asked for.
 
-    A record is a line of log.jsonl: step (from 1), epoch, phase, lr, loss, grad_norm, count, tokens, seconds; that of a cycle's
-    last retain step also says how often a plan repeats them. The state that the steps before left has been loaded.
+    A record is a line of log.jsonl: step (from 1), epoch, phase, lr, loss, grad_norm, count, tokens, seconds. With `taken`,
+    the state that those steps left has been loaded before.
 
     Raises:
         NonFiniteError: naming step and phase, before the step that would have spoiled the weights.
     """
-    losses = [record["loss"] for record in before]
-    for step in range(len(before), plan.last_step):
-        started, repeats = time.perf_counter(), {}
-        record = _take(engine, phases, plan, step)
-        losses.append(record["loss"])
-        if plan.retain_until is not None and (kept := plan.retained_by(step)):
-            latest, repeats = losses[kept.start :], {"repeats": 0}
-            while repeats["repeats"] < plan.retain_repeats and fmean(latest) > plan.retain_until:
-                latest = [_take(engine, phases, plan, again)["loss"] for again in kept]
-                repeats["repeats"] += 1
-        yield {**record, **repeats, "seconds": round(time.perf_counter() - started, 4)}
-
-
-def _take(engine: Engine, phases: dict[str, Phase], plan: Plan, step: int) -> Record:
-    """Take one step of a plan; its record without the time that it took."""
-    name = phase_at(step, plan.cycle)
-    lr = phases[name].learning_rate * plan.lr_factor(step)
-    state, _, corpus = name.partition(" ")  # a corpus has phases of its own, over the optimizer states of all
-    engine.use_phase(state, lr)
-    place, following = f"step {step + 1} ({name})", partial(make_ahead, phases, plan, step + 1)
-    record = take_step(engine, phases[name], phase_step(step, plan.cycle), place, following)
-    at = {"step": step + 1, "epoch": round((step + 1) / plan.steps_per_epoch, 4), "phase": state, "lr": lr}
-    return at | ({"corpus": corpus} if corpus else {}) | record | engine.largest_update() | (held(engine) if step == 0 else {})
+    for step in range(taken, plan.last_step):
+        started = time.perf_counter()
+        name = phase_at(step, plan.cycle)
+        lr = phases[name].learning_rate * plan.lr_factor(step)
+        state, _, corpus = name.partition(" ")  # a corpus has phases of its own, over the optimizer states of all
+        engine.use_phase(state, lr)
+        place, following = f"step {step + 1} ({name})", partial(make_ahead, phases, plan, step + 1)
+        record = take_step(engine, phases[name], phase_step(step, plan.cycle), place, following)
+        at = {"step": step + 1, "epoch": round((step + 1) / plan.steps_per_epoch, 4), "phase": state, "lr": lr}
+        record = at | ({"corpus": corpus} if corpus else {}) | record
+        record |= engine.largest_update() | (held(engine) if step == 0 else {})
+        yield record | {"seconds": round(time.perf_counter() - started, 4)}
 
 
 def take_step(

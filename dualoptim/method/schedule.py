@@ -58,8 +58,6 @@ class Plan:
     max_steps: int = 0  # so many, fewer or more than the epochs have; 0: theirs
     warmup: int | None = None  # steps of warm-up, in place of epochs
     schedule: str = "published"
-    retain_until: float | None = None  # the retain steps of a cycle are taken again until their mean loss is at most this,
-    retain_repeats: int = 0  # at most so often
 
     @property
     def total_steps(self) -> int:
@@ -82,12 +80,6 @@ class Plan:
     def lr_factor(self, step: int) -> float:
         """Compute the share of the base rate at `step`, from 0."""
         return lr_factor(self.schedule, step, self.total_steps, self.warmup_steps)
-
-    def retained_by(self, step: int) -> range:
-        """Give the retain steps of a cycle of which `step` is the last; none where it is not."""
-        name, length = phase_at(step, self.cycle), dict(self.cycle)[phase_at(step, self.cycle)]
-        ends = name.startswith("retain") and (phase_step(step, self.cycle) + 1) % length == 0
-        return range(step + 1 - length * ends, step + 1)
 
     def steps_of(self, phase: str) -> int:
         """Count how many steps of this phase the run takes."""

@@ -23,13 +23,11 @@ from accelerate.utils.memory import clear_device_cache
 
 from dualoptim import signals
 from dualoptim.config.args import CommonArgs, TrainArgs, UnlearnArgs
-from dualoptim.config.optimizers import takes_whole, with_muon
 from dualoptim.config.waiting import waiting
 from dualoptim.errors import InputError, reason
 from dualoptim.method.dual import MakeOptimizer
 from dualoptim.method.engine import Engine, prepare
 from dualoptim.method.groups import decay_groups
-from dualoptim.method.muon import hidden_apart
 from dualoptim.models.buckets import sized
 from dualoptim.models.hashing import weights_changed
 from dualoptim.models.loaded import LoadedModel
@@ -85,7 +83,8 @@ def start_accelerator(args: CommonArgs) -> Accelerator:
         raise InputError(
             "--load-in-4bit keeps weights in bytes, which ZeRO-3 and FSDP cannot divide; launch with ddp.yaml or zero2.yaml"
         )
-    if (asks := takes_whole(args)) and is_sharded(accelerator):
+    if isinstance(args, UnlearnArgs) and args.sam_rho and is_sharded(accelerator):
+        asks = f"--sam-rho {args.sam_rho:g} moves whole weights"
         raise InputError(f"{asks}, which ZeRO and FSDP divide; launch with ddp.yaml, or drop it")
     if isinstance(args, UnlearnArgs) and args.average_cycles and with_deepspeed:
         raise InputError(
@@ -190,7 +189,6 @@ def training(loaded: LoadedModel, args: TrainArgs, make_optimizer: MakeOptimizer
     hand_over(model)
     freeze_others(args, model)
     groups = decay_groups(model, args.weight_decay, args.state_bits, args.quantize_embeddings)
-    groups = hidden_apart(groups, model) if with_muon(args) else groups
     shares = [list(group["params"]) for group in groups]
     optimizer = make_optimizer(groups)
     if args.gradient_checkpointing:

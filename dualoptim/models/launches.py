@@ -6,7 +6,6 @@ from typing import Any
 
 from dualoptim.config.args import UnlearnArgs
 from dualoptim.config.flags import flag_name
-from dualoptim.config.optimizers import takes_whole
 from dualoptim.errors import InputError
 from dualoptim.models.buckets import settled
 from dualoptim.models.measured import rather_divided
@@ -112,7 +111,7 @@ def launches(args: UnlearnArgs, processes: int, offload: bool) -> list[str]:
         for name, kind in kinds.items()
         if not (kind.fsdp and args.state_bits == 8)
         and not (kind.divides and args.load_in_4bit)
-        and not ((kind.fsdp or kind.deepspeed) and takes_whole(args))
+        and not ((kind.fsdp or kind.deepspeed) and args.sam_rho)
         and not (kind.deepspeed and args.average_cycles)
     ]
 

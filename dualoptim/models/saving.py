@@ -1,7 +1,7 @@
 """Take the steps of a training with checkpoints between them: every so many, and where a signal ends it."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,8 @@ class Saving:
         return step_of(self.start) if self.start else 0
 
 
-def steps_of(engine: Engine, work: Work, saving: Saving, before: Sequence[Record]) -> Iterator[Record]:
-    """Take the steps that follow those of the records `before`, one whenever its record is asked for, and write checkpoints.
+def steps_of(engine: Engine, work: Work, saving: Saving) -> Iterator[Record]:
+    """Take the steps that are left, one whenever its record is asked for, and write checkpoints.
 
     Raises:
         Stopped: after the step at hand and its checkpoint, on all processes, when a signal has asked any of them to end.
@@ -42,7 +42,7 @@ def steps_of(engine: Engine, work: Work, saving: Saving, before: Sequence[Record
     if saving.start:
         say(accelerator, f"going on after step {saving.taken} of {work.plan.last_step}, from {saving.start}")
         load_checkpoint(engine, saving.start)
-    for record in steps(engine, work.phases, work.plan, before):
+    for record in steps(engine, work.phases, work.plan, saving.taken):
         step = record["step"]
         average(engine, work.plan, step)
         yield record

@@ -58,8 +58,6 @@ class Work:
             found.append(f"{counted(steps, f'{name} step')} {over}")
         whole = f"{counted(plan.last_step, 'step')}, {plan.steps_per_epoch:,} an epoch: {', '.join(found)}"
         schedule = f"{plan.schedule} schedule over {counted(plan.total_steps, 'step')}, {plan.warmup_steps:,} of them warm-up"
-        again = f"; up to {plan.retain_repeats} times again in a cycle until their loss is at most {plan.retain_until}"
-        whole += again if plan.retain_until is not None else ""
         return f"{whole}; {schedule}{self._stays_in_warmup()}"
 
     def _stays_in_warmup(self) -> str:
@@ -138,8 +136,7 @@ def _of_corpus(args: UnlearnArgs, rows: TaskRows, loaded: LoadedModel, number: i
             phases["retain"] = Phase({"retain": kept}, rate, norm)
     per_epoch = steps_per_epoch(len(rows.forget), micro_batches(terms["forget"]).stream.global_batch, cycle)
     rates = args.warmup_epochs, args.max_steps, args.warmup_steps, args.lr_schedule
-    repeats = args.retain_until, args.retain_repeats
-    return Work(phases, Plan(cycle, per_epoch, args.num_epochs, *rates, *repeats))
+    return Work(phases, Plan(cycle, per_epoch, args.num_epochs, *rates))
 
 
 def _term(name: str, objective: Objective, args: UnlearnArgs, source: tuple[TaskRows, LoadedModel]) -> Term:

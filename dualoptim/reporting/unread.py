@@ -16,8 +16,6 @@ def unread(settings: Mapping[str, Any]) -> set[str]:
         found |= {"benchmark_rows"}
     if not settings.get("use_lora"):
         found |= {"lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"}
-    if settings.get("retain_until") is None:
-        found |= {"retain_repeats"}
     if all(str(pair).endswith("+none") for pair in settings.get("forget_losses") or [""]):
         found |= {*OF_RETAIN_STEPS, "retain_freq", "regularization_coeff"}
     if not settings.get("eval", True):

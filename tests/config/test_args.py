@@ -24,8 +24,8 @@ lora_dropout lora_target_modules load_in_4bit log_with save_dtype save_every
 save_model_every save_model_every_epochs keep_checkpoints resume""".split()
 UNLEARN = """forget_losses retain_questions alternative_column task_list tasks_independent optim forget_optimizer
 retain_optimizer forget_adam_betas forget_weight_decay decouple base_betas max_update quantize_delta quantize_base
-project_forget learning_rates forget_lr forget_strength forget_freq retain_freq average_cycles sam_rho retain_until
-retain_repeats forget_coeff regularization_coeff forget_max_grad_norm beta gamma layer reference_dir fix_ref_model mask
+project_forget learning_rates forget_lr forget_strength forget_freq retain_freq average_cycles sam_rho
+forget_coeff regularization_coeff forget_max_grad_norm beta gamma layer reference_dir fix_ref_model mask
 eval eval_every eval_every_epochs keep_best keep_budget forget_until push_to_hub hub_public dry_run""".split()
 
 

@@ -184,12 +184,9 @@ def test_one_line_and_exit_code_two(kind, flags, message, tmp_path, capsys, monk
             "--batch-size 1: CBQ-orth+none compares the rows of a micro-batch; give --batch-size 2 or more",
         ),
         ({"forget_losses": ("CBQ+none",), "beta": 2.0}, "--beta 2 has no effect with CBQ+none"),
-        ({"retain_repeats": 2}, "--retain-repeats 2 has no effect without --retain-until; give the loss to be reached"),
-        ({"retain_until": 0.5, "retain_repeats": 0}, "--retain-repeats 0 is out of range"),
-        ({"retain_until": 0.0}, "--retain-until 0 is out of range"),
         (
-            {"retain_until": 0.5, "forget_losses": ("ME+none", "GA+none")},
-            "--retain-until 0.5 has no effect with ME+none GA+none, which has no retain steps; drop it",
+            {"project_forget": "global", "forget_losses": ("ME+none", "GA+none")},
+            "--project-forget global has no effect with ME+none GA+none, which has no retain steps; drop it",
         ),
         (
             {"project_forget": "tensor", "forget_losses": ("NPO+none",)},
@@ -199,7 +196,6 @@ def test_one_line_and_exit_code_two(kind, flags, message, tmp_path, capsys, monk
             {"retain_optimizer": "sgd", "forget_losses": ("LLMU+none",)},
             "--retain-optimizer sgd has no effect with LLMU+none, which has no retain steps; drop it",
         ),
-        ({"retain_until": 0.5, "optim": "adamw"}, "--retain-until 0.5 has no effect here; it needs --optim dual-adamw"),
         ({"sam_rho": -0.1}, "--sam-rho -0.1 is out of range"),
         ({"sam_rho": 0.1, "optim": "adamw"}, "--sam-rho 0.1 has no effect here; it needs --optim dual-adamw"),
         ({"project_forget": "all"}, "--project-forget"),

@@ -35,8 +35,6 @@ def kinds(optimizer):
         ({"forget_optimizer": "sgd", "retain_optimizer": "signsgd"}, kinds, ["SGD", "SignSGD"]),
         ({"forget_optimizer": "sgd"}, lambda o: o._settings["forget"][0]["momentum"], 0.9),
         ({"forget_optimizer": "adamw-8bit"}, kinds, ["GroupwiseAdamW8bit", "AdamW"]),
-        ({"forget_optimizer": "muon"}, kinds, ["Muon", "AdamW"]),
-        ({"retain_optimizer": "muon", "project_forget": "global"}, kinds, ["AdamW", "Muon"]),
         ({"optim_bits": 8}, kinds, ["GroupwiseAdamW8bit", "GroupwiseAdamW8bit"]),
         ({"decouple": "v"}, lambda o: (type(o), o.defaults["decouple"]), (PartlyDecoupledAdamW, "v")),
         ({"decouple": "m"}, lambda o: o.defaults["max_update"], 1.0),

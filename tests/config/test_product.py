@@ -72,7 +72,7 @@ def test_everything_else_stays():
 
 
 def test_a_pair_without_retain_steps_has_no_flags_of_theirs():
-    settings = {"retain_until": 0.5, "retain_repeats": 2, "project_forget": "tensor", "retain_optimizer": "sgd"}
+    settings = {"project_forget": "tensor", "retain_optimizer": "sgd"}
     without, within = single_runs(UnlearnArgs(forget_losses=("NPO+none", "NPO+GD"), **settings))
     assert {name: getattr(within, name) for name in settings} == settings
     assert {name: getattr(without, name) for name in settings} == {name: getattr(UnlearnArgs(), name) for name in settings}

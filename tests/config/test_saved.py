@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from dualoptim import EvalArgs, InputError, UnlearnArgs
+from dualoptim import EvalArgs, FinetuneArgs, InputError, UnlearnArgs
 from dualoptim.config.args import SweepArgs
 from dualoptim.config.cli import parse
 from dualoptim.config.flags import default_of, flags
@@ -217,6 +217,40 @@ def test_a_bound_of_nothing_that_an_older_run_states_is_none(tmp_path):
     assert load_yaml(path, UnlearnArgs).max_update == 0
     with pytest.raises(InputError, match=r"--max-update was 0.0 in .* and is None; give the same value"):
         check_same(path, to_dict(shared), UnlearnArgs)
+
+
+@pytest.mark.parametrize("kind", [UnlearnArgs, SweepArgs, EvalArgs, FinetuneArgs])
+def test_what_is_gone_is_read_over_where_a_run_did_nothing_with_it(tmp_path, kind):
+    path = written(tmp_path, ARGS)
+    as_it_is = load_yaml(path, kind, given=("model",))
+    path = written(tmp_path, ARGS, retain_until=None, retain_repeats=4)
+    assert load_yaml(path, kind, given=("model",)) == as_it_is
+    check_same(path, to_dict(ARGS), UnlearnArgs)
+
+
+@pytest.mark.parametrize(
+    ("did", "said"),
+    [
+        ({"retain_until": 0.02, "retain_repeats": 4}, "retain_until 0.02"),
+        ({"forget_optimizer": "muon"}, "forget_optimizer muon"),
+        ({"retain_optimizer": "muon", "retain_until": None}, "retain_optimizer muon"),
+    ],
+)
+def test_a_run_by_what_is_gone_is_not_taken_again_without_a_word(tmp_path, did, said):
+    """Nor does it go on, whatever flags are given; what it left is measured, and a copy of its file without that is read."""
+    path = written(tmp_path, ARGS, **did)
+    for kind in (UnlearnArgs, SweepArgs):
+        with pytest.raises(InputError) as error:
+            load_yaml(path, kind)
+        assert str(error.value) == f"--config {path} is of a run with {said}, which is gone; give a copy without that line"
+    with pytest.raises(InputError) as error:
+        check_same(path, to_dict(ARGS) | did, UnlearnArgs)
+    remedy = "which is gone; drop --resume, and give another --output-dir"
+    assert str(error.value) == f"--resume: {path} is of a run with {said}, {remedy}"
+    load_yaml(path, EvalArgs, given=("model",))
+    line = said.replace(" ", ": ") + "\n"
+    (tmp_path / "copy.yaml").write_text(path.read_text().replace(line, ""))
+    assert load_yaml(tmp_path / "copy.yaml", UnlearnArgs) == ARGS
 
 
 def test_a_key_that_no_flag_has_is_refused_when_it_is_given_and_not_when_a_run_goes_on(tmp_path):

@@ -125,55 +125,7 @@ def test_the_rest_of_a_plan_goes_on_as_if_nothing_had_been_between():
     whole = list(steps(engine, phases, PLAN))
     engine, phases = bare_phases()
     parts = list(itertools.islice(steps(engine, phases, PLAN), 4))
-    parts += steps(engine, phases, PLAN, parts)
-    assert without_time(parts) == without_time(whole)
-
-
-UNTIL = dataclasses.replace(PLAN, retain_until=4.5, retain_repeats=50, num_epochs=4)
-
-
-def test_retain_steps_of_a_cycle_repeat_until_their_mean_loss_is_reached():
-    """On the same rows, at the same rates: as if the cycle were longer, written out step by step."""
-    engine, phases = bare_phases()
-    log = list(steps(engine, phases, UNTIL))
-    assert [record["step"] for record in log] == list(range(1, 13))
-    repeats = [record.get("repeats") for record in log]
-    assert [n is None for n in repeats] == [True, True, False] * 4
-    assert 50 > max(n for n in repeats if n) > 1
-    end = [parameter.detach().clone() for parameter in engine.model.parameters()]
-
-    engine, phases = bare_phases()
-    for step, record in enumerate(log):
-        first = step // 3 * 3 + 1
-        for again in [step] + [first, first + 1] * (record.get("repeats") or 0):
-            name = "forget" if again % 3 == 0 else "retain"
-            engine.use_phase(name, phases[name].learning_rate * UNTIL.lr_factor(again))
-            index = again // 3 if name == "forget" else again // 3 * 2 + again % 3 - 1
-            loss = take_step(engine, phases[name], index, "")["loss"]
-            if again == step and "repeats" not in record:
-                assert loss == record["loss"]
-    assert all(map(torch.equal, end, engine.model.parameters()))
-
-
-def test_repeats_have_an_end_and_a_loss_that_is_reached_needs_none():
-    for until, most, expected in ((1e-9, 2, [2, 2]), (99.0, 2, [0, 0])):
-        engine, phases = bare_phases()
-        log = list(steps(engine, phases, dataclasses.replace(PLAN, retain_until=until, retain_repeats=most)))
-        assert [record["repeats"] for record in log if "repeats" in record] == expected
-        if not expected[0]:
-            plain = [{k: v for k, v in record.items() if k != "repeats"} for record in without_time(log)]
-            engine, phases = bare_phases()
-            assert plain == without_time(steps(engine, phases, PLAN))
-
-
-@pytest.mark.parametrize("stop", [2, 3, 5])
-def test_a_cycle_that_is_interrupted_repeats_as_if_it_were_not(stop):
-    """Also in the midst of its retain steps, whose earlier losses are those of the log."""
-    engine, phases = bare_phases()
-    whole = list(steps(engine, phases, UNTIL))
-    engine, phases = bare_phases()
-    parts = list(itertools.islice(steps(engine, phases, UNTIL), stop))
-    parts += steps(engine, phases, UNTIL, parts)
+    parts += steps(engine, phases, PLAN, taken=4)
     assert without_time(parts) == without_time(whole)
 
 

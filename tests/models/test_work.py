@@ -248,17 +248,6 @@ def test_a_run_says_its_steps_examples_and_rates(loaded):
     assert joint.startswith("60 steps, 10 an epoch: 60 joint steps of 2 rows (120 examples) at rate 0.0001; linear schedule")
 
 
-def test_a_run_says_how_often_retain_steps_may_repeat(loaded):
-    work = work_of(arguments(loaded, retain_until=0.25, retain_repeats=3), ROWS, loaded)
-    assert "; up to 3 times again in a cycle until their loss is at most 0.25; published schedule" in work.in_words()
-    assert (work.plan.retained_by(5), work.plan.retained_by(11), work.plan.retained_by(0)) == (
-        range(1, 6),
-        range(7, 12),
-        range(0),
-    )
-    assert not work.plan.retained_by(4)
-
-
 def test_a_run_that_ends_within_its_warm_up_says_so(loaded):
     """Of 20 steps of warm-up it takes 6, so that the last one has 0.3 of the rate; a single step has no plural."""
     changes = {"retain_freq": 3, "num_epochs": 2, "gradient_accumulation_steps": 2}

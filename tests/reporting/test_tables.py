@@ -73,8 +73,6 @@ OWN, LUME = {"forget_file": ("f.csv",), "retain_file": ("r.csv",)}, {"benchmark"
         ({}, "split", True),
         (OWN, "split", False),
         (LUME, "split", False),
-        ({}, "retain_repeats", False),
-        ({"retain_until": 0.1}, "retain_repeats", True),
         ({}, "retain_freq", True),
         ({**OWN, "forget_losses": ("NPO+none",)}, "retain_freq", False),
         ({**OWN, "forget_losses": ("NPO+none",)}, "regularization_coeff", False),

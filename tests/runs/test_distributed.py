@@ -24,13 +24,9 @@ RUNS = {
     "8bit": {"optim": "dual-adamw", "optim_bits": 8},
     "global": {"optim": "dual-adamw", "project_forget": "global"},
     "tensor": {"optim": "dual-adamw-plus", "project_forget": "tensor", **BOUNDED},
-    # two passes of each forget step, and retain steps that repeat
-    "second pass": {"optim": "dual-adamw", "sam_rho": 0.5, "retain_until": 4.55, "retain_repeats": 2},
+    "second pass": {"optim": "dual-adamw", "sam_rho": 0.5},
     "averaged": {"optim": "dual-adamw", "average_cycles": 0.5},
-    "muon": {"optim": "dual-adamw", "forget_optimizer": "muon", "retain_optimizer": "muon"},
 }
-if not hasattr(torch.optim, "Muon"):
-    del RUNS["muon"]
 RUNS = {name: {**kind, "max_steps": 12} for name, kind in RUNS.items()}  # four cycles
 STRATEGIES = {
     "DDP": ("ddp", None),
@@ -192,8 +188,7 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
     if config.startswith("zero"):
         pytest.importorskip("deepspeed")
     extra = config != "fsdp2"
-    whole = ("second pass", "muon")
-    left_out = {"fsdp2": ("lora", "8bit", *whole), "ddp": ()}.get(config, ("averaged", *whole))
+    left_out = {"fsdp2": ("lora", "8bit", "second pass"), "ddp": ()}.get(config, ("averaged", "second pass"))
     taken = [name for name in RUNS if name not in left_out]
     runs = [dataclasses.asdict(arguments(tiny, tmp_path / name, batch_size=2, **RUNS[name])) for name in taken]
     spec = {"runs": runs, "sub_group_size": sub_group_size}
@@ -215,13 +210,10 @@ def test_two_processes_end_at_the_weights_of_one(strategy, single, tiny, tmp_pat
     assert mean <= 3e-4 * RATE
     assert largest <= 2 * RATE, "rounding, where a denominator is near zero"
     assert min(wrong for _, wrong in cells["plus"].values()) > 1000 * mean, "mixed-up states would pass"
-    for name in {"averaged", *whole}.intersection(taken):
+    for name in {"averaged", "second pass"}.intersection(taken):
         weights = state_of(tmp_path / name / task / "model")
-        largest, mean = difference(weights, single[name])
-        # what of a gradient is rounding alone Muon makes as large as the rest: a mean of 0.007 rates was measured
-        assert (mean <= 0.03 * RATE) if name == "muon" else (largest <= 0.01 * RATE), name
-        largest, mean = difference(weights, single["dual-adamw"])
-        assert (mean > RATE) if name == "muon" else (largest > 0.1 * RATE), name
+        assert difference(weights, single[name])[0] <= 0.01 * RATE, name
+        assert difference(weights, single["dual-adamw"])[0] > 0.1 * RATE, name
     check_projected({over: state_of(tmp_path / over / task / "model") for over in ("global", "tensor")}, single)
     weights, before = state_of(tmp_path / "chosen" / task / "model"), state_of(tiny)
     assert difference(weights, single["chosen"])[0] <= 0.01 * RATE

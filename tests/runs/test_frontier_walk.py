@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dualoptim import evaluation
+
 
 @pytest.fixture(scope="module")
 def campaign():
@@ -52,3 +54,13 @@ def test_what_is_read_at_a_level_lies_on_a_line_in_the_logarithm(campaign):
     expected = [1 + 0.2 * math.log10(0.003) + seed for seed in (1, 2)]
     assert campaign.between(lines, "relearned", 0.003) == pytest.approx(expected)
     assert campaign.between([line for line in lines if line["forget"] > 0.005], "relearned", 0.003) == []
+
+
+def test_tables_have_every_optimizer_that_was_measured_also_one_that_is_gone(campaign, tmp_path):
+    path = Path(evaluation.__file__).parent / "frontier.csv"
+    runs = campaign.Runs(path)
+    text = "\n".join(campaign.tables(campaign.Task(tmp_path), runs, campaign.PARTS))
+    known = {part.title for part in campaign.PARTS}
+    measured = {line["optimizer"] for line in runs.lines if line["part"] in known}
+    assert measured - {one.title for one in campaign.CONTENDERS} == {"dual-adamw, forget steps by Muon, retain rate 1/3"}
+    assert all(f"| {name} " in text for name in measured)

@@ -25,7 +25,6 @@ def whole_runs(tiny, tmp_path_factory):
     return of
 
 
-MUON = hasattr(torch.optim, "Muon")
 OPTIMIZERS = ("dual-adamw", "dual-adamw-plus", "adamw-alternate", "adamw")
 STOPS = [(optim, 3) for optim in OPTIMIZERS] + [("dual-adamw", stop) for stop in (4, 7)]  # between checkpoints, and at them
 STOPS += [
@@ -66,22 +65,22 @@ def test_a_projection_goes_on_where_it_stopped(tiny, tmp_path, over, optim):
     assert first[4]["loss"] != second[4]["loss"]
 
 
-def test_repeats_of_a_cycle_go_on_where_it_stopped(tiny, tmp_path):
-    """In the midst of its retain steps, whose first loss is in the log alone; forget steps take a second pass."""
-    args = arguments(tiny, tmp_path / "whole", "dual-adamw", retain_until=4.6, retain_repeats=2, sam_rho=0.05, max_steps=5)
+def test_forget_steps_of_two_passes_go_on_where_they_stopped(tiny, tmp_path):
+    args = arguments(tiny, tmp_path / "whole", "dual-adamw", sam_rho=0.05, max_steps=5)
     args = dataclasses.replace(args, save_every=1)
     run(args)
     stop_and_resume(args, tmp_path, 2)
     same_end(tmp_path / "whole", tmp_path / "parts")
-    repeats = [one["repeats"] for one in records(tmp_path / "whole") if "repeats" in one]
-    assert repeats == [2]
+    run(dataclasses.replace(args, sam_rho=0.0, output_dir=str(tmp_path / "plain")))
+    first, second = records(tmp_path / "whole"), records(tmp_path / "plain")
+    assert first[0]["loss"] == second[0]["loss"], "the first pass is that of a plain step"
+    assert first[0]["grad_norm"] != second[0]["grad_norm"]
 
 
 @pytest.mark.parametrize("optim", ["dual-adamw", "adamw-alternate"])
 def test_a_mean_of_cycles_goes_on_where_it_stopped(tiny, tmp_path, optim):
-    """One cycle has been taken into it, and its weights are not those that train; with two states both are Muon's."""
-    muon = {"forget_optimizer": "muon", "retain_optimizer": "muon"} if optim == "dual-adamw" and MUON else {}
-    args = arguments(tiny, tmp_path / "whole", optim, average_cycles=0.5, max_steps=7, **muon)
+    """One cycle has been taken into it, and its weights are not those that train."""
+    args = arguments(tiny, tmp_path / "whole", optim, average_cycles=0.5, max_steps=7)
     args = dataclasses.replace(args, save_every=2)
     run(args)
     stop_and_resume(args, tmp_path, 5)

@@ -69,6 +69,12 @@ def test_every_combination_runs_once_and_pays_for_its_reference_once(args, tmp_p
     assert [one.output_dir for one in started] == [str(folder / next(iter(runs_of(args))))]
 
 
+def test_a_run_by_what_is_gone_has_not_finished_the_one_without():
+    now = sweep_module._settings(UnlearnArgs())
+    assert sweep_module._same({**now, "retain_until": None, "retain_repeats": 4}, now)
+    assert not sweep_module._same({**now, "retain_until": 0.02, "retain_repeats": 4}, now)
+
+
 def test_one_failing_run_stops_no_other_and_is_reported(args, tmp_path, monkeypatch, capsys):
     original = sweep_module.run
 
