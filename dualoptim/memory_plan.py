@@ -15,6 +15,7 @@ from pathlib import Path
 from accelerate import Accelerator, DistributedType
 
 from dualoptim.config.args import UnlearnArgs
+from dualoptim.config.notes import tasks_note
 from dualoptim.data.targets import with_targets
 from dualoptim.errors import InputError, OutOfReachError, reason
 from dualoptim.lengths import lengths_of
@@ -191,6 +192,8 @@ def dry_run(args: UnlearnArgs) -> MemoryPlan:
     args = with_targets(args)
     accelerator = start_accelerator(args)
     result = plan(args, accelerator)
+    for note in tasks_note(args):
+        say(accelerator, note)
     advice = "" if result.fits else f"\n{advise(result, args)}"
     say(accelerator, describe(result, args) + advice + advise_bf16(result.machine))
     return result

@@ -58,7 +58,7 @@ class CommonArgs:
     model: Annotated[str, Flag("model", path=True, shown=True, aliases=("model_path",))] = DEMO
     """Model to start from: a hub id, or one at a branch, tag or commit (org/name@revision), a local folder, or a .gguf file.
     `demo` trains a tiny model on the built-in data first (about a minute on two CPU cores)."""
-    data: Annotated[str | None, Flag("data", path=True, shown=True)] = None
+    data: Annotated[str | None, Flag("data", path=True, shown=True, aliases=("data_path",))] = None
     """Rows to use: a folder of JSON Lines files in the layout of the published DualOptim data, a folder or hub id in the
     layout of locuslab/TOFU, or `demo`. Default: `demo` with the demo model, otherwise locuslab/TOFU; none to learn."""
     forget_file: Annotated[tuple[str, ...] | None, Flag("data", path=True, shown=True)] = None
@@ -106,7 +106,7 @@ class CommonArgs:
     attn_implementation: Annotated[Literal["auto", "sdpa", "eager", "flash_attention_2"], Flag("model")] = "auto"
     """Attention kernel. `auto`: flash-attention where CUDA, the package and 16-bit weights or autocast are there, else sdpa (on
     CPUs text by text), or eager for a model without sdpa."""
-    output_dir: Annotated[str | None, Flag("output", "nothing", path=True)] = None
+    output_dir: Annotated[str | None, Flag("output", "nothing", path=True, aliases=("save_root",))] = None
     """Folder for everything that is written. Default: runs/<date>-<time>."""
     overwrite: Annotated[bool, Flag("output", "nothing", acts=True)] = False
     """Replace results that an earlier run left in the output folder; without it such a folder is refused."""
@@ -190,7 +190,7 @@ class MeasureArgs(CommonArgs):
     lm_eval_data: Annotated[str | None, Flag("evaluation", "measures", path=True)] = None
     """Folder of data sets for --lm-eval-tasks, as owner/name/configuration/split.parquet (.json, .jsonl, .csv): cais/wmdp in
     FOLDER/cais/wmdp. Those that it lacks come from the hub. Default: the folder --data of a --benchmark."""
-    eval_rows: Annotated[int, Flag("evaluation", "measures", at_least=0, shown=True)] = 0
+    eval_rows: Annotated[int, Flag("evaluation", "measures", at_least=0, shown=True, aliases=("ds_size",))] = 0
     """Rows per evaluation set, from its start; 0 takes all of them. The published code scores 300 (of forget10's 400)."""
     eval_batch_size: Annotated[int, Flag("evaluation", "speed", at_least=1)] = 16
     """Texts per forward pass of the evaluation, and answered at once; on CUDA up to 8 times as many are answered, as memory

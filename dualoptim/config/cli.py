@@ -20,6 +20,7 @@ import tyro
 
 from dualoptim.config.args import NEWEST, CommonArgs, ReportArgs, SweepArgs, UnlearnArgs
 from dualoptim.config.flags import flag_name, flags, helps
+from dualoptim.config.notes import template_note
 from dualoptim.config.presets import batch_note, listing, over, published
 from dualoptim.config.saved import load_yaml
 from dualoptim.config.spelling import spelled, typed
@@ -98,6 +99,7 @@ def parse(kind: type[T], argv: Sequence[str] | None = None) -> T:
     args = kind(**over(settings, {name: values[name] for name in named}))
     note = found.preset and batch_note(found.preset, args, int(os.environ.get("WORLD_SIZE", "1")))  # type: ignore[arg-type]
     _say(note or "")
+    _say(template_note(settings, named) if preset else "")
     return args
 
 

@@ -1,5 +1,8 @@
 """Say which settings do less, or more, than their names promise, and what works instead."""
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from dualoptim.config.args import UnlearnArgs
 from dualoptim.config.optimizers import OPTIMIZERS, Flags, bank_names, kind_of
 
@@ -27,6 +30,14 @@ def tasks_note(args: UnlearnArgs) -> list[str]:
     listed = ", ".join(map(str, args.targets or args.task_list)) if len(args.task_list) <= 10 else len(args.task_list)
     how = "each from the first model" if args.tasks_independent else "one after another, each from what the last one left"
     return [f"{'targets' if args.targets else 'tasks'} {listed}: {how}"]
+
+
+def template_note(settings: Mapping[str, Any], named: Collection[str]) -> str:
+    """Say that a preset's prompts stay where another model was `named` beside it and no template."""
+    template = settings.get("template", "auto")
+    if template == "auto" or "model" not in named or "template" in named:
+        return ""
+    return f"--preset: prompts are those of its own model, --template {template}; another kind of model takes --template auto"
 
 
 def _carried_on(flags: Flags) -> list[str]:

@@ -8,6 +8,7 @@ rates (`--preset tofu-phi-1.5 npo-gd`). The published runs of scenarios and meth
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -90,10 +91,7 @@ RELEASED: dict[str, Any] = {
 LORA = {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05, "lora_target_modules": ("all-linear",)}
 """What its adapter has, once `--use-lora` asks for one."""
 
-_NEW = {
-    name: RELEASED[name]
-    for name in ("tasks_independent", "mask", "beta", "gamma", "layer", "adam_betas", "base_betas", "max_steps")
-}
+_NEW = {name: RELEASED[name] for name in "tasks_independent mask beta gamma layer adam_betas base_betas max_steps".split()}
 """What a method undoes of one before it."""
 
 
@@ -258,7 +256,8 @@ def published(names: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = RELEASED | LORA if names else {}
     for name in names:
         if name not in presets():
-            raise InputError(f"--preset {name!r} is unknown; --preset without a name lists them all")
+            near = "".join(f" (did you mean {one}?)" for one in get_close_matches(name, presets(), n=1))
+            raise InputError(f"--preset {name!r} is unknown{near}; --preset without a name lists them all")
         settings |= presets()[name].settings
     return settings
 

@@ -18,6 +18,18 @@ _WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no"
 _LISTS = ("forget_file", "retain_file", "holdout_file", "targets", "vary")
 """Flags of several texts that may hold a =."""
 
+_VALUES_DIFFER = {
+    "optim_cfg": "optim",
+    "alternate": "optim",
+    "save_steps": "save_model_every",
+    "eval_steps": "eval_every",
+    "beta1": "adam_betas",
+    "beta2": "adam_betas",
+    "base_beta1": "base_betas",
+    "base_beta2": "base_betas",
+}
+"""Published names of settings that flags of other names and values make here."""
+
 
 def names_of(kind: Any) -> dict[str, str]:
     """List every name that a flag of `kind` goes by, with that of its field."""
@@ -58,6 +70,12 @@ def typed(kind: Any, words: Sequence[str]) -> set[str]:
     return {field for name, field in names_of(kind).items() if name in said or f"no_{name}" in said}
 
 
+def elsewhere(kind: Any, name: str) -> str:
+    """Give the flag that makes what a published name says, with values of its own; none where `kind` has no such flag."""
+    field = _VALUES_DIFFER.get(name)
+    return flag_name(field) if field in flags(kind) and name not in names_of(kind) else ""
+
+
 def _is_switch(kind: Any, field: str) -> bool:
     return isinstance(default_of(kind, field), bool)
 
@@ -77,6 +95,8 @@ def _check_dashes(kind: Any, words: Sequence[str]) -> None:
         name, equals, value = word.partition("=")
         if re.match("-[^-]{2}", word) and (field := names.get(name[1:].replace("-", "_"))):
             raise InputError(f"{name}: a flag begins with two dashes; type {flag_name(field)}{equals}{value}")
+        if word.startswith("--") and (other := elsewhere(kind, name[2:].replace("-", "_"))):
+            raise InputError(f"{name}: the published scripts' name; the flag here is {other}, whose values --help lists")
     pairs = {}
     for before, word in zip(["", *words], words, strict=False):
         if word.startswith("--"):
@@ -87,7 +107,9 @@ def _check_dashes(kind: Any, words: Sequence[str]) -> None:
         return
     typed = [_typed(kind, names[name], value) for name, value in pairs.values() if name in names]
     unknown = [name for name, _ in pairs.values() if name not in names]
-    rest = f"; {', '.join(unknown)}: no flag here" if unknown else ""
+    others_of = {name: elsewhere(kind, name) for name in unknown}
+    rest = "".join(f"; {name}: see {other} in --help" for name, other in others_of.items() if other)
+    rest += f"; {', '.join(left)}: no flag here" if (left := [name for name in unknown if not others_of[name]]) else ""
     others = "forget_losses" in flags(kind) and "--preset" not in words
     more = " (--preset gives the other settings of a published run; alone it lists them)" if others else ""
     line = f"a setting is a flag here, with dashes before its name{more}; type {' '.join(typed)}{rest}"

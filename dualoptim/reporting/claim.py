@@ -72,4 +72,6 @@ def _check(args: CommonArgs, target: Path) -> None:
     check_free(target)
     check_ours([target], goes=args.overwrite)
     if target.exists() and not (args.overwrite or getattr(args, "resume", None)):
-        raise InputError(f"--output-dir: {target} is an earlier result; give another folder, or --overwrite to replace it")
+        goes_on = "; --resume goes on with what it lacks" if hasattr(args, "resume") else ""
+        remedy = f"give another folder, or --overwrite to replace it{goes_on}"
+        raise InputError(f"--output-dir: {target} is an earlier result; {remedy}")

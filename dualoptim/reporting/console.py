@@ -85,7 +85,8 @@ def _stacked(table: Table) -> Iterator[str]:
     left = min(table.left, len(table.head) - 1) or 1
     width = max(map(len, table.head[left:]), default=0)
     for row in table.rows:
-        yield " ".join(filter(None, row[:left]))
+        first = zip(table.head, row[:left], strict=False)
+        yield " ".join(f"{title} {cell}" if cell.isdigit() else cell for title, cell in first if cell)
         yield from (f"  {title:{width}}  {cell}" for title, cell in zip(table.head[left:], row[left:], strict=True) if cell)
 
 

@@ -54,6 +54,7 @@ UNLEARN = [
     ("--template chat --answer-tag A:", "--template chat cannot take tags"),
     ("--preset llama", "--preset 'llama' is unknown; --preset without a name lists them all"),
     ("--preset tofu-phi-1.5 llama", "--preset 'llama' is unknown"),
+    ("--preset me_gd", "--preset 'me_gd' is unknown (did you mean me-gd?); --preset without a name lists them all"),
     ("--optim adamw --forget-weight-decay 0", "--forget-weight-decay 0.0 has no effect here; it needs --optim dual-adamw"),
     ("--optim adamw-alternate --forget-optimizer sgd", "--forget-optimizer sgd has no effect here"),
     ("--decouple m --retain-optimizer sgd", "it needs --optim dual-adamw with --decouple both"),

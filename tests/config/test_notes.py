@@ -3,6 +3,7 @@
 import pytest
 
 from dualoptim import UnlearnArgs
+from dualoptim.config.cli import parse
 from dualoptim.config.notes import low_rates, setting_notes, tasks_note
 from dualoptim.config.presets import preset
 
@@ -52,3 +53,21 @@ def test_several_tasks_are_told_to_start_where_the_last_one_ended_or_each_from_t
     assert tasks_note(UnlearnArgs()) == []
     assert tasks_note(UnlearnArgs(task_list=(1, 2))) == ["tasks 1, 2: one after another, each from what the last one left"]
     assert tasks_note(UnlearnArgs(task_list=(1, 2), tasks_independent=True)) == ["tasks 1, 2: each from the first model"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--preset tofu-llama2-7b --model m", "--template llama2"),
+        ("--preset tofu-phi-1.5 me-gd --model_path m", "--template qa"),
+        ("--preset tofu-llama2-7b", ""),
+        ("--preset tofu-llama2-7b --model m --template auto", ""),
+        ("--preset me-gd --model m", ""),
+        ("--model m", ""),
+    ],
+)
+def test_a_preset_is_told_to_keep_its_prompts_for_another_model(words, said, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parse(UnlearnArgs, words.split())
+    line = f"--preset: prompts are those of its own model, {said}; another kind of model takes --template auto\n"
+    assert line in capsys.readouterr().out if said else "prompts" not in capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 from dualoptim import EvalArgs, FinetuneArgs, InputError, SweepArgs, UnlearnArgs
 from dualoptim.config.cli import parse
 from dualoptim.config.flags import default_of, flag_name, flags
-from dualoptim.config.spelling import fields_of, names_of, spelled, typed
+from dualoptim.config.spelling import elsewhere, fields_of, names_of, spelled, typed
 from dualoptim.report import ReportArgs
 
 KINDS = [UnlearnArgs, SweepArgs, FinetuneArgs, EvalArgs]
@@ -53,10 +53,10 @@ def test_every_name_of_the_published_table_is_taken(change, between):
 
 def test_settings_without_dashes_are_told_what_to_type():
     with pytest.raises(InputError, match="a setting is a flag here, with dashes before its name") as error:
-        parse(UnlearnArgs, ["--model", "m", *TABLE, "alternate=true"])
+        parse(UnlearnArgs, ["--model", "m", *TABLE, "alternate=true", "save_checkpoint=false"])
     line, _, unknown = str(error.value).partition("; type ")[2].partition("; ")
     assert parse(UnlearnArgs, shlex.split(line)) == THEIRS
-    assert unknown == "alternate: no flag here"
+    assert unknown == "alternate: see --optim in --help; save_checkpoint: no flag here"
     assert "(--preset gives the other settings of a published run; alone it lists them)" in str(error.value)
     with pytest.raises(InputError, match=r"type --task-list 1 2 3$"):
         parse(UnlearnArgs, ["task_list=(1 2 3)"])
@@ -64,6 +64,8 @@ def test_settings_without_dashes_are_told_what_to_type():
         parse(UnlearnArgs, ["--preset", "me-gd", "mask=false"])
     assert parse(UnlearnArgs, ["--question-start-tag", "split=1"]).question_start_tag == "split=1"  # the value of a flag
 
+
+THEIRS_TOO = {"data": "d", "output_dir": "r", "eval_rows": 300, "model": "m"}
 
 FILES = "--model m --forget-file a.jsonl split=1.jsonl --retain_file lr=1.csv mask=2.csv --holdout-file b.csv split=3.csv"
 
@@ -99,10 +101,19 @@ def test_a_value_of_a_list_may_look_like_a_setting(tmp_path):
         (FinetuneArgs, "--lr 2e-5 --task 1", {"learning_rate": 2e-5, "tasks": (1,)}),
         (EvalArgs, "--task-list 3 --model_path m", {"task": 3, "model": "m"}),
         (EvalArgs, "--tasks 3", {"task": 3}),
+        *((kind, "--data_path d --save_root r --ds_size 300 --model_path m", THEIRS_TOO) for kind in (UnlearnArgs, EvalArgs)),
     ],
 )
 def test_a_thing_goes_by_one_name_in_every_command(kind, words, given):
     assert parse(kind, words.split()) == kind(**given)
+
+
+@pytest.mark.parametrize("word", ["--optim_cfg", "--optim-cfg", "--optim_cfg=dual_adam"])
+def test_a_published_name_whose_values_differ_here_is_told_the_flag(word):
+    with pytest.raises(InputError, match=r"the flag here is --optim, whose values --help lists$"):
+        parse(UnlearnArgs, ["--model", "m", word, "dual_adam"])
+    assert elsewhere(UnlearnArgs, "save_steps") == "--save-model-every"
+    assert elsewhere(EvalArgs, "save_steps") == elsewhere(UnlearnArgs, "split") == ""
 
 
 def test_a_file_may_have_the_same_names(tmp_path):

@@ -64,7 +64,8 @@ def test_what_is_there_is_kept_unless_told(args, tmp_path):
     (target / "summary.json").write_text("{}")
     write_config(target / "config.yaml", {})
     beside.write_text("mine")
-    with pytest.raises(InputError, match=r"--output-dir: .*eval is an earlier result; give another folder, or --overwrite"):
+    remedy = "give another folder, or --overwrite to replace it; --resume goes on with what it lacks"
+    with pytest.raises(InputError, match=f"--output-dir: .*eval is an earlier result; {remedy}$"):
         claim(args, accelerator, [tmp_path / "out" / "new", target])
     assert (target / "summary.json").exists()
     claim(dataclasses.replace(args, overwrite=True), accelerator, [target, tmp_path / "out" / "a" / "b.json"])

@@ -9,6 +9,7 @@ from dualoptim import UnlearnArgs
 from dualoptim.evaluation.summary import Summary, Verdict
 from dualoptim.evaluation.verdict import judge
 from dualoptim.reporting import frontier, tables
+from dualoptim.reporting.console import shown
 from dualoptim.reporting.methods import brief_methods, write_methods
 from dualoptim.reporting.results import (
     SEQUENCE_FILES,
@@ -105,6 +106,15 @@ def test_the_last_of_several_tasks_shows_all_of_them_in_a_terminal(before, after
     assert named.strip() == str(tmp_path / "pair" / "tasks.md")
     assert "0.012" in table
     assert max(map(len, table.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("first", ["task", "after task"])
+def test_a_number_that_heads_a_row_in_a_narrow_terminal_says_what_it_counts(monkeypatch, first):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    table = tables.Table((first, "retain probability", "verdict"), [("before", "0.9", "-"), ("10", "0.8", "kept")])
+    heads = [line for line in shown(table).splitlines() if not line.startswith(" ")]
+    assert heads == ["before", f"{first} 10"]
 
 
 def cells(line):

@@ -143,7 +143,7 @@ def test_an_evaluation_measures_anew_what_is_not_what_it_wrote(name, way, measur
     spoil(folder / name, way)
     args = EvalArgs(model=str(tiny), output_dir=str(tmp_path / "run"), **MEASURED)
     if way == "a folder":
-        with pytest.raises(InputError, match="is an earlier result; give another folder, or --overwrite to replace it"):
+        with pytest.raises(InputError, match=r"is an earlier result; give another folder, or --overwrite to replace it$"):
             evaluate(args)
         args = dataclasses.replace(args, overwrite=True)
     evaluate(args)

@@ -101,8 +101,9 @@ def test_what_does_not_go_together_is_one_line(whole, taught):
         run(independent(taught, whole, task_list=(3,), tasks_independent=False, resume="newest"))
 
 
-def test_a_dry_run_plans_every_task(taught, tmp_path):
+def test_a_dry_run_plans_every_task(taught, tmp_path, capsys):
     whole = memory_plan.dry_run(independent(taught, tmp_path, dry_run=True))
+    assert "tasks 3, 1, 2: each from the first model\n" in capsys.readouterr().out
     alone = [memory_plan.dry_run(independent(taught, tmp_path, dry_run=True, task_list=(task,))) for task in (1, 2, 3)]
     assert whole.lengths.micro_batch == max(one.lengths.micro_batch for one in alone)
     assert not list(tmp_path.iterdir())
