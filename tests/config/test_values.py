@@ -12,7 +12,7 @@ import yaml
 from dualoptim import EvalArgs, FinetuneArgs, InputError, SweepArgs, UnlearnArgs, run
 from dualoptim.config.cli import parse
 from dualoptim.config.flags import default_of, flag_name, flags
-from dualoptim.config.saved import difference, load_yaml, to_dict
+from dualoptim.config.saved import difference, load_yaml, to_dict, write_config
 from dualoptim.config.values import _hints, field_value
 from dualoptim.report import ReportArgs
 
@@ -143,7 +143,7 @@ def test_several_files_arrive_and_one_of_an_older_config_is_the_same(tmp_path):
     args = parse(UnlearnArgs, "--model m --forget-file a.jsonl b.csv --retain-file c.csv".split())
     assert (args.forget_file, args.retain_file, args.holdout_file) == (("a.jsonl", "b.csv"), ("c.csv",), None)
     assert parse(UnlearnArgs, ["--model", "m", "--forget-file", "None"]).forget_file is None
-    (tmp_path / "c.yaml").write_text("model: m\nforget_file: a.csv\nretain_file: null\n")
+    write_config(tmp_path / "c.yaml", {"model": "m", "forget_file": "a.csv", "retain_file": None})
     older = load_yaml(tmp_path / "c.yaml", UnlearnArgs)
     assert older == UnlearnArgs(model="m", forget_file="a.csv")
     assert difference(tmp_path / "c.yaml", to_dict(older), UnlearnArgs, may_change=()) is None
