@@ -93,6 +93,11 @@ CONTENDERS = [
     Contender("dual-adamw-plus in 8 bits, bound 1, equal rates", {**_PLUS, "optim_bits": 8}),
     Contender("dual-adamw, mean of cycles 0.9, retain rate 1/3", {"average_cycles": 0.9}, 3),
     Contender("dual-adamw, forget betas 0.5 and 0.9, retain rate 1/3", {"forget_adam_betas": (0.5, 0.9)}, 3),
+    Contender(
+        "adamw-alternate, coefficient 0.1, betas 0.5 and 0.9",
+        {**_ALTERNATE, "forget_coeff": 0.1, "adam_betas": (0.5, 0.9)},
+        rate=2e-4,
+    ),
 ]
 SOME = (0, 1, 2, 4, 5, 7, 8)
 FEW = (1, 2, 4, 5, 8, 9)
@@ -116,7 +121,7 @@ class Part:
         return self.pair + after + (", a taught model for each seed" if self.taught else "")
 
 
-OWN = (1, 5, 4, 0, 9, 8, 15)
+OWN = (1, 5, 9, 8, 15, 16, 4, 0)
 """Contenders that are compared on several taught models."""
 PARTS = [
     Part("ME+GD", (1, 2, 3, 4, 5), OWN, taught=True),
