@@ -1,4 +1,4 @@
-"""Read flags as the published scripts and their YAML spell them: `--mask true`, `--use_LoRA`, `lr` for `learning_rates`.
+"""Read flags as the published scripts and their YAML spell them: `--mask true`, `--use_LoRA`, `--task_list 1,2`, `lr`.
 
 tyro takes dashes for underscores and other names by itself (`Flag.aliases`), but a word after a switch only where the switch
 has no `--no-` form. So the words of switches are joined to them here, before it sees them.
@@ -8,7 +8,7 @@ import re
 import shlex
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 from dualoptim.config.flags import default_of, flag_name, flags
 from dualoptim.errors import InputError, shown
@@ -17,6 +17,8 @@ _WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no"
 
 _LISTS = ("forget_file", "retain_file", "holdout_file", "targets", "vary")
 """Flags of several texts that may hold a =."""
+
+_NUMBERS = re.compile(r"[-+.\deE]+([,\s]+[-+.\deE]+)+")
 
 _VALUES_DIFFER = {
     "optim_cfg": "optim",
@@ -37,7 +39,7 @@ def names_of(kind: Any) -> dict[str, str]:
 
 
 def spelled(kind: Any, words: Sequence[str]) -> list[str]:
-    """Write `--mask true` and `--mask=true` as `--mask`, `--mask false` as `--no-mask`; other words stay.
+    """Write `--mask true` and `--mask=true` as `--mask`, `--mask false` as `--no-mask`, numbers with commas as words.
 
     Raises:
         InputError: if a switch is given another value, or if words are `name=value` without dashes, with what to type instead.
@@ -47,18 +49,24 @@ def spelled(kind: Any, words: Sequence[str]) -> list[str]:
     # a bare word after a switch may be a positional one, as the RUN of a report, whose folder may be called 1
     has_positional = any(not hasattr(kind, field) for field in flags(kind))
     after = {"true", "false"} if has_positional else _WORDS.keys()
-    found, left = list[str](), deque(words)
+    lists = {name for name, field in names_of(kind).items() if _has_numbers(kind, field)}
+    found, left, flag = list[str](), deque(words), ""
     while left:
         word = left.popleft()
         name, equals, value = word.removeprefix("--").replace("-", "_").partition("=")
         on = name in switches
         field = switches.get(name) or switches.get(name.removeprefix("no_"))
         if not word.startswith("--") or field is None:
-            found.append(word)
+            is_flag = word.startswith("--")
+            flag, text = (name, word.partition("=")[2]) if is_flag else (flag, word)
+            parts = re.split(r"[,\s]+", text) if flag in lists and _NUMBERS.fullmatch(text) else []
+            found += [word.partition("=")[0]] * is_flag + parts if parts else [word]
             continue
         if not equals:
-            value = left.popleft() if left and left[0].lower() in after else "true"
+            bare = left and not has_positional and not left[0].startswith("-")
+            value = left.popleft() if bare or (left and left[0].lower() in after) else "true"
         if value.lower() not in _WORDS:
+            word = word if equals else f"{word} {value}"
             raise InputError(f"{word} is neither true nor false; give {flag_name(field)} or {_off(field)}")
         found.append(flag_name(field) if _WORDS[value.lower()] == on else _off(field))
     return found
@@ -78,6 +86,11 @@ def elsewhere(kind: Any, name: str) -> str:
 
 def _is_switch(kind: Any, field: str) -> bool:
     return isinstance(default_of(kind, field), bool)
+
+
+def _has_numbers(kind: Any, field: str) -> bool:
+    hint = str(get_type_hints(kind)[field]) if field in get_type_hints(kind) else ""
+    return "tuple[" in hint and ("int" in hint or "float" in hint)
 
 
 def _off(field: str) -> str:

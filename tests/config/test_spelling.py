@@ -108,6 +108,27 @@ def test_a_thing_goes_by_one_name_in_every_command(kind, words, given):
     assert parse(kind, words.split()) == kind(**given)
 
 
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["--task_list", "1,2"], {"task_list": (1, 2)}),
+        (["--task-list=1,2,3"], {"task_list": (1, 2, 3)}),
+        (["--task_list", "1 2", "3"], {"task_list": (1, 2, 3)}),
+        (["--lr=1e-5,2.5e-5", "--mask", "false"], {"learning_rates": (1e-5, 2.5e-5), "mask": False}),
+        (["--adam_betas", "0.9,0.95"], {"adam_betas": (0.9, 0.95)}),
+        (["--model", "1,2", "--task", "3"], {"model": "1,2", "task_list": (3,)}),  # a text
+    ],
+)
+def test_numbers_may_stand_with_commas_as_the_scripts_export_them(words, given):
+    assert parse(UnlearnArgs, words) == UnlearnArgs(**given)
+
+
+@pytest.mark.parametrize("words", [["--mask", "maybe"], ["--mask=maybe"]])
+def test_a_switch_is_true_or_false(words):
+    with pytest.raises(InputError, match=f"^{' '.join(words)} is neither true nor false; give --mask or --no-mask$"):
+        parse(UnlearnArgs, words)
+
+
 @pytest.mark.parametrize("word", ["--optim_cfg", "--optim-cfg", "--optim_cfg=dual_adam"])
 def test_a_published_name_whose_values_differ_here_is_told_the_flag(word):
     with pytest.raises(InputError, match=r"the flag here is --optim, whose values --help lists$"):
