@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dualoptim.config.waiting import waiting
 from dualoptim.errors import InputError, OutOfReachError, blamed
 
 REMEDY = "check the name and the network, or give a local folder"
@@ -63,12 +64,16 @@ class HubData:
 
     @contextmanager
     def _reached(self, what: str = "cannot be loaded") -> Iterator[None]:
-        """Put a library's errors into one line, that of a data set which is out of reach if it is no folder here."""
+        """Put a library's errors into one line, that of a data set which is out of reach if it is no folder here.
+
+        A library asks a network that is not there again and again, half a minute long.
+        """
+        is_here, first = os.path.isdir(self.place), os.environ.get("RANK", "0") == "0"
         try:
-            with blamed(self.flag, self.name, REMEDY, what):
+            with waiting(f"asking the hub for {self.place}", first and not is_here), blamed(self.flag, self.name, REMEDY, what):
                 yield
         except InputError as error:
-            raise error if os.path.isdir(self.place) else OutOfReachError(str(error)) from None
+            raise error if is_here else OutOfReachError(str(error)) from None
 
     def _one_of(self, what: str, names: list[str], before: str) -> str:
         if len(names) != 1:

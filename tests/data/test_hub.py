@@ -2,11 +2,14 @@
 
 import json
 import os
+import time
 
 import pytest
 from accelerate.utils import compare_versions
 
 from dualoptim import UnlearnArgs
+from dualoptim.config import waiting
+from dualoptim.data.hub import HubData
 from dualoptim.data.own import open_source
 from dualoptim.data.readers import Columns, read_named
 from dualoptim.data.rows import Row
@@ -82,6 +85,20 @@ def test_an_id_that_cannot_be_reached_is_one_line(monkeypatch, tmp_path):
         read_named("--holdout-file", "data/none.csv", Columns())
     write(tmp_path, "a:b.jsonl", 1)
     assert len(read_named("--holdout-file", "a:b.jsonl", Columns())) == 1
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_hub_that_takes_long_is_named_meanwhile_by_one_process(rank, monkeypatch, capsys):
+    monkeypatch.setattr(waiting, "_SECONDS", 0.01)
+    monkeypatch.setenv("RANK", rank)
+
+    def slow(place, cache_dir):
+        time.sleep(0.2)
+        return ["full"]
+
+    monkeypatch.setattr("datasets.get_dataset_config_names", slow)
+    assert HubData("--data", "me/rows", "me/rows").configurations() == ["full"]
+    assert capsys.readouterr().err == ("asking the hub for me/rows ...\n" if rank == "0" else "")
 
 
 def test_a_readme_that_is_no_file_is_none_and_code_beside_rows_never_runs(tmp_path):
