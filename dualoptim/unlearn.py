@@ -90,14 +90,13 @@ def _run(args: UnlearnArgs, accelerator: Accelerator) -> RunResult:
     if args.model == DEMO and args.resume and taught.is_dir():
         args = replace(args, model=str(taught), data=DEMO)
     job = Job.read(args, accelerator)
+    targets, tables = job.targets(), [folder / name for name in (*RESULT_FILES, *([METHODS] if len(args.split) > 1 else []))]
+    check_claim(args, accelerator, targets, tables)  # before a model is loaded, or makes rows, which may take minutes
     models = Current(accelerator)
     loaded = models.get(args, "measure" if (args.eval or args.makes_rows) and args.model != DEMO else "train")
     args = replace(args, **adapter_settings(loaded.model), save_dtype=loaded.saved_type(args))
     job = replace(job, args=args)
     job.check(loaded)
-    targets, tables = job.targets(), [folder / name for name in (*RESULT_FILES, *([METHODS] if len(args.split) > 1 else []))]
-    if args.makes_rows:  # which may take minutes
-        check_claim(args, accelerator, targets, tables)
     made = job.make_rows(loaded)
     if args.resume:
         job = replace(job, goes_on=where_to_go_on(job, loaded))

@@ -13,6 +13,7 @@ from dualoptim.config.args import SweepArgs
 from dualoptim.config.saved import write_config
 from dualoptim.evaluate import evaluate
 from dualoptim.finetune import finetune
+from dualoptim.models.current import Current
 from dualoptim.models.launch import start_accelerator
 from dualoptim.report import ReportArgs, report
 from dualoptim.reporting import ours
@@ -120,6 +121,13 @@ def test_a_table_of_others_is_found_before_anything_is_computed(args, tmp_path, 
 def test_a_task_folder_of_others_is_neither_replaced_nor_written_to(args, tmp_path, file, flags):
     text(tmp_path / "out" / PAIR / "task1" / file)
     refused(run, dataclasses.replace(args, **flags), "notes.txt" if file == "notes.txt" and "overwrite" in flags else "task1")
+
+
+def test_an_earlier_result_is_refused_before_a_model_is_loaded(args, tmp_path, monkeypatch):
+    (tmp_path / "out" / PAIR / "task1").mkdir(parents=True)
+    text(tmp_path / "out" / PAIR / "task1" / "log.jsonl")
+    monkeypatch.setattr(Current, "get", lambda *_: pytest.fail("it was loaded"))
+    refused(run, args, "task1")
 
 
 def test_notes_in_a_task_folder_of_ours_are_not_removed_with_it(args, tmp_path):
