@@ -187,13 +187,13 @@ def test_loading_ends_with_an_earlier_result_as_it_was_and_what_would_have_repla
 ):
     from dualoptim.models import current
 
+    run(arguments(tiny, tmp_path / "out", "dual-adamw", max_steps=1))
     earlier = tmp_path / "out" / FOLDER / "log.jsonl"
-    earlier.parent.mkdir(parents=True)
-    earlier.write_text("{}")
+    before = earlier.read_text()
     signal_in(current, "load_model")
     _, line = stopped(run, arguments(tiny, tmp_path / "out", "dual-adamw", overwrite=True), capsys)
     assert line == "stopped by SIGTERM; give the same command again"  # and not without --overwrite, which would resume that
-    assert earlier.read_text() == "{}"
+    assert earlier.read_text() == before
 
 
 def test_a_notebook_sees_an_interrupt_and_may_go_on(tiny, tmp_path, signal_at):
