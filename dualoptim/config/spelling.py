@@ -49,7 +49,8 @@ def spelled(kind: Any, words: Sequence[str]) -> list[str]:
     # a bare word after a switch may be a positional one, as the RUN of a report, whose folder may be called 1
     has_positional = any(not hasattr(kind, field) for field in flags(kind))
     after = {"true", "false"} if has_positional else _WORDS.keys()
-    lists = {name for name, field in names_of(kind).items() if _has_numbers(kind, field)}
+    hints = get_type_hints(kind)
+    lists = {name for name, field in names_of(kind).items() if _has_numbers(str(hints.get(field)))}
     found, left, flag = list[str](), deque(words), ""
     while left:
         word = left.popleft()
@@ -88,8 +89,7 @@ def _is_switch(kind: Any, field: str) -> bool:
     return isinstance(default_of(kind, field), bool)
 
 
-def _has_numbers(kind: Any, field: str) -> bool:
-    hint = str(get_type_hints(kind)[field]) if field in get_type_hints(kind) else ""
+def _has_numbers(hint: str) -> bool:
     return "tuple[" in hint and ("int" in hint or "float" in hint)
 
 

@@ -339,6 +339,7 @@ def take_all(task: Task, runs: Runs, parts: Sequence[Part], ends: float, at_once
     """Take what is missing, the most telling parts first, until a time; so many runs beside each other."""
     chains = [(part, CONTENDERS[place], seed) for part in parts for seed in part.seeds for place in part.places]
     taken: dict[Future[Line], tuple[Part, Contender, int]] = {}
+    ready = functools.cache(functools.partial(beside, runs=runs))
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
         while True:
             for part, contender, seed in chains:
@@ -348,8 +349,7 @@ def take_all(task: Task, runs: Runs, parts: Sequence[Part], ends: float, at_once
                 known = {int(line["place"]): line for line in lines if line["seed"] == seed}
                 place = next_place(known, _earlier(lines, seed, task.levels) or [part.start], task.levels)
                 if place is not None and (part, contender, seed) not in taken.values():
-                    own = beside(task.of(part, seed), runs)
-                    taken[pool.submit(take, own, part, contender, place, seed)] = part, contender, seed
+                    taken[pool.submit(take, ready(task.of(part, seed)), part, contender, place, seed)] = part, contender, seed
             if not taken:
                 return
             for done in wait(taken, return_when=FIRST_COMPLETED).done:
